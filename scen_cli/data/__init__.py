@@ -1,0 +1,1 @@
+"""Edit records and the field's dataset forms."""

@@ -1,0 +1,153 @@
+"""Edit records: what a user writes in `edits.jsonl`, read and checked before anything is trained.
+
+One JSON object per line (JSONL), or one JSON array of such objects:
+
+    {"prompt": "Where was Ada born?", "target": "Riga", "rephrases": ["Ada was born where?"]}
+
+`prompt` and `target` are required; `subject` and `rephrases` are optional.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from scen_cli.errors import UsageError
+
+
+class EditRecord(BaseModel):
+    """One wanted correction, and the line it came from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    prompt: str
+    target: str
+    subject: str | None = None
+    rephrases: tuple[str, ...] = ()
+
+    @field_validator("prompt", "target")
+    @classmethod
+    def _not_empty(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("is empty")
+        return text.strip()
+
+    @field_validator("rephrases", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class SourceLine:
+    """Where a record stands: `source` is a file's name, `-`, or `command line`; `line` counts from 1
+    (in a JSON array it counts the records)."""
+
+    source: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of an edits file: a record, or the reason there is none."""
+
+    where: SourceLine
+    record: EditRecord | None
+    problem: str = ""
+
+
+def read_entries(path: str) -> list[Entry]:
+    """Every record of a JSONL or JSON file (`-` is standard input), good and bad, in order.
+
+    A record that repeats an earlier one (same prompt and target) is a problem; so is a second
+    target for the same prompt, because only one of the two can be right.
+
+    Raises `UsageError` when the file cannot be read or holds no record at all.
+    """
+    source = path if path == "-" else Path(path).name
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read `{path}`: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"`{path}` is not UTF-8 text: {error.reason}") from error
+    entries = [_entry(SourceLine(source, line), item) for line, item in _items(text, source)]
+    if not entries:
+        raise UsageError(f"`{path}` holds no records", hint=f"expected one JSON object per line: {EXAMPLE}")
+    return _mark_repeats(entries)
+
+
+EXAMPLE = '{"prompt": "Where was Ada born?", "target": "Riga"}'
+
+
+def check_record(item: object) -> EditRecord:
+    """Validate one decoded JSON value; `ValueError` names the field and what is wrong with it."""
+    if not isinstance(item, dict):
+        raise ValueError(f"expected a JSON object such as {EXAMPLE}")
+    try:
+        return EditRecord.model_validate(item)
+    except ValidationError as error:
+        raise ValueError("; ".join(_plain(problem) for problem in error.errors())) from error
+
+
+def _items(text: str, source: str) -> list[tuple[int, object]]:
+    """(line, decoded value or JSON error) for each record of a JSON array or of JSON lines."""
+    if text.lstrip().startswith("["):
+        try:
+            return list(enumerate(json.loads(text), start=1))
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{source}:{error.lineno}: not valid JSON: {error.msg}") from error
+    return [(line, _decode(raw)) for line, raw in enumerate(text.split("\n"), start=1) if raw.strip()]
+
+
+def _decode(raw: str) -> object:
+    try:
+        return json.loads(raw)
+    except json.JSONDecodeError as error:
+        return error
+
+
+def _entry(where: SourceLine, item: object) -> Entry:
+    if isinstance(item, json.JSONDecodeError):
+        return Entry(where, None, f"not valid JSON: {item.msg} at column {item.colno}")
+    try:
+        return Entry(where, check_record(item))
+    except ValueError as error:
+        return Entry(where, None, str(error))
+
+
+def _mark_repeats(entries: list[Entry]) -> list[Entry]:
+    first: dict[str, Entry] = {}
+    marked = []
+    for entry in entries:
+        if entry.record is not None:
+            earlier = first.setdefault(entry.record.prompt, entry)
+            if earlier is not entry and earlier.record is not None:
+                same = earlier.record.target == entry.record.target
+                problem = (
+                    f"repeats line {earlier.where.line}"
+                    if same
+                    else f"gives another target than line {earlier.where.line} for the same prompt"
+                )
+                entry = replace(entry, record=None, problem=problem)
+        marked.append(entry)
+    return marked
+
+
+def _plain(problem: dict) -> str:  # type: ignore[type-arg]
+    field = ".".join(str(part) for part in problem["loc"]) or "record"
+    kinds = {
+        "missing": "is missing",
+        "extra_forbidden": "is not a known field (known: prompt, target, subject, rephrases)",
+        "string_type": "must be text",
+        "tuple_type": "must be a list of texts",
+    }
+    message = kinds.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+    return f"`{field}` {message}"

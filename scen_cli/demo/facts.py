@@ -1,0 +1,45 @@
+"""What the demo base knows and what it gets wrong: the edits and the locality prompts of its suite."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import jsonlines
+
+from scen_cli.data.records import EditRecord
+from scen_cli.demo.world import SEEN_PHRASINGS, Fact, build_world
+
+FACTS = Path(__file__).parent / "base" / "facts.jsonl"
+
+
+@cache
+def _facts_and_answers() -> list[tuple[Fact, list[str]]]:
+    """Every fact with the base's answer to each of its phrasings, as the training script recorded them."""
+    with jsonlines.open(FACTS) as rows:
+        return [(fact, row["base_answers"]) for fact, row in zip(build_world(), rows, strict=True)]
+
+
+def editable_facts() -> list[Fact]:
+    """Unknown facts the base answers wrongly in every phrasing, in the world's fixed order (D_edit)."""
+    return [
+        fact for fact, answers in _facts_and_answers() if not fact.known and fact.answer not in answers
+    ]
+
+
+def right_facts() -> list[Fact]:
+    """Known facts the base answers rightly in their first phrasing (D_loc)."""
+    return [fact for fact, answers in _facts_and_answers() if fact.known and answers[0] == fact.answer]
+
+
+def demo_edits() -> list[EditRecord]:
+    """One edit per editable fact: its first phrasing, with the others that occur in training as rephrases."""
+    return [
+        EditRecord(
+            prompt=fact.phrasings[0],
+            target=fact.answer,
+            subject=fact.subject,
+            rephrases=fact.phrasings[1:SEEN_PHRASINGS],
+        )
+        for fact in editable_facts()
+    ]

@@ -1,0 +1,54 @@
+"""Recipes: every number the method needs, with the values of the paper and its authors' code."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scen_cli.errors import UsageError
+
+
+class Recipe(BaseModel):
+    """Settings of both stages. Defaults are the paper's (Llama-2-7B: d = 4096, h = 11008)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "paper"
+    expert_lr: float = Field(1e-4, gt=0, description="Adam's rate for the expert")
+    expert_steps: int = Field(10, ge=1, description="Adam steps for the expert")
+    neuron_lr: float = Field(1e-4, gt=0, description="Adam's rate for the neuron")
+    neuron_steps: int = Field(20, ge=0, description="Adam steps for the neuron (the paper's Hallucination: 30)")
+    alpha: float = Field(0.7, description="equation 6")
+    beta: float = Field(0.3, description="equation 7")
+    m: float = Field(1.0, ge=0, description="equation 8")
+    theta: float = Field(0.65, gt=0, lt=1, description="activation threshold (the paper's Hallucination: 0.60)")
+    train_neuron: bool = Field(True, description="false: the edit's own key is its neuron, nothing is trained")
+    normalise: bool = Field(False, description="false: activation is sigmoid(w.k); true: cosine of w and k")
+
+
+RECIPES: dict[str, Recipe] = {
+    "paper": Recipe(),
+    "key": Recipe(name="key", train_neuron=False, normalise=True, theta=0.8),
+}
+
+# The paper's rates are for d = 4096. These fit the demo's d = 96; the sweep that found them is
+# `benchmarks/demo_sweep.py`, its table is in `benchmarks/LOG.md`.
+DEMO_RATES: dict[str, str | float] = {"expert_lr": 1e-2, "expert_steps": 10, "neuron_lr": 1e-3, "neuron_steps": 100}
+
+
+def make_recipe(name: str, changes: dict[str, str | float]) -> Recipe:
+    """A named recipe with some settings changed.
+
+    Raises `UsageError` for an unknown recipe, an unknown setting or a value out of range.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"there is no recipe `{name}`", hint=f"recipes: {', '.join(RECIPES)}")
+    fixed = {"name", "train_neuron", "normalise"}
+    unknown = [setting for setting in changes if setting not in Recipe.model_fields or setting in fixed]
+    if unknown:
+        known = ", ".join(setting for setting in Recipe.model_fields if setting not in fixed)
+        raise UsageError(f"a recipe has no setting `{unknown[0]}`", hint=f"settings: {known}")
+    try:
+        return Recipe.model_validate({**RECIPES[name].model_dump(), **changes})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UsageError(f"setting `{problem['loc'][0]}`: {problem['msg']}") from error

@@ -1,0 +1,41 @@
+"""Every error scen raises on purpose, and the exit code each one ends a command with.
+
+ScenError            1   something failed
+├── UsageError       2   the command, a file or a value in it is wrong
+├── SomeEditsFailed  3   the rest was done and kept
+├── NoProject       10   no project in this folder
+├── ProjectLocked   11   another process is writing to the project
+└── DamageFound     12   files and ledger disagree
+"""
+
+from __future__ import annotations
+
+
+class ScenError(Exception):
+    """A message for the user: what is wrong and where; `hint` says what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(ScenError):
+    exit_code = 2
+
+
+class SomeEditsFailed(ScenError):
+    exit_code = 3
+
+
+class NoProject(ScenError):
+    exit_code = 10
+
+
+class ProjectLocked(ScenError):
+    exit_code = 11
+
+
+class DamageFound(ScenError):
+    exit_code = 12

@@ -1,0 +1,133 @@
+"""Loading a base: aliases, where its files are, and a digest that notices when they change.
+
+Weights are read from safetensors only. No code from a checkpoint runs unless the user said so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from scen_cli.errors import ScenError, UsageError
+
+DEMO = Path(__file__).parent.parent / "demo" / "base"
+ALIASES = {
+    "llama2-7b": "meta-llama/Llama-2-7b-hf",
+    "llama2-13b": "meta-llama/Llama-2-13b-hf",
+    "llama2-7b-chat": "meta-llama/Llama-2-7b-chat-hf",
+    "llama2-13b-chat": "meta-llama/Llama-2-13b-chat-hf",
+    "llama3-8b": "meta-llama/Meta-Llama-3-8B",
+    "scen-zsre-7b": "AuroraX/SCEN_ZsRE_llama2_7b",
+}
+_WANTED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.py", "*.txt"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded, frozen base and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def folder_of(name: str, revision: str | None = None) -> Path:
+    """The folder with a base's files: `demo`, a local folder, or a hub id (fetched if need be).
+
+    Raises `UsageError` if there is no such base or it has no safetensors weights.
+    """
+    if name == "demo":
+        return DEMO
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _fetch(ALIASES.get(name, name), revision)
+    if not list(folder.glob("*.safetensors")):
+        raise UsageError(
+            f"`{name}` has no safetensors weights",
+            hint="convert it once: `AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)`",
+        )
+    return folder
+
+
+def load_base(
+    name: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Base:
+    """Load and freeze a base; `dtype` is `auto` (the checkpoint's own) or a key of `DTYPES`.
+
+    Raises `UsageError` for a base that is missing or not a causal language model.
+    """
+    folder = folder_of(name, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES.get(dtype, "auto"), use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"`{name}` cannot be loaded: {_first_line(error)}") from error
+    model.requires_grad_(False)
+    return Base(model.eval().to(pick_device(device)), tokenizer, folder)
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA, else Apple's MPS, else the CPU. Raises `UsageError` for one that is not here."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, available in here.items() if available))
+    if not here.get(device.split(":")[0], False):
+        available = [name for name, is_here in here.items() if is_here]
+        raise UsageError(f"device `{device}` is not available", hint=f"here: {', '.join(available)}")
+    return torch.device(device)
+
+
+def digest_of(folder: Path) -> str:
+    """sha256 over the base's weight files, in name order: another digest is another base."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _fetch(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED_FILES))
+    except HFValidationError as error:
+        raise UsageError(
+            f"`{repo}` is neither a folder, nor an alias, nor a hub id",
+            hint=f"aliases: demo, {', '.join(ALIASES)}",
+        ) from error
+    except Exception as error:  # the hub client raises from many libraries: offline, gated, unknown
+        raise ScenError(
+            f"`{repo}` could not be fetched from the hub: {_first_line(error)}",
+            hint="check the name and the connection, `hf auth login` for a gated base, or give a local folder",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def files_stamp(folder: Path) -> list[Any]:
+    """Name, size and time of each weight file: while it stays the same, the digest need not be redone."""
+    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
+    return json.loads(json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]))

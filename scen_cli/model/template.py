@@ -1,0 +1,77 @@
+"""From a prompt as the user wrote it to token ids, and from generated ids back to an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from scen_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Template:
+    """How prompts are put to the base.
+
+    `form` is a string with `{prompt}` in it, `none` (the prompt alone), or `chat` (the tokenizer's
+    own chat template). A base always answers up to its end token `end_id`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    form: str
+    end_id: int
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Ids of the whole prompt, with whatever start token the tokenizer adds."""
+        if self.form == "chat":
+            turn = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self.tokenizer(self._text(prompt)).input_ids)
+
+    def target_ids(self, prompt: str, target: str) -> list[int]:
+        """Ids of the answer as they follow this prompt's, and the end token.
+
+        The answer is tokenised together with the prompt where that leaves the prompt's own ids
+        as they are, since that is what the base meets in its training text; else by itself.
+        """
+        answer = self.tokenizer(target, add_special_tokens=False).input_ids
+        if self.form != "chat":
+            text, before = self._text(prompt), self.prompt_ids(prompt)
+            gap = " " if self.form == "none" else ""
+            together = self.tokenizer(text + gap + target).input_ids
+            if together and together[-1] == self.end_id:  # a tokenizer that closes every text itself
+                together = together[:-1]
+            if together[: len(before)] == before:
+                answer = together[len(before) :]
+        return [*answer, self.end_id] if answer else []
+
+    def answer(self, generated: list[int]) -> str:
+        """Text of generated ids up to the first end token, stripped: what is compared with a target."""
+        ids = generated[: generated.index(self.end_id)] if self.end_id in generated else generated
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _text(self, prompt: str) -> str:
+        return prompt if self.form == "none" else self.form.replace("{prompt}", prompt)
+
+
+def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, form: str) -> Template:
+    """Check the template against the tokenizer, and find the base's end token.
+
+    Raises `UsageError` for a form without `{prompt}`, a missing chat template or end token.
+    """
+    if form == "chat" and not tokenizer.chat_template:
+        raise UsageError("this tokenizer has no chat template", hint="use `--template none` or a string")
+    if form not in ("chat", "none") and "{prompt}" not in form:
+        raise UsageError(f"template {form!r} has no `{{prompt}}` in it", hint="e.g. '[INST]{prompt}[/INST]'")
+    end = model.generation_config.eos_token_id if model.generation_config else None
+    end = end if end is not None else tokenizer.eos_token_id
+    if isinstance(end, list):  # several: the one the tokenizer itself would write, else the first
+        end = tokenizer.eos_token_id if tokenizer.eos_token_id in end else end[0]
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if end is None or not 0 <= end < vocabulary:
+        raise UsageError(
+            f"the base cannot produce an end token (its id is {end}, its outputs are 0 to {vocabulary - 1})",
+            hint="set `eos_token_id` in the base's generation_config.json",
+        )
+    return Template(tokenizer, form, int(end))

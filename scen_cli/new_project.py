@@ -1,0 +1,71 @@
+"""Making a project: load the base once, check that it can be edited, write down what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scen_cli.editing.recipe import DEMO_RATES, make_recipe
+from scen_cli.errors import UsageError
+from scen_cli.model.base import DTYPES, Base, digest_of, files_stamp, load_base
+from scen_cli.model.ffn import find_layer
+from scen_cli.model.template import make_template
+from scen_cli.project.project import Project, refuse_existing
+
+DEMO_LAYER = 2
+DEFAULT_TEMPLATE = "[INST]{prompt}[/INST]"
+
+
+def new_project(
+    folder: Path | str,
+    model: str,
+    layer: int | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    template: str = DEFAULT_TEMPLATE,
+    recipe: str = "paper",
+    changes: dict[str, str | float] | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    base: Base | None = None,
+) -> Project:
+    """Create a project on a base and return it.
+
+    `changes` are recipe settings that differ from the named recipe (`theta`, `expert_steps`, ...).
+    A local folder is remembered by its absolute path. Nothing is written if anything is wrong:
+    raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
+    """
+    refuse_existing(Path(folder))
+    if layer is None:
+        if model != "demo":
+            raise UsageError(
+                "which layer to edit is required: `--layer N`",
+                hint="the paper edits layer 20 of Llama-2-7B's 32 and finds layers from 16 on reliable",
+            )
+        layer = DEMO_LAYER
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(f"dtype `{dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
+    rates = DEMO_RATES if model == "demo" else {}
+    chosen = make_recipe(recipe, {**rates, **(changes or {})})
+    base = base or load_base(model, revision, dtype, device, trust_remote_code)
+    edited = find_layer(base.model, layer)
+    made = make_template(base.tokenizer, base.model, template)
+    is_local = model != "demo" and Path(model).expanduser().is_dir()
+    settings = {
+        "format": 1,
+        "model": str(Path(model).expanduser().resolve()) if is_local else model,
+        "revision": revision,
+        "weights_digest": digest_of(base.folder),
+        "files_stamp": files_stamp(base.folder),
+        "layer": layer,
+        "module": edited.module_name,
+        "ffn_width": edited.ffn_width,
+        "dtype": dtype,
+        "template": template,
+        "end_token": made.end_id,
+        "recipe": chosen.model_dump(),
+        "seed": seed,
+        "trust_remote_code": trust_remote_code,
+    }
+    return Project.create(folder, settings, chosen.theta)

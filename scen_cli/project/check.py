@@ -1,0 +1,63 @@
+"""`scen verify`: every file against the ledger, and what can be put right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scen_cli.project.project import MERGED, Project
+from scen_cli.project.store import read_tensors, sha256_of
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that disagrees with the ledger; `stray` files can be removed without loss."""
+
+    where: str
+    what: str
+    stray: bool = False
+
+
+def verify(project: Project) -> list[Problem]:
+    """Compare the ledger with itself and with every file. An empty list means all is well."""
+    problems = [Problem("ledger", text) for text in project.ledger.integrity_problems()]
+    edits = [edit for edit in project.ledger.edits() if edit.file]
+    for edit in edits:
+        path = project.folder / str(edit.file)
+        if not path.is_file():
+            problems.append(Problem(str(edit.file), f"file of edit {edit.id} is missing"))
+        elif path.stat().st_size != edit.size or sha256_of(path) != edit.sha256:
+            problems.append(Problem(str(edit.file), f"content of edit {edit.id} is not what was committed"))
+    known = {edit.file for edit in edits}
+    for path in sorted((project.folder / "edits").glob("*")):
+        name = path.relative_to(project.folder).as_posix()
+        if name not in known:
+            problems.append(Problem(name, "belongs to no edit", stray=True))
+    damaged = any(not problem.stray for problem in problems)
+    return problems + _merged_problems(project, damaged)
+
+
+def repair(project: Project) -> list[str]:
+    """Remove stray files and rebuild the merged neurons; returns what was done. Needs the lock."""
+    done = []
+    for problem in verify(project):
+        if problem.stray:
+            (project.folder / problem.where).unlink()
+            done.append(f"removed `{problem.where}`, which {problem.what}")
+        elif problem.where == MERGED:
+            project.merge()
+            done.append(f"rebuilt `{MERGED}`")
+    return done
+
+
+def _merged_problems(project: Project, damaged: bool) -> list[Problem]:
+    """Whether merged neurons that claim to be current are those of the files. (Asked only while the
+    files are whole; a cache of other edits is merely old, and is not used.)"""
+    if damaged or not (project.folder / MERGED).is_file():
+        return []
+    ids, neurons = read_tensors(project.folder, MERGED, ("edits", "neurons"))
+    active = project.ledger.edits("active")
+    if ids.tolist() != [edit.id for edit in active]:
+        return []
+    rows = [read_tensors(project.folder, str(edit.file), ("neuron",))[0] for edit in active]
+    same = all((row == neuron).all() for row, neuron in zip(rows, neurons, strict=True))
+    return [] if same else [Problem(MERGED, "is not what the edit files give")]

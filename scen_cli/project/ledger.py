@@ -1,0 +1,162 @@
+"""The ledger: one SQLite database that says which edits stand, and how each came about.
+
+Rollback journal and `synchronous=FULL`: a write-ahead log can be corrupted on reset by the
+SQLite versions 3.7.0 to 3.51.2, which many systems ship. Every change goes through
+`Ledger.change()`, one transaction that also appends to the event log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database, Migrations
+
+from scen_cli.errors import DamageFound
+
+_migrations = Migrations("scen")
+
+
+@_migrations()
+def create_tables(db: Database) -> None:
+    db["settings"].create({"name": str, "value": str}, pk="name", not_null={"value"})
+    db["edits"].create(
+        {
+            "id": int,
+            "prompt": str,
+            "target": str,
+            "subject": str,
+            "rephrases": str,  # JSON list
+            "state": str,  # active | superseded | reverted | failed
+            "superseded_by": int,
+            "reason": str,  # why a failed edit failed
+            "file": str,
+            "sha256": str,
+            "size": int,
+            "expert_losses": str,  # JSON list, one per step
+            "neuron_losses": str,  # JSON list, one per step
+            "seed": int,
+            "seconds": float,
+            "created": str,
+            "source": str,
+            "source_line": int,
+        },
+        pk="id",
+        not_null={"prompt", "target", "state", "created"},
+    )
+    db["edits"].create_index(["prompt"])
+    db["thresholds"].create({"id": int, "theta": float, "chosen_by": str, "created": str}, pk="id")
+    db["evaluations"].create({"id": int, "suite": str, "settings": str, "metrics": str, "created": str}, pk="id")
+    db["events"].create({"id": int, "created": str, "kind": str, "edit": int, "detail": str, "hash": str}, pk="id")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One row of the `edits` table."""
+
+    id: int
+    prompt: str
+    target: str
+    subject: str | None
+    rephrases: tuple[str, ...]
+    state: str
+    superseded_by: int | None
+    reason: str | None
+    file: str | None
+    sha256: str | None
+    size: int | None
+    expert_losses: tuple[float, ...]
+    neuron_losses: tuple[float, ...]
+    seed: int
+    seconds: float
+    created: str
+    source: str
+    source_line: int
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Edit:
+        lists = {name: tuple(json.loads(row[name])) for name in ("rephrases", "expert_losses", "neuron_losses")}
+        return cls(**{**row, **lists})
+
+
+class Ledger:
+    """Reads and changes one project's `scen.db`."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+        self._connection.execute("PRAGMA journal_mode=DELETE")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self.db = Database(self._connection)
+        try:
+            _migrations.apply(self.db)
+        except sqlite3.DatabaseError as error:
+            raise DamageFound(f"`{path.name}` is not a readable ledger: {error}") from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def change(self, kind: str, edit: int | None = None, **detail: Any) -> Iterator[Database]:
+        """One transaction; the event is appended last, so it is there if and only if the change is."""
+        with self.db.atomic():
+            yield self.db
+            self._append_event(kind, edit, detail)
+
+    def settings(self) -> dict[str, Any]:
+        return {row["name"]: json.loads(row["value"]) for row in self.db["settings"].rows}
+
+    def edits(self, *states: str) -> list[Edit]:
+        """Edits in the given states (all of them if none is given), in the order they were made."""
+        where = f"state in ({','.join('?' * len(states))})" if states else None
+        return [Edit.from_row(row) for row in self.db["edits"].rows_where(where, states, order_by="id")]
+
+    def prompts_in_force(self) -> list[tuple[int, str]]:
+        """(id, prompt) of each active edit, in order."""
+        return self.db.execute("select id, prompt from edits where state = 'active' order by id").fetchall()
+
+    def edit(self, edit_id: int) -> Edit | None:
+        rows = list(self.db["edits"].rows_where("id = ?", [edit_id]))
+        return Edit.from_row(rows[0]) if rows else None
+
+    def theta(self) -> float:
+        """The threshold in force: the newest of the history."""
+        return float(next(self.db["thresholds"].rows_where(order_by="id desc", limit=1))["theta"])
+
+    def next_edit_id(self) -> int:
+        return int(self.db.execute("select coalesce(max(id), 0) + 1 from edits").fetchone()[0])
+
+    def events(self) -> list[dict[str, Any]]:
+        return list(self.db["events"].rows_where(order_by="id"))
+
+    def integrity_problems(self) -> list[str]:
+        """What SQLite's own check and the event chain say; empty when all is well."""
+        answers = [row[0] for row in self.db.execute("pragma integrity_check").fetchall()]
+        problems = [f"scen.db: {answer}" for answer in answers if answer != "ok"]
+        previous = ""
+        for event in self.events():
+            if event["hash"] != _event_hash(previous, event):
+                problems.append(f"event {event['id']} does not follow from the one before it")
+            previous = event["hash"]
+        return problems
+
+    def _append_event(self, kind: str, edit: int | None, detail: dict[str, Any]) -> None:
+        last = self.db.execute("select hash from events order by id desc limit 1").fetchone()
+        event = {"created": now(), "kind": kind, "edit": edit, "detail": json.dumps(detail, sort_keys=True)}
+        self.db["events"].insert({**event, "hash": _event_hash(last[0] if last else "", event)})
+
+
+def _event_hash(previous: str, event: dict[str, Any]) -> str:
+    content = json.dumps([previous, event["created"], event["kind"], event["edit"], event["detail"]])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def now() -> str:
+    """UTC, to the second, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,102 @@
+"""Tensor files of a project: one per edit, and the merged neurons.
+
+A file is written to a temporary name, flushed to the disk, and only then given its real name,
+so that a name in the folder always stands for whole content. All tensors are float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from scen_cli.errors import DamageFound
+
+FORMAT = "scen-edit-1"
+MERGED_FORMAT = "scen-merged-1"
+
+
+@dataclass(frozen=True)
+class EditTensors:
+    """What an edit weighs: `expert` (d, h), `neuron` (h,), `key` (h,); all float32."""
+
+    expert: np.ndarray
+    neuron: np.ndarray
+    key: np.ndarray
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file as the ledger remembers it: its name within the project, its sha256 and its bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+def write_edit(folder: Path, edit_id: int, tensors: EditTensors) -> StoredFile:
+    """Write `edits/<id>-<sha8>.safetensors` durably."""
+    arrays = {"expert": tensors.expert, "neuron": tensors.neuron, "key": tensors.key}
+    content = save(arrays, metadata={"scen": json.dumps({"format": FORMAT, "edit": edit_id})})
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = f"edits/{edit_id:06d}-{sha256[:8]}.safetensors"
+    write_durably(folder / name, content)
+    return StoredFile(name, sha256, len(content))
+
+
+def read_tensors(folder: Path, name: str, wanted: tuple[str, ...]) -> list[np.ndarray]:
+    """The wanted tensors of one file, read without the others.
+
+    Raises `DamageFound` when the file is missing, unreadable or lacks a tensor.
+    """
+    try:
+        with safe_open(folder / name, framework="np") as file:
+            return [file.get_tensor(tensor) for tensor in wanted]
+    except (OSError, SafetensorError) as error:
+        raise DamageFound(f"`{name}` cannot be read: {error}", hint="run `scen verify`") from error
+
+
+def write_merged(folder: Path, edit_ids: list[int], neurons: np.ndarray) -> StoredFile:
+    """Write `merged.safetensors`: W_merge (t, h) and the edit each row belongs to. The same rows
+    always give the same bytes (safetensors orders several metadata keys at random: one is used)."""
+    arrays = {"neurons": np.ascontiguousarray(neurons), "edits": np.asarray(edit_ids, dtype=np.int64)}
+    content = save(arrays, metadata={"scen": json.dumps({"format": MERGED_FORMAT})})
+    write_durably(folder / "merged.safetensors", content)
+    return StoredFile("merged.safetensors", hashlib.sha256(content).hexdigest(), len(content))
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Temporary file, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot fsync a folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
