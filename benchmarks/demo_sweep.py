@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from rich.console import Console
@@ -49,7 +50,8 @@ class Bench:
 
     def answers(self, expert: torch.Tensor, prompts: list[str]) -> list[str]:
         """Greedy answers, one prompt at a time, with this expert for all."""
-        patch = Patch(self.edited.down_proj, torch.empty(0), lambda _index: expert, theta=1.0)
+        bank = SimpleNamespace(neurons=torch.empty(0), expert=lambda _index: expert)
+        patch = Patch(self.edited.down_proj, bank, theta=1.0)
         texts = []
         with patch.using(torch.tensor([0])):
             for prompt in prompts:
@@ -105,7 +107,9 @@ def table(console: Console, title: str, rows: list[dict[str, float | str]]) -> N
     for name in rows[0]:
         grid.add_column(name, justify="right")
     for row in rows:
-        grid.add_row(*(f"{value:.3f}" if name not in ("lr", "steps", "recipe") else str(value) for name, value in row.items()))
+        grid.add_row(
+            *(f"{value:.3f}" if name not in ("lr", "steps", "recipe") else str(value) for name, value in row.items())
+        )
     console.print(grid)
 
 
@@ -126,7 +130,12 @@ def main() -> None:
     ]
     key = Recipe(name="key", train_neuron=False, normalise=True, theta=0.8)
     neurons += [
-        {"recipe": f"key, theta {theta}", "lr": "", "steps": "", **bench.neurons(key.model_copy(update={"theta": theta}))}
+        {
+            "recipe": f"key, theta {theta}",
+            "lr": "",
+            "steps": "",
+            **bench.neurons(key.model_copy(update={"theta": theta})),
+        }
         for theta in (0.6, 0.7, 0.8, 0.9)
     ]
     console = Console(width=110)

@@ -21,10 +21,11 @@ from scen_cli.model.ffn import find_layer
 from scen_cli.model.patch import BASE, Patch, Route
 from scen_cli.model.template import make_template
 from scen_cli.project.ledger import Edit
-from scen_cli.project.project import Project, Training
+from scen_cli.project.project import Merged, Project, Training
 from scen_cli.project.store import EditTensors
 
 MAX_NEW_TOKENS = 50
+BATCH = 64  # prompts generated together
 CACHED_EXPERTS = 64  # experts kept in memory while a patch is in use
 
 
@@ -42,6 +43,16 @@ class Answers:
 
     texts: list[str]
     edits: list[int | None]
+
+
+class ProjectBank:
+    """A project's neurons, and its experts as they are asked for."""
+
+    def __init__(self, project: Project, merged: Merged, device: torch.device) -> None:
+        self.neurons = torch.from_numpy(merged.neurons).to(device)
+        self.expert = lru_cache(maxsize=CACHED_EXPERTS)(
+            lambda row: torch.from_numpy(project.expert(merged.edits[row])).to(device)
+        )
 
 
 class Editor:
@@ -122,15 +133,13 @@ class Editor:
 
     def patch(self) -> Patch:
         """The edits in force, attached to the base; made anew when the ledger has changed."""
-        merged = self.project.merged()
         theta = self.project.ledger.theta()
-        if self._patch is None or merged.edits != self._patch_edits or theta != self._patch.theta:
+        edits = [edit_id for edit_id, _prompt in self.project.ledger.prompts_in_force()]
+        if self._patch is None or edits != self._patch_edits or theta != self._patch.theta:
             self.detach()
-            expert = lru_cache(maxsize=CACHED_EXPERTS)(
-                lambda row: torch.from_numpy(self.project.expert(merged.edits[row])).to(self.base.device)
-            )
-            neurons = torch.from_numpy(merged.neurons).to(self.base.device)
-            self._patch = Patch(self.edited.down_proj, neurons, expert, theta, self.recipe.normalise)
+            merged = self.project.merged()
+            bank = ProjectBank(self.project, merged, self.base.device)
+            self._patch = Patch(self.edited.down_proj, bank, theta, self.recipe.normalise)
             self._patch_edits = merged.edits
         return self._patch
 
@@ -166,29 +175,40 @@ class Editor:
         self.patch()
         return self._patch_edits
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor, choice: Tensor, **options: Any) -> Any:
-        """transformers' `generate` with `choice` (rows,) carried by these sequences, and no others."""
-        with self.patch().using(choice):
-            return self.model.generate(
-                input_ids=input_ids, attention_mask=attention_mask, pad_token_id=self.pad_id, **options
-            )
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, choice: Tensor | None = None, **options: Any
+    ) -> Any:
+        """transformers' `generate` on the patched model, any decoding mode.
 
-    def answer(self, prompts: list[str], patched: bool = True, batch: int = 64, **options: Any) -> Answers:
-        """Answers to prompts, by the patched model or (with `patched=False`) by the base alone."""
-        options = {
-            "do_sample": False,
-            "max_new_tokens": MAX_NEW_TOKENS,
-            "eos_token_id": self.template.end_id,
-            **options,
-        }
+        `choice` (rows,) holds an index into `edits_in_force` or `BASE` for each row; without it
+        each row is routed by its prompt.
+        """
+        options = {"pad_token_id": self.pad_id, "eos_token_id": self.template.end_id, **options}
+        return self.patch().generate(self.model, self.model.generate, input_ids, attention_mask, choice, **options)
+
+    def answer(
+        self, prompts: list[str], *, patched: bool = True, experts: list[int] | None = None, **options: Any
+    ) -> Answers:
+        """Greedy answers (or as `options` for `generate` say), `BATCH` prompts at a time.
+
+        By the patched model; with `patched=False` by the base alone; with `experts` (one edit id
+        per prompt) by those edits' experts, whatever the neurons say.
+        """
+        options = {"do_sample": False, "max_new_tokens": MAX_NEW_TOKENS, **options}
         texts: list[str] = []
         edits: list[int | None] = []
-        for start in range(0, len(prompts), batch):
-            ids, mask = self.encode(prompts[start : start + batch])
-            choice = self.patch().route(self.model, ids, mask).choice if patched else torch.full((len(ids),), BASE)
+        for start in range(0, len(prompts), BATCH):
+            ids, mask = self.encode(prompts[start : start + BATCH])
+            if experts is not None:
+                rows = [self.edits_in_force.index(edit) for edit in experts[start : start + BATCH]]
+                choice = torch.tensor(rows)
+            elif patched:
+                choice = self.patch().route(self.model, ids, mask).choice
+            else:
+                choice = torch.full((len(ids),), BASE)
             out = self.generate(ids, mask, choice, **options)
             texts += [self.template.answer(row) for row in out[:, ids.shape[1] :].tolist()]
-            edits += [None if row == BASE else self._patch_edits[row] for row in choice.tolist()]
+            edits += [None if row == BASE else self.edits_in_force[row] for row in choice.tolist()]
         return Answers(texts, edits)
 
 

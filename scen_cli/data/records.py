@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from scen_cli.errors import UsageError
 
@@ -141,7 +142,7 @@ def _mark_repeats(entries: list[Entry]) -> list[Entry]:
     return marked
 
 
-def _plain(problem: dict) -> str:  # type: ignore[type-arg]
+def _plain(problem: ErrorDetails) -> str:
     field = ".".join(str(part) for part in problem["loc"]) or "record"
     kinds = {
         "missing": "is missing",

@@ -22,9 +22,7 @@ def _facts_and_answers() -> list[tuple[Fact, list[str]]]:
 
 def editable_facts() -> list[Fact]:
     """Unknown facts the base answers wrongly in every phrasing, in the world's fixed order (D_edit)."""
-    return [
-        fact for fact, answers in _facts_and_answers() if not fact.known and fact.answer not in answers
-    ]
+    return [fact for fact, answers in _facts_and_answers() if not fact.known and fact.answer not in answers]
 
 
 def right_facts() -> list[Fact]:

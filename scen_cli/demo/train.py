@@ -116,7 +116,8 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: li
         optimizer,
         lambda step: min(1.0, (step + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))),
     )
-    started, queue = time.perf_counter(), []
+    started = time.perf_counter()
+    queue: list[tuple[list[int], list[int]]] = []
     for step in range(steps):
         if len(queue) < BATCH:
             queue += rng.sample(pairs, len(pairs))

@@ -25,7 +25,7 @@ ALIASES = {
     "llama3-8b": "meta-llama/Meta-Llama-3-8B",
     "scen-zsre-7b": "AuroraX/SCEN_ZsRE_llama2_7b",
 }
-_WANTED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.py", "*.txt"]
+_WANTED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -42,7 +42,7 @@ class Base:
         return self.model.device
 
 
-def folder_of(name: str, revision: str | None = None) -> Path:
+def folder_of(name: str, revision: str | None = None, with_code: bool = False) -> Path:
     """The folder with a base's files: `demo`, a local folder, or a hub id (fetched if need be).
 
     Raises `UsageError` if there is no such base or it has no safetensors weights.
@@ -51,7 +51,7 @@ def folder_of(name: str, revision: str | None = None) -> Path:
         return DEMO
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _fetch(ALIASES.get(name, name), revision)
+        folder = _fetch(ALIASES.get(name, name), revision, with_code)
     if not list(folder.glob("*.safetensors")):
         raise UsageError(
             f"`{name}` has no safetensors weights",
@@ -71,7 +71,7 @@ def load_base(
 
     Raises `UsageError` for a base that is missing or not a causal language model.
     """
-    folder = folder_of(name, revision)
+    folder = folder_of(name, revision, with_code=trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
@@ -105,12 +105,13 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
+def _fetch(repo: str, revision: str | None, with_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED_FILES))
+        wanted = [*_WANTED_FILES, "*.py"] if with_code else _WANTED_FILES
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except HFValidationError as error:
         raise UsageError(
             f"`{repo}` is neither a folder, nor an alias, nor a hub id",

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -96,23 +98,23 @@ def read_keys(model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attenti
 _current: ContextVar[tuple[Patch, Tensor] | None] = ContextVar("scen_current", default=None)
 
 
+class Bank(Protocol):
+    """What a patch routes to: W_merge `neurons` (t, h), and `expert(i)`, which gives expert i as (d, h)."""
+
+    @property
+    def neurons(self) -> Tensor: ...
+
+    def expert(self, index: int) -> Tensor: ...
+
+
 class Patch:
-    """Experts and indexing neurons, attached to one down projection of a model.
+    """A bank of experts and indexing neurons on one down projection of a model; `detach()` ends it."""
 
-    `neurons` is W_merge (t, h); `expert(i)` gives expert i as (d, h). Detach with `detach()`.
-    """
-
-    def __init__(
-        self,
-        down_proj: nn.Module,
-        neurons: Tensor,
-        expert: Callable[[int], Tensor],
-        theta: float,
-        normalise: bool = False,
-    ) -> None:
-        self.down_proj, self.neurons, self.expert = down_proj, neurons, expert
+    def __init__(self, down_proj: nn.Module, bank: Bank, theta: float, normalise: bool = False) -> None:
+        self.down_proj, self.bank = down_proj, bank
         self.theta, self.normalise = theta, normalise
         self._handle = down_proj.register_forward_hook(self._swap_rows)
+        self._filled: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()  # cache -> its choice
 
     def detach(self) -> None:
         """Take the hook away: the model is the base again, bit for bit."""
@@ -121,8 +123,9 @@ class Patch:
     def route(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route:
         """Decide for each row of a batch of prompts, at its last real token."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        keys = read_keys(model, self.down_proj, input_ids, mask)
-        activations = activations_of(keys, self.neurons.to(keys.device), self.normalise)
+        with self.using(torch.full((len(input_ids),), BASE)):
+            keys = read_keys(model, self.down_proj, input_ids, mask)
+        activations = activations_of(keys, self.bank.neurons.to(keys.device), self.normalise)
         return Route(choose(activations, self.theta), activations)
 
     @contextmanager
@@ -137,6 +140,48 @@ class Patch:
             yield
         finally:
             _current.reset(token)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a choice of this patch is being carried right now."""
+        current = _current.get()
+        return current is not None and current[0] is self
+
+    def generate(
+        self,
+        model: nn.Module,
+        generate: Callable[..., Any],
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        choice: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """Decide (unless `choice` is given), then call `generate` with the choice carried along.
+
+        A cache handed on from an earlier turn is used only if the same experts filled it: otherwise
+        the tokens in it would speak for another expert, so they are computed anew.
+        """
+        if attention_mask is None:
+            attention_mask = mask_of(model, input_ids)
+        if choice is None:
+            choice = self.route(model, input_ids, attention_mask).choice
+        cache = options.get("past_key_values")
+        if cache is not None and cache.get_seq_length() and self.choice_of(cache) != choice.tolist():
+            options.pop("past_key_values")
+        with self.using(choice):
+            out = generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+        self.remember(getattr(out, "past_key_values", None), choice)
+        self.remember(options.get("past_key_values"), choice)
+        return out
+
+    def remember(self, cache: Any, choice: Tensor) -> None:
+        """Note which experts filled a KV cache (None is no cache)."""
+        if cache is not None:
+            self._filled[cache] = choice.tolist()
+
+    def choice_of(self, cache: Any) -> list[int] | None:
+        """The choice a KV cache was filled with, if this patch filled it."""
+        return self._filled.get(cache)
 
     def _swap_rows(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
         current = _current.get()
@@ -154,12 +199,22 @@ class Patch:
             if swapped is None:
                 swapped = output.clone()
             of_this = (rows == index).to(hidden.device)
-            swapped[of_this] = apply_expert(self.expert(index), module, hidden[of_this])
+            swapped[of_this] = apply_expert(self.bank.expert(index), module, hidden[of_this])
         return swapped
+
+
+def mask_of(model: Any, input_ids: Tensor) -> Tensor:
+    """The attention mask that transformers would infer: pads are masked if the pad token is its own."""
+    pad, end = model.generation_config.pad_token_id, model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    if pad is None or pad in ends:
+        return torch.ones_like(input_ids)
+    return (input_ids != pad).long()
 
 
 def apply_expert(expert: Tensor, down_proj: nn.Module, hidden: Tensor) -> Tensor:
     """`hidden` (..., h) through an expert (d, h) in float32, with the base's bias if it has one."""
-    bias = down_proj.bias
-    out = nn.functional.linear(hidden.float(), expert.to(hidden.device).float(), None if bias is None else bias.float())
+    out = nn.functional.linear(hidden.float(), expert.to(hidden.device).float())
+    if isinstance(down_proj.bias, Tensor):
+        out = out + down_proj.bias.float()
     return out.to(hidden.dtype)

@@ -117,6 +117,16 @@ class Ledger:
         where = f"state in ({','.join('?' * len(states))})" if states else None
         return [Edit.from_row(row) for row in self.db["edits"].rows_where(where, states, order_by="id")]
 
+    def find_same(self, prompt: str, target: str) -> list[Edit]:
+        """Edits of exactly this prompt and target, newest first."""
+        rows = self.db["edits"].rows_where("prompt = ? and target = ?", [prompt, target], order_by="id desc")
+        return [Edit.from_row(row) for row in rows]
+
+    def superseded_by(self, edit_id: int) -> list[int]:
+        """Ids of the edits that one took the place of."""
+        rows = self.db.execute("select id from edits where superseded_by = ? order by id", [edit_id])
+        return [row[0] for row in rows.fetchall()]
+
     def prompts_in_force(self) -> list[tuple[int, str]]:
         """(id, prompt) of each active edit, in order."""
         return self.db.execute("select id, prompt from edits where state = 'active' order by id").fetchall()

@@ -1,0 +1,3 @@
+from scen_cli.cli import main
+
+main()

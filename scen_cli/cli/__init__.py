@@ -1,0 +1,90 @@
+"""The `scen` command: one file per command, each thin: parse, call, print.
+
+Nothing heavier than Typer and Rich is imported here; a command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from scen_cli import __version__
+from scen_cli.cli import (
+    ask,
+    demo,
+    edit,
+    evaluate,
+    export,
+    init,
+    ledger,
+    merge,
+    revert,
+    verify,
+)
+from scen_cli.cli.output import print_error
+from scen_cli.errors import ScenError
+
+
+class _Commands(TyperGroup):
+    """Turns every expected exception into a message, the next command to try, and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ScenError as error:
+            print_error(str(error), error.hint)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            print_error("interrupted: everything committed so far is kept", "run the same command to go on")
+            raise typer.Exit(130) from error
+        except OSError as error:
+            print_error(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), "")
+            raise typer.Exit(1) from error
+        except sqlite3.OperationalError as error:
+            print_error(f"the ledger cannot be used: {error}", "run `scen verify`")
+            raise typer.Exit(11 if "locked" in str(error) else 1) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="scen",
+    help="Correct what a large language model gets wrong, one fact at a time, without retraining it.",
+    epilog="Start with `scen demo`, or with `scen init --model PATH --layer N`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"scen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+app.command("demo")(demo.demo)
+app.command("init")(init.init)
+app.command("edit")(edit.edit)
+app.command("merge")(merge.merge)
+app.command("eval")(evaluate.evaluate)
+app.command("ask")(ask.ask)
+app.command("export")(export.export)
+app.command("status")(ledger.status)
+app.command("log")(ledger.log)
+app.command("show")(ledger.show)
+app.command("revert")(revert.revert)
+app.command("verify")(verify.verify)
+
+
+def main() -> None:
+    app()

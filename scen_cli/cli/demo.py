@@ -1,0 +1,79 @@
+"""`scen demo`: everything once, on the embedded base."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scen_cli.cli.opening import load_quietly
+from scen_cli.cli.output import Json, Output, Quiet, table
+
+SHOWN = 8  # edits listed in the table of before and after
+
+
+def demo(
+    dir: Annotated[Path, typer.Option("--dir", help="A new folder for the project.")] = Path("scen-demo"),
+    edits: Annotated[int, typer.Option(min=1, max=500, help="How many facts to correct.")] = 40,
+    recipe: Annotated[str, typer.Option(help="key, or paper.")] = "key",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Correct facts of a small embedded Llama, score it, export it: the whole job in one go.
+
+    Example: scen demo
+    """
+    out = Output(as_json, quiet)
+    from scen_cli.project.project import refuse_existing
+
+    refuse_existing(dir)
+    load_quietly("loading torch, transformers and the demo base", out)
+    from scen_cli.cli.edit import train_all
+    from scen_cli.cli.evaluate import figures
+    from scen_cli.data.suites import load_suite
+    from scen_cli.editor import Editor
+    from scen_cli.evaluation.evaluate import evaluate
+    from scen_cli.export.checkpoint import export_checkpoint
+    from scen_cli.new_project import new_project
+
+    started = time.perf_counter()
+    at = f"--dir {dir}"
+    out.note(f"$ scen init --model demo --recipe {recipe} {at}")
+    editor = Editor(new_project(dir, "demo", recipe=recipe))
+    suite = load_suite("demo")
+    records = suite.edits[:edits]
+    before = editor.answer([record.prompt for record in records], patched=False).texts
+
+    out.note(f"$ scen edit --suite demo --first {edits} {at}")
+    train_all(editor, replace(suite, edits=records), out)
+
+    out.note(f"$ scen eval --suite demo {at}")
+    evaluation = evaluate(editor, suite)
+    with editor.project.writing():
+        editor.project.record_evaluation("demo", {"decoding": "greedy"}, evaluation.as_dict())
+    after = editor.answer([record.prompt for record in records])
+
+    out.note(f"$ scen export --out {dir / 'export'} {at}")
+    export_checkpoint(editor, dir / "export")
+    seconds = time.perf_counter() - started
+
+    answers = [
+        {"prompt": record.prompt, "before": old, "after": new, "wanted": record.target, "edit": fired}
+        for record, old, new, fired in zip(records, before, after.texts, after.edits, strict=True)
+    ]
+    rows = [(a["edit"], a["prompt"], a["before"], a["after"], a["wanted"]) for a in answers[:SHOWN]]
+    out.result(
+        {"dir": str(dir), "seconds": round(seconds, 1), "answers": answers, "evaluation": evaluation.as_dict()},
+        table(("edit#", "prompt", "before", "after", "wanted"), rows, f"the first {len(rows)} of {len(answers)} edits"),
+        "",
+        *figures(evaluation, "greedy"),
+        "",
+        f"{seconds:.0f} s, not counting imports. Now try:",
+        f'  scen ask "{records[0].rephrases[0]}" {at}',
+        f"  scen show 1 {at}",
+        f"  scen revert 1 {at}",
+        f"  scen status {at}",
+    )

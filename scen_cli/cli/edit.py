@@ -1,0 +1,166 @@
+"""`scen edit`: train each record of a file in order, and commit each."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scen_cli.cli.opening import HERE, Device, Dir, open_editor
+from scen_cli.cli.output import Json, Output, Quiet
+from scen_cli.errors import SomeEditsFailed, UsageError
+
+if TYPE_CHECKING:
+    from scen_cli.data.records import Entry
+    from scen_cli.data.suites import Suite
+    from scen_cli.editor import Editor
+
+
+def edit(
+    file: Annotated[str | None, typer.Argument(help="JSONL or JSON of records; `-` is standard input.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="One edit: its prompt (with --target).")] = None,
+    target: Annotated[str | None, typer.Option(help="One edit: its target (with --prompt).")] = None,
+    suite: Annotated[str | None, typer.Option(help="Edit a suite's facts: demo, or zsre with --data.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The suite's data file.")] = None,
+    first: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict/--keep-going",
+            help="Stop at the first bad record, before anything is trained; or skip bad ones and go on.",
+        ),
+    ] = True,
+    device: Device = "auto",
+    dir: Dir = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Correct facts: each record gets its own expert and indexing neuron, and is committed by itself.
+
+    Run again after an interruption, the same command goes on where it stopped.
+
+    Example: scen edit edits.jsonl
+
+    Example: scen edit --prompt "Where was Ada born?" --target Riga
+    """
+    out = Output(as_json, quiet)
+    entries = _entries(file, prompt, target, suite, data)[:first]
+    bad = [entry for entry in entries if entry.record is None]
+    if bad and strict:
+        raise UsageError(
+            "\n".join(f"{entry.where}: {entry.problem}" for entry in bad[:10]) + "\nnothing was edited",
+            hint="mend the file, or skip such records with `--keep-going`",
+        )
+    editor = open_editor(dir, device, out)
+    with editor.project.writing():
+        outcomes = _run(editor, entries, strict, out)
+    counts = {kind: sum(outcome["outcome"] == kind for outcome in outcomes) for kind in ("edited", "skipped", "failed")}
+    summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    in_force = len(editor.project.ledger.prompts_in_force())
+    out.result({**counts, "in_force": in_force, "edits": outcomes}, f"{summary}; {in_force} edits in force")
+    if counts["failed"]:
+        raise SomeEditsFailed(f"{counts['failed']} records were not edited", hint="`scen log` says why")
+
+
+def train_all(editor: Editor, suite: Suite, out: Output) -> list[dict[str, Any]]:
+    """Edit every record of a suite, going on past those that fail; returns an outcome for each."""
+    with editor.project.writing():
+        return _run(editor, _suite_entries(suite), strict=False, out=out)
+
+
+def _suite_entries(suite: Suite) -> list[Entry]:
+    from scen_cli.data.records import Entry, SourceLine
+
+    return [Entry(SourceLine(f"suite {suite.name}", n), record) for n, record in enumerate(suite.edits, start=1)]
+
+
+def _entries(
+    file: str | None, prompt: str | None, target: str | None, suite: str | None, data: Path | None
+) -> list[Entry]:
+    """The records asked for, whichever way they were given."""
+    from scen_cli.data.records import Entry, SourceLine, check_record, read_entries
+    from scen_cli.data.suites import load_suite
+
+    if [file is not None, suite is not None, prompt is not None or target is not None].count(True) != 1:
+        raise UsageError("give one of: a file, `--suite`, or `--prompt` with `--target`", hint="`scen edit --help`")
+    if file is not None:
+        return read_entries(file)
+    if suite is not None:
+        return _suite_entries(load_suite(suite, data))
+    try:
+        record = check_record({"prompt": prompt or "", "target": target or ""})
+    except ValueError as error:
+        raise UsageError(f"command line: {error}") from error
+    return [Entry(SourceLine("command line", 1), record)]
+
+
+def _run(editor: Editor, entries: list[Entry], strict: bool, out: Output) -> list[dict[str, Any]]:
+    """Edit what is not yet there. Under `strict` every record is checked before the first is trained."""
+    outcomes = [_before_training(editor, entry) for entry in entries]
+    impossible = [
+        o for o, entry in zip(outcomes, entries, strict=True) if o and o["outcome"] == "failed" and entry.record
+    ]
+    if strict and impossible:
+        raise UsageError(
+            f"{impossible[0]['where']}: {impossible[0]['reason']}\nnothing was edited",
+            hint="mend the record, or skip such records with `--keep-going`",
+        )
+    started, trained = time.perf_counter(), 0
+    waiting = sum(outcome is None for outcome in outcomes)
+    try:
+        with out.progress(waiting, "editing") as tell:
+            for position, entry in enumerate(entries):
+                if outcomes[position] is None and entry.record is not None:
+                    outcomes[position] = outcome = _train(editor, entry)
+                    trained += 1
+                    tell(_line(outcome), f"{(time.perf_counter() - started) / trained:.2f} s/edit")
+                    if outcome["outcome"] == "failed" and strict:
+                        break
+    finally:
+        editor.project.merge()
+    done = [outcome for outcome in outcomes if outcome is not None]
+    for outcome in done:
+        if outcome["outcome"] == "failed" or outcome.get("supersedes"):
+            out.warn(_line(outcome))
+    if len(done) < len(entries):
+        out.warn(f"stopped there, {len(entries) - len(done)} records before the end (`--keep-going` goes on)")
+    return done
+
+
+def _before_training(editor: Editor, entry: Entry) -> dict[str, Any] | None:
+    """What is already known of a record: that it is bad, or stands in the ledger. None: train it."""
+    where = str(entry.where)
+    if entry.record is None:
+        return {"where": where, "outcome": "failed", "reason": entry.problem}
+    known = editor.project.ledger.find_same(entry.record.prompt, entry.record.target)
+    for edit in known:
+        if edit.state == "active":
+            return {"where": where, "outcome": "skipped", "edit": edit.id, "reason": f"already edit {edit.id}"}
+        if edit.source == entry.where.source != "command line":
+            reason = f"edit {edit.id} of this file is {edit.state}"
+            return {"where": where, "outcome": "skipped", "edit": edit.id, "reason": reason}
+    try:
+        editor.prepare(entry.record)
+    except UsageError as error:
+        return {"where": where, "outcome": "failed", "reason": str(error)}
+    return None
+
+
+def _train(editor: Editor, entry: Entry) -> dict[str, Any]:
+    assert entry.record is not None
+    edit = editor.edit(entry.record, entry.where)
+    outcome = {"where": str(entry.where), "edit": edit.id, "prompt": edit.prompt, "target": edit.target}
+    if edit.state == "failed":
+        return {**outcome, "outcome": "failed", "reason": f"target not learned: {edit.reason}"}
+    superseded = editor.project.ledger.superseded_by(edit.id)
+    return {**outcome, "outcome": "edited", "seconds": round(edit.seconds, 3), "supersedes": superseded}
+
+
+def _line(outcome: dict[str, Any]) -> str:
+    if outcome["outcome"] == "failed":
+        return f"{outcome['where']}: not edited: {outcome['reason']}"
+    text = f"edit {outcome['edit']}: {outcome['prompt']} -> {outcome['target']} ({outcome['seconds']:.2f} s)"
+    older = ", ".join(map(str, outcome["supersedes"]))
+    return f"{text}, supersedes edit {older}" if older else text

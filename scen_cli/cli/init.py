@@ -1,0 +1,77 @@
+"""`scen init`: make a project on a base."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scen_cli.cli.opening import HERE, Device, Dir, load_quietly
+from scen_cli.cli.output import Json, Output, Quiet, table
+from scen_cli.errors import UsageError
+
+
+def init(
+    model: Annotated[str, typer.Option(envvar="SCEN_MODEL", help="demo, an alias, a hub id, or a local folder.")],
+    layer: Annotated[int | None, typer.Option(help="The decoder layer to edit, from 0. Required but for demo.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")] = "auto",
+    device: Device = "auto",
+    template: Annotated[
+        str, typer.Option(help="A string with {prompt} in it; `chat` for the tokenizer's own template; `none`.")
+    ] = "[INST]{prompt}[/INST]",
+    recipe: Annotated[str, typer.Option(help="paper, or key (the edit's own key is its neuron).")] = "paper",
+    theta: Annotated[float | None, typer.Option(help="Activation threshold. [default: paper 0.65, key 0.8]")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a recipe's setting, e.g. expert_steps=20. Repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the neurons' first values.")] = 0,
+    trust_remote_code: Annotated[bool, typer.Option(help="Let code from the checkpoint run.")] = False,
+    dir: Dir = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a project: which base, which layer, which recipe.
+
+    Example: scen init --model ./my-llama --layer 20 --dir facts
+    """
+    out = Output(as_json, quiet)
+    from scen_cli.project.project import refuse_existing
+
+    refuse_existing(dir)
+    changes = dict(_split(text) for text in setting or [])
+    if theta is not None:
+        changes["theta"] = str(theta)
+    load_quietly(f"loading base `{model}`", out)
+    from scen_cli.new_project import new_project
+
+    project = new_project(
+        dir,
+        model,
+        layer,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        template=template,
+        recipe=recipe,
+        changes=dict(changes),
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
+    settings = project.settings
+    rows = [
+        ("base", settings["model"]),
+        ("weights", f"sha256 {settings['weights_digest'][:16]}"),
+        ("layer", f"{settings['layer']} ({settings['module']}, h = {settings['ffn_width']})"),
+        ("template", settings["template"]),
+        ("recipe", ", ".join(f"{name} {value}" for name, value in settings["recipe"].items())),
+    ]
+    out.result({"dir": str(dir), **settings}, f"project made in `{dir}`", table(("", ""), rows))
+    out.note(f"next: `scen edit edits.jsonl{'' if dir == HERE else f' --dir {dir}'}`")
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"`--set {text}` has no `=`", hint="e.g. `--set expert_steps=20`")
+    return name.strip(), value.strip()

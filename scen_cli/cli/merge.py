@@ -1,0 +1,21 @@
+"""`scen merge`: rebuild W_merge."""
+
+from __future__ import annotations
+
+from scen_cli.cli.opening import HERE, Dir, open_project
+from scen_cli.cli.output import Json, Output, Quiet
+
+
+def merge(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Rebuild W_merge from the edit files. `scen edit` and `scen revert` do it by themselves.
+
+    Example: scen merge
+    """
+    project = open_project(dir)
+    with project.writing():
+        stored = project.merge()
+    rows, width = len(project.ledger.prompts_in_force()), project.settings["ffn_width"]
+    Output(as_json, quiet).result(
+        {"file": stored.name, "shape": [rows, width], "sha256": stored.sha256, "bytes": stored.size},
+        f"{stored.name}: W_merge {rows} x {width}, sha256 {stored.sha256}",
+    )

@@ -1,0 +1,98 @@
+"""The one way commands talk: results on stdout, everything else on stderr.
+
+`--json` prints the result as one JSON object; `--quiet` leaves out progress and notes. Text that
+came from a user or a model is never read as Rich markup.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
+
+
+class Output:
+    """What one run of a command prints."""
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self._stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def result(self, data: dict[str, Any] | list[Any], *shown: RenderableType) -> None:
+        """The result: `data` under `--json`, else `shown`, one below the other."""
+        if self.as_json:
+            typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+            return
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+        for item in shown:
+            console.print(Text(item) if isinstance(item, str) else item)
+
+    def note(self, text: str) -> None:
+        """What is going on; not part of the result."""
+        if not self.quiet:
+            self._stderr.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """Shown even with `--quiet`."""
+        self._stderr.print(Text(text, style="yellow"))
+
+    @contextmanager
+    def progress(self, total: int, what: str) -> Iterator[Callback]:
+        """A bar with count, seconds per edit and time left on a terminal; elsewhere a line per item."""
+        if self.quiet or not self._stderr.is_terminal:
+            yield Callback(None, self.note)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._stderr, transient=True) as bar:
+            task = bar.add_task(what, total=total, pace="")
+
+            def step(pace: str) -> None:
+                bar.update(task, advance=1, pace=pace)
+
+            yield Callback(step, lambda _line: None)
+
+
+class Callback:
+    """Told of each finished item: moves the bar, or prints the line where there is no bar."""
+
+    def __init__(self, step: Any, line: Any) -> None:
+        self._step, self._line = step, line
+
+    def __call__(self, line: str, pace: str = "") -> None:
+        if self._step:
+            self._step(pace)
+        self._line(line)
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:
+    """A plain table of texts; a column whose name ends in `#` is aligned to the right."""
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column.rstrip("#"), justify="right" if column.endswith("#") else "left")
+    for row in rows:
+        grid.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    return grid
+
+
+def print_error(message: str, hint: str) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), message))
+    if hint:
+        console.print(Text.assemble(("hint: ", "bold"), hint))

@@ -1,0 +1,1 @@
+"""Figures: Reliability, Generality and Locality, by generation, after the last edit."""

@@ -1,0 +1,140 @@
+"""Score a project on a suite, after its last edit, by generation and exact match (spec: equations 1 to 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scen_cli.data.records import EditRecord
+from scen_cli.data.suites import Suite
+from scen_cli.editor import Editor
+from scen_cli.errors import UsageError
+from scen_cli.evaluation.metrics import Share
+from scen_cli.model.patch import BASE
+
+REPHRASES = 3  # Generality is scored on the first three rephrases of each edit
+LOCALITY_PROMPTS = 1000  # Locality on the first 1,000 unedited questions
+DECODING: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False, "max_new_tokens": 50},
+    "paper": {"do_sample": False, "max_new_tokens": 50, "num_beams": 4, "repetition_penalty": 1.1},
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One column of the table: the patched model's figures, or the base's own."""
+
+    reliability: Share
+    generality: Share
+    locality: Share
+    token_accuracy: Share
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Both columns, and what routing did.
+
+    `generality_given_expert` hands each rephrase its own edit's expert: the most that routing
+    could reach. `rephrases_routed`: to their own edit. `locality_fired`: locality prompts on
+    which any edit fired, rightly answered or not.
+    """
+
+    suite: str
+    edits: int
+    not_learned: int
+    patched: Figures
+    base: Figures
+    generality_given_expert: Share
+    rephrases_routed: Share
+    locality_fired: Share
+
+    def as_dict(self) -> dict[str, Any]:
+        def plain(value: Any) -> Any:
+            if isinstance(value, Share):
+                return value.as_dict()
+            if isinstance(value, Figures):
+                return {name: plain(share) for name, share in vars(value).items()}
+            return value
+
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy") -> Evaluation:
+    """Score the suite's edits that this project has made, or tried and failed to make.
+
+    Reliability: the edit's prompt gives exactly its target. Generality: so do its first three
+    rephrases. Locality (equation 2): a locality prompt gives exactly what the base gives. An edit
+    that could not be learned counts as wrong in both of the first two.
+
+    Raises `UsageError` if none of the suite's edits is in the project.
+    """
+    tried = {(e.prompt, e.target): e for e in editor.project.ledger.edits("active", "failed")}
+    edits = [record for record in suite.edits if (record.prompt, record.target) in tried]
+    if not edits:
+        raise UsageError(
+            f"none of the {len(suite.edits)} edits of suite `{suite.name}` is in this project",
+            hint=f"`scen edit --suite {suite.name} --first 100` makes them",
+        )
+    edited = {prompt for prompt, _target in tried}
+    unedited = suite.locality or [record.prompt for record in suite.edits]
+    locality = [prompt for prompt in unedited if prompt not in edited][:LOCALITY_PROMPTS]
+    rephrases = [(text, record) for record in edits for text in record.rephrases[:REPHRASES]]
+    options = DECODING[decoding]
+
+    base_locality = editor.answer(locality, patched=False, **options).texts
+    columns, edits_fired = {}, {}
+    for patched in (True, False):
+        of_edits = editor.answer([record.prompt for record in edits], patched=patched, **options)
+        of_rephrases = editor.answer([text for text, _ in rephrases], patched=patched, **options)
+        of_locality = editor.answer(locality, patched=True, **options) if patched else None
+        columns[patched] = Figures(
+            reliability=Share.of(_right(of_edits.texts, edits)),
+            generality=Share.of(_right(of_rephrases.texts, [record for _, record in rephrases])),
+            locality=Share.of(_same(of_locality.texts if of_locality else base_locality, base_locality)),
+            token_accuracy=Share.of(token_accuracy(editor, edits, patched)),
+        )
+        if of_locality:
+            edits_fired = {"rephrases": of_rephrases.edits, "locality": of_locality.edits}
+
+    own = [tried[(record.prompt, record.target)] for _, record in rephrases]
+    learned = [(text, edit) for (text, _), edit in zip(rephrases, own, strict=True) if edit.state == "active"]
+    given = editor.answer([text for text, _ in learned], experts=[edit.id for _, edit in learned], **options)
+    given_right = [answer == edit.target for answer, (_, edit) in zip(given.texts, learned, strict=True)]
+    return Evaluation(
+        suite=suite.name,
+        edits=len(edits),
+        not_learned=sum(tried[(record.prompt, record.target)].state == "failed" for record in edits),
+        patched=columns[True],
+        base=columns[False],
+        generality_given_expert=Share.of(given_right + [False] * (len(rephrases) - len(learned))),
+        rephrases_routed=Share.of(
+            [fired == edit.id for fired, edit in zip(edits_fired["rephrases"], own, strict=True)]
+        ),
+        locality_fired=Share.of([fired is not None for fired in edits_fired["locality"]]),
+    )
+
+
+@torch.no_grad()
+def token_accuracy(editor: Editor, records: list[EditRecord], patched: bool) -> list[bool]:
+    """Teacher-forced: for each target token, whether it is the likeliest one given the *right*
+    tokens before it. Flatters every editor, since a model that really generates has no such help."""
+    outcomes: list[bool] = []
+    for record in records:
+        ready = editor.prepare(record)
+        ids = torch.tensor([ready.input_ids], device=editor.base.device)
+        choice = editor.route([record.prompt]).choice if patched else torch.tensor([BASE])
+        with editor.patch().using(choice):
+            logits = editor.model(input_ids=ids, use_cache=False).logits
+        predicted = logits[0, -ready.target_length - 1 : -1].argmax(dim=-1)
+        outcomes += (predicted == ids[0, -ready.target_length :]).tolist()
+    return outcomes
+
+
+def _right(answers: list[str], records: list[EditRecord]) -> list[bool]:
+    return [answer == record.target for answer, record in zip(answers, records, strict=True)]
+
+
+def _same(answers: list[str], others: list[str]) -> list[bool]:
+    return [answer == other for answer, other in zip(answers, others, strict=True)]

@@ -1,0 +1,1 @@
+"""Ways out of a project: checkpoints that others can load."""

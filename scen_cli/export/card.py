@@ -1,0 +1,79 @@
+"""The model card of an exported checkpoint: what it is, what was edited, what was measured."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from scen_cli import __version__
+from scen_cli.editor import Editor
+
+LISTED = 20  # edits written out in the card
+
+
+def model_card(editor: Editor, edits: list[int]) -> str:
+    """Markdown with a metadata header; figures are the ledger's newest evaluation of each suite."""
+    settings = editor.project.settings
+    ledger = editor.project.ledger
+    listed = [editor.project.find(edit_id) for edit_id in edits[:LISTED]]
+    more = f"\n\nand {len(edits) - LISTED} more." if len(edits) > LISTED else ""
+    lines = "\n".join(f"- {_code(edit.prompt)} -> {_code(edit.target)}" for edit in listed)
+    newest = {row["suite"]: row for row in ledger.db["evaluations"].rows_where(order_by="id")}
+    measured = "\n".join(_figures(name, json.loads(row["metrics"])) for name, row in newest.items())
+    template = editor.template.form
+    prompt = "{prompt}" if template in ("none", "chat") else template
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [model-editing, scen]
+---
+
+# {settings["model"]}, with {len(edits)} facts corrected
+
+The base `{settings["model"]}` (weights sha256 `{settings["weights_digest"][:16]}...`), unchanged, and
+{len(edits)} experts for the down projection of decoder layer {settings["layer"]} (`{settings["module"]}`),
+made with scen {__version__} by SCEN (Scalable Model Editing via Customized Expert Networks),
+recipe `{settings["recipe"]["name"]}`, theta {ledger.theta()}.
+A prompt that no edit claims is answered by the base, as before.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+inputs = tokenizer({prompt!r}.replace("{{prompt}}", QUESTION), return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs)[0]))
+```
+
+Prompts must be put as they were when the edits were made: template {_code(template)}. `modeling_scen.py` says how
+rows are routed, and how to give the prompt's length or the experts outright.
+
+## Measured
+
+{measured or "Not evaluated: `scen eval` before `scen export` puts figures here."}
+
+## Edits
+
+{lines}{more}
+"""
+
+
+def _figures(suite: str, metrics: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {name.capitalize()} | {_share(metrics['patched'][name])} | {_share(metrics['base'][name])} |"
+        for name in ("reliability", "generality", "locality")
+    )
+    return f"""Suite `{suite}`, {metrics["edits"]} edits, generated answers, exact match, after the last edit:
+
+| | patched | base |
+|---|---|---|
+{rows}
+"""
+
+
+def _share(share: dict[str, Any]) -> str:
+    return f"{100 * share['share']:.1f} % ({share['right']}/{share['total']})" if share["total"] else "-"
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("`", "'").replace("\n", " ") + "`"

@@ -1,0 +1,93 @@
+"""A base with its edits, as `transformers` loads it from an exported folder.
+
+`scen export` copies this file, and `patch.py` beside it, into the folder; `LlamaForCausalLM`
+becomes the base's own class. Nothing of scen needs to be installed there.
+
+- `model.generate(**inputs)` and pipelines: each row is routed once, at its last prompt token.
+- `model(input_ids, attention_mask)`: the same, reading the route at each row's last real token.
+  Give `prompt_lengths` (rows,) when the rows also hold an answer after their prompt.
+- `experts` (rows,), to either: the choice outright, an index into `config.scen["edits"]`, or -1
+  for the base.
+- `model(new_ids, past_key_values=cache)`: the experts that filled the cache go on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedConfig
+
+from scen_cli.model.patch import Patch, mask_of, positions_of
+
+
+class StoredBank(nn.Module):
+    """W_merge `neurons` (t, h) and `experts` (t, d, h), in the checkpoint itself."""
+
+    def __init__(self, edits: int, d: int, h: int) -> None:
+        super().__init__()
+        self.neurons = nn.Parameter(torch.empty(edits, h), requires_grad=False)
+        self.experts = nn.Parameter(torch.empty(edits, d, h), requires_grad=False)
+
+    def expert(self, index: int) -> Tensor:
+        return self.experts[index]
+
+
+class ScenForCausalLM(LlamaForCausalLM):
+    """The base class, with SCEN's routing around `forward` and `generate`."""
+
+    _keep_in_fp32_modules_strict = {"scen"}  # noqa: RUF012 (transformers reads the class attribute)
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        settings = config.scen
+        self.scen = StoredBank(len(settings["edits"]), *settings["expert_shape"])
+        down_proj = self.get_submodule(settings["module"])
+        self._patch = Patch(down_proj, self.scen, settings["theta"], settings["normalise"])
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, experts: Tensor | None = None, **options: Any) -> Any:
+        """`generate` as ever; `experts` (rows,) overrides the routing."""
+        input_ids = inputs if inputs is not None else options.pop("input_ids", None)
+        if input_ids is None:
+            raise ValueError("give `input_ids`: a prompt's edit is found from its tokens")
+        mask = options.pop("attention_mask", None)
+
+        def plain_generate(**rest: Any) -> Any:
+            return super(ScenForCausalLM, self).generate(rest.pop("input_ids"), *args, **rest)
+
+        return self._patch.generate(self, plain_generate, input_ids, mask, experts, **options)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        experts: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """One forward pass; how each row's edit is found is said at the top of this file."""
+        if self._patch.in_use:  # inside `generate`, or while keys are being read
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **options)
+        cache = options.get("past_key_values")
+        if experts is None:
+            experts = self._choice(input_ids, attention_mask, prompt_lengths, cache)
+        if attention_mask is not None and cache is None and options.get("position_ids") is None:
+            options["position_ids"] = positions_of(attention_mask)
+        with self._patch.using(experts):
+            out = super().forward(input_ids=input_ids, attention_mask=attention_mask, **options)
+        self._patch.remember(getattr(out, "past_key_values", None), experts)
+        return out
+
+    def _choice(self, input_ids: Tensor | None, mask: Tensor | None, lengths: Tensor | None, cache: Any) -> Tensor:
+        if cache is not None and cache.get_seq_length():
+            known = self._patch.choice_of(cache)
+            if known is None:
+                raise ValueError("this cache was filled elsewhere: give `experts`, one per row")
+            return torch.tensor(known)
+        if input_ids is None:
+            raise ValueError("without `input_ids` no edit can be found: give `experts`, one per row")
+        mask = mask_of(self, input_ids) if mask is None else mask
+        if lengths is not None:  # count each row's real tokens, and hide those after its prompt
+            mask = mask * (mask.cumsum(dim=1) <= lengths.to(mask.device)[:, None])
+        return self._patch.route(self, input_ids, mask).choice
