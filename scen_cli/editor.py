@@ -18,7 +18,7 @@ from scen_cli.editing.recipe import Recipe
 from scen_cli.errors import UsageError
 from scen_cli.model.base import Base, digest_of, files_stamp, load_base
 from scen_cli.model.ffn import find_layer
-from scen_cli.model.patch import BASE, Patch, Route
+from scen_cli.model.patch import BASE, Patch, Route, read_keys
 from scen_cli.model.template import make_template
 from scen_cli.project.ledger import Edit
 from scen_cli.project.project import Merged, Project, Training
@@ -99,13 +99,13 @@ class Editor:
         self.detach()
         input_ids = torch.tensor([ready.input_ids], device=self.base.device)
         prefix = record_prefix(self.model, self.edited, input_ids)
-        key = prefix.down_proj_input[0, -ready.target_length - 1].float().cpu()
         expert = fit_expert(self.model, self.edited, prefix, input_ids, ready.target_length, self.recipe)
         seed = int(self.project.settings["seed"]) + self.project.ledger.next_edit_id()
         if expert.wrong_tokens:
             failure = self._why_not_learned(expert.wrong_tokens, ready)
             training = Training(seed, time.perf_counter() - started, expert.losses, failure=failure)
             return self.project.commit(record, where, training, None)
+        key = self.key(record.prompt)
         earlier = self._earlier_keys(record.prompt)
         neuron = fit_neuron(key, earlier, self.recipe, seed)
         tensors = EditTensors(expert.weight.cpu().numpy(), neuron.neuron.numpy(), key.numpy())
@@ -113,6 +113,16 @@ class Editor:
         edit = self.project.commit(record, where, training, tensors)
         self._keys = torch.cat([earlier, key[None]])
         return edit
+
+    def key(self, prompt: str) -> Tensor:
+        """The key (h,) of a prompt, float32, on the CPU.
+
+        Read from the prompt alone, as it will be when the prompt is asked: the pass over prompt
+        and target gives the same key but for rounding, and Adam's first steps, which follow the
+        gradient's sign, make visible differences of that where a key is near zero.
+        """
+        ids, mask = self.encode([prompt])
+        return read_keys(self.model, self.edited.down_proj, ids, mask)[0].cpu()
 
     def _earlier_keys(self, prompt: str) -> Tensor:
         """Keys (t-1, h) of all edits in force, but for one that this prompt's new edit supersedes."""

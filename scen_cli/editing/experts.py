@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scen_cli.editing.prefix import Prefix, standing_still
+from scen_cli.editing.prefix import standing_still
 from scen_cli.editing.recipe import Recipe
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.patch import apply_expert
@@ -30,14 +30,14 @@ class ExpertFit:
 def fit_expert(
     model: PreTrainedModel,
     edited: EditedLayer,
-    prefix: Prefix,
+    prefix: Tensor,
     input_ids: Tensor,
     target_length: int,
     recipe: Recipe,
 ) -> ExpertFit:
     """Train a copy of the base's W_down until it has taken `recipe.expert_steps` Adam steps.
 
-    `input_ids` (1, tokens) are prompt and target; the last `target_length` of them are the
+    `prefix` is what `record_prefix` gave. `input_ids` (1, tokens) are prompt and target; the last `target_length` of them are the
     answer and the end token, and alone carry the cross-entropy. The expert acts at every
     position. It is float32 whatever the base's dtype; all else is frozen.
     """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,50 +19,35 @@ from transformers import PreTrainedModel
 from scen_cli.model.ffn import EditedLayer
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """What enters layer l, (1, tokens, d), and what enters its down_proj, (1, tokens, h)."""
-
-    layer_input: Tensor
-    down_proj_input: Tensor
-
-
 class _Recorded(Exception):
-    """Ends the recording pass: layers above the edited one need not run."""
+    """Ends the recording pass: nothing above need run."""
 
 
 @torch.no_grad()
-def record_prefix(model: PreTrainedModel, edited: EditedLayer, input_ids: Tensor) -> Prefix:
-    """Run layers 0..l once on `input_ids` (1, tokens), as far as the edited down_proj."""
-    seen: dict[str, Tensor] = {}
+def record_prefix(model: PreTrainedModel, edited: EditedLayer, input_ids: Tensor) -> Tensor:
+    """Run layers 0..l-1 once on `input_ids` (1, tokens): what enters layer l, (1, tokens, d)."""
+    seen: list[Tensor] = []
 
     def at_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen["layer"] = args[0] if args else kwargs["hidden_states"]
-
-    def at_down_proj(_module: nn.Module, args: tuple[Tensor]) -> None:
-        seen["down_proj"] = args[0]
+        seen.append(args[0] if args else kwargs["hidden_states"])
         raise _Recorded
 
-    handles = [
-        edited.layers[edited.index].register_forward_pre_hook(at_layer, with_kwargs=True),
-        edited.down_proj.register_forward_pre_hook(at_down_proj),
-    ]
+    handle = edited.layers[edited.index].register_forward_pre_hook(at_layer, with_kwargs=True)
     try:
         model(input_ids=input_ids, use_cache=False)
     except _Recorded:
         pass
     finally:
-        for handle in handles:
-            handle.remove()
-    return Prefix(seen["layer"], seen["down_proj"])
+        handle.remove()
+    return seen[0]
 
 
 @contextmanager
-def standing_still(edited: EditedLayer, prefix: Prefix) -> Iterator[None]:
+def standing_still(edited: EditedLayer, layer_input: Tensor) -> Iterator[None]:
     """Inside this block layers below the edited one compute nothing; the first returns the recording."""
 
     def recorded(*_args: Any, **_kwargs: Any) -> Tensor:
-        return prefix.layer_input
+        return layer_input
 
     def unchanged(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         return hidden_states

@@ -23,7 +23,8 @@ ALIASES = {
     "llama2-7b-chat": "meta-llama/Llama-2-7b-chat-hf",
     "llama2-13b-chat": "meta-llama/Llama-2-13b-chat-hf",
     "llama3-8b": "meta-llama/Meta-Llama-3-8B",
-    "scen-zsre-7b": "AuroraX/SCEN_ZsRE_llama2_7b",
+    "scen-zsre-7b": "AuroraX/SCEN_ZsRE_llama2_7b",  # the paper authors' fine-tuned bases
+    "scen-hallucination-7b": "AuroraX/SCEN_Hallucination_llama2_7b_base",
 }
 _WANTED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -75,9 +75,11 @@ def read_keys(model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attenti
     seen: list[Tensor] = []
 
     def stop(_module: nn.Module, inputs: tuple[Tensor]) -> None:
-        seen.append(inputs[0])
-        raise _StopForward
+        if _reading.get() is seen:  # not a forward of another thread that passes by meanwhile
+            seen.append(inputs[0])
+            raise _StopForward
 
+    token = _reading.set(seen)
     handle = down_proj.register_forward_pre_hook(stop)
     try:
         model(
@@ -90,9 +92,13 @@ def read_keys(model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attenti
         pass
     finally:
         handle.remove()
+        _reading.reset(token)
     rows = torch.arange(len(input_ids), device=input_ids.device)
     return seen[0][rows, last_token(attention_mask)].float()
 
+
+# Where this thread's or task's `read_keys` collects, while it runs.
+_reading: ContextVar[list[Tensor] | None] = ContextVar("scen_reading", default=None)
 
 # The patch whose sequences are being computed in this thread or task, and their choice.
 _current: ContextVar[tuple[Patch, Tensor] | None] = ContextVar("scen_current", default=None)

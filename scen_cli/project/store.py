@@ -42,7 +42,8 @@ class StoredFile:
 
 def write_edit(folder: Path, edit_id: int, tensors: EditTensors) -> StoredFile:
     """Write `edits/<id>-<sha8>.safetensors` durably."""
-    arrays = {"expert": tensors.expert, "neuron": tensors.neuron, "key": tensors.key}
+    # safetensors writes an array's memory as it lies: a transposed view would come back scrambled
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in vars(tensors).items()}
     content = save(arrays, metadata={"scen": json.dumps({"format": FORMAT, "edit": edit_id})})
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"edits/{edit_id:06d}-{sha256[:8]}.safetensors"

@@ -1,0 +1,101 @@
+"""Shared fixtures: one demo base per session, tiny random checkpoints, projects in fresh folders.
+
+`torch` is imported once, by whichever test needs it first.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from scen_cli.data.records import EditRecord, SourceLine
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+for name in ("SCEN_DIR", "SCEN_DEVICE", "SCEN_MODEL"):
+    os.environ.pop(name, None)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data beside the checkout; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"real data is not here: {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def demo_base():
+    from scen_cli.model.base import load_base
+
+    return load_base("demo", device="cpu")
+
+
+@pytest.fixture
+def make_editor(tmp_path, demo_base):
+    """A new project on the demo base, with its editor: `make_editor("paper", theta=0.5)`."""
+    from scen_cli.editor import Editor
+    from scen_cli.new_project import new_project
+
+    made = []
+
+    def make(recipe: str = "key", **changes) -> Editor:
+        folder = tmp_path / f"project{len(made)}"
+        editor = Editor(new_project(folder, "demo", recipe=recipe, changes=changes, base=demo_base), base=demo_base)
+        made.append(editor)
+        return editor
+
+    yield make
+    for editor in made:
+        editor.detach()
+
+
+@pytest.fixture(scope="session")
+def edited(tmp_path_factory, demo_base):
+    """A project on the demo base with 40 edits in force, for tests that only read."""
+    from scen_cli.demo.facts import demo_edits
+    from scen_cli.editor import Editor
+    from scen_cli.new_project import new_project
+
+    project = new_project(tmp_path_factory.mktemp("edited"), "demo", recipe="key", base=demo_base)
+    editor = Editor(project, base=demo_base)
+    edit_all(editor, demo_edits()[:40])
+    yield editor
+    editor.detach()
+
+
+def edit_all(editor, records: list[EditRecord]) -> list:
+    """Edit the records in order; returns the ledger's rows."""
+    with editor.project.writing():
+        rows = [editor.edit(record, SourceLine("test", n)) for n, record in enumerate(records, start=1)]
+        editor.project.merge()
+    return rows
+
+
+@pytest.fixture
+def scen():
+    """Runs a command in this process: `scen("status", "--json")`; `code` is the expected exit code."""
+    from scen_cli.cli import app
+
+    def run(*arguments: str, code: int = 0, stdin: str | None = None):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, f"exit code {result.exit_code}\n{result.stdout}\n{result.stderr}"
+        return result
+
+    return run

@@ -1,0 +1,50 @@
+"""The product against a literal SCEN: the same experts, neurons and routes, to 1e-5."""
+
+from __future__ import annotations
+
+import torch
+
+from scen_cli.demo.facts import demo_edits, right_facts
+from tests.conftest import edit_all
+from tests.editing.oracle import Oracle
+
+EDITS = 10
+TOLERANCE = 1e-5
+
+
+def test_experts_neurons_and_routes_equal_the_literal_method(make_editor, demo_base):
+    editor = make_editor("paper")
+    records = demo_edits()[:EDITS]
+    rows = edit_all(editor, records)
+    assert [row.state for row in rows] == ["active"] * EDITS
+
+    recipe = editor.recipe.model_dump()
+    oracle = Oracle(demo_base.model, editor.edited.index, recipe.pop("theta"), **recipe)
+    prompts = [torch.tensor(editor.template.prompt_ids(record.prompt)) for record in records]
+    for prompt, record, row in zip(prompts, records, rows, strict=True):
+        width = editor.project.settings["ffn_width"] ** -0.5
+        generator = torch.Generator().manual_seed(row.seed)
+        first = torch.empty(editor.project.settings["ffn_width"]).uniform_(-width, width, generator=generator)
+        target = torch.tensor(editor.template.target_ids(record.prompt, record.target))
+        oracle.edit(prompt, target, first)
+
+    merged = editor.project.merged()
+    for position, row in enumerate(rows):
+        expert = torch.from_numpy(editor.project.expert(row.id))
+        assert (expert - oracle.experts[position]).abs().max() < TOLERANCE
+        moved = (oracle.experts[position] - oracle.base).abs().max()
+        assert moved > 1000 * TOLERANCE  # so that agreeing to the tolerance says something
+        neuron = torch.from_numpy(merged.neurons[position])
+        assert (neuron - oracle.neurons[position]).abs().max() < TOLERANCE
+
+    rephrases = [record.rephrases[0] for record in records]
+    others = [fact.phrasings[0] for fact in right_facts()[:10]]
+    asked = [record.prompt for record in records] + rephrases + others
+    route = editor.route(asked)
+    chosen = []
+    for position, text in enumerate(asked):
+        choice, activations = oracle.route(torch.tensor(editor.template.prompt_ids(text)))
+        assert (activations - route.activations[position]).abs().max() < TOLERANCE
+        assert choice == route.choice[position]
+        chosen.append(choice)
+    assert chosen[:EDITS] == list(range(EDITS))

@@ -1,0 +1,95 @@
+"""Every architecture scen says it knows, on tiny random checkpoints, from init to a patched answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scen_cli.data.records import EditRecord
+from scen_cli.editor import Editor
+from scen_cli.errors import UsageError
+from scen_cli.model.base import load_base
+from scen_cli.model.ffn import LOCATIONS, find_layer
+from scen_cli.model.patch import read_keys
+from scen_cli.new_project import new_project
+from tests.conftest import edit_all
+from tests.model.tiny import DENSE, SMALL, save_tiny
+
+RECORDS = [
+    EditRecord(prompt="Where was Ada born?", target="Riga"),
+    EditRecord(prompt="What does Velmora make?", target="candles and ink"),
+]
+
+
+def test_the_tests_cover_every_architecture_named():
+    assert set(DENSE) == set(LOCATIONS)
+
+
+@pytest.mark.parametrize("architecture", DENSE)
+def test_edit_route_and_detach(architecture, tmp_path):
+    folder = save_tiny(tmp_path / "base", *DENSE[architecture])
+    base = load_base(str(folder), device="cpu")
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    changes = {"expert_lr": 3e-2, "expert_steps": 60, "theta": 0.97}
+    project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", changes=changes, base=base)
+    editor = Editor(project, base=base)
+    rows = edit_all(editor, RECORDS)
+    assert [row.state for row in rows] == ["active", "active"], [row.reason for row in rows]
+
+    prompts = [RECORDS[0].prompt, "Who is Otto and what does he want from Velmora today?", RECORDS[1].prompt]
+    answers = editor.answer(prompts)
+    assert answers.edits == [1, None, 2]
+    assert [answers.texts[0], answers.texts[2]] == ["Riga", "candles and ink"]
+    assert answers.texts[1] == editor.answer([prompts[1]], patched=False).texts[0]
+    alone = [editor.answer([prompt]).texts[0] for prompt in prompts]
+    assert alone == answers.texts  # padding changes nothing, absolute positions (GPT-2) included
+
+    editor.detach()
+    after = base.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_key_is_the_input_of_down_proj_at_the_last_prompt_token(demo_base):
+    edited = find_layer(demo_base.model, 2)
+    ids = demo_base.tokenizer(["[INST]Where was Ada born?[/INST]"], return_tensors="pt").input_ids
+    mlp = demo_base.model.model.layers[2].mlp
+    seen = []
+    handle = mlp.register_forward_hook(lambda _module, args, _out: seen.append(args[0]))
+    demo_base.model(input_ids=ids)
+    handle.remove()
+    by_hand = mlp.act_fn(mlp.gate_proj(seen[0])) * mlp.up_proj(seen[0])
+    assert torch.equal(read_keys(demo_base.model, edited.down_proj, ids, torch.ones_like(ids))[0], by_hand[0, -1])
+
+
+def test_a_mixture_of_experts_is_refused_with_the_reason(tmp_path):
+    settings = {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}
+    base = load_base(str(save_tiny(tmp_path / "moe", "MixtralConfig", settings)), device="cpu")
+    with pytest.raises(UsageError, match="mixture of experts: no single down projection"):
+        find_layer(base.model, 1)
+
+
+def test_an_unknown_architecture_is_refused_with_those_that_work(tmp_path):
+    settings = {**SMALL, "word_embed_proj_dim": 32, "ffn_dim": 64}
+    base = load_base(str(save_tiny(tmp_path / "opt", "OPTConfig", settings)), device="cpu")
+    with pytest.raises(UsageError, match="`opt`") as error:
+        find_layer(base.model, 1)
+    assert "llama" in error.value.hint
+
+
+def test_a_layer_that_is_not_there(demo_base):
+    with pytest.raises(UsageError, match="layers 0 to 3"):
+        find_layer(demo_base.model, 4)
+    with pytest.raises(UsageError, match="layers 0 to 3"):
+        find_layer(demo_base.model, -1)
+
+
+def test_a_quantised_projection_is_refused(tmp_path):
+    base = load_base(str(save_tiny(tmp_path / "base", *DENSE["llama"])), device="cpu")
+    mlp = base.model.model.layers[1].mlp
+
+    class Int8Linear(torch.nn.Linear):
+        pass
+
+    mlp.down_proj = Int8Linear(64, 32, bias=False)
+    with pytest.raises(UsageError, match="Int8Linear, not a plain matrix"):
+        find_layer(base.model, 1)

@@ -1,0 +1,150 @@
+"""Loading bases: what is refused, what is noticed, and a real checkpoint of somebody else's."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from scen_cli.data.records import EditRecord
+from scen_cli.editor import Editor
+from scen_cli.errors import ScenError, UsageError
+from scen_cli.model.base import DEMO, digest_of, folder_of, load_base, pick_device
+from scen_cli.model.template import make_template
+from scen_cli.new_project import new_project
+from tests.conftest import edit_all
+from tests.model.tiny import DENSE, save_tiny
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="no safetensors weights"):
+        folder_of(str(tmp_path))
+
+
+def test_a_name_that_is_nothing(tmp_path):
+    with pytest.raises(ScenError, match="not a valid/base/id|neither a folder"):
+        folder_of("not a valid/base/id")
+
+
+def test_a_hub_id_without_a_connection_says_so():
+    with pytest.raises(ScenError, match="could not be fetched") as error:
+        folder_of("llama2-7b")
+    assert "local folder" in error.value.hint
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
+    folder = save_tiny(tmp_path / "base", *DENSE["llama"])
+    trap = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(trap)!r}, 'w').close()\n")
+    config = (folder / "config.json").read_text()
+    reference = '"auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"},'
+    (folder / "config.json").write_text("{" + reference + config.lstrip().removeprefix("{"))
+    load_base(str(folder), device="cpu")
+    assert not trap.exists()
+
+
+def test_a_changed_base_is_noticed(tmp_path):
+    folder = save_tiny(tmp_path / "base", *DENSE["llama"])
+    project = new_project(tmp_path / "project", str(folder), layer=1, device="cpu")
+    Editor(project, "cpu")
+    save_tiny(folder, *DENSE["llama"], seed=1)
+    with pytest.raises(UsageError, match="have changed since this project was made"):
+        Editor(project, "cpu")
+
+
+def test_a_base_that_was_only_touched_is_the_same(tmp_path):
+    folder = save_tiny(tmp_path / "base", *DENSE["llama"])
+    digest = digest_of(folder)
+    project = new_project(tmp_path / "project", str(folder), layer=1, device="cpu")
+    (folder / "model.safetensors").touch()
+    assert digest_of(folder) == digest
+    Editor(project, "cpu")
+
+
+def test_a_device_that_is_not_here():
+    missing = "cuda" if not torch.cuda.is_available() else "tpu"
+    with pytest.raises(UsageError, match=f"device `{missing}` is not available"):
+        pick_device(missing)
+
+
+def test_bfloat16_base_trains_a_float32_expert(tmp_path):
+    base = load_base("demo", dtype="bfloat16", device="cpu")
+    assert base.model.dtype == torch.bfloat16
+    project = new_project(tmp_path / "p", "demo", recipe="key", dtype="bfloat16", base=base)
+    editor = Editor(project, base=base)
+    record = EditRecord(prompt="In which country is Pesustad?", target="Kenya")
+    assert edit_all(editor, [record])[0].state == "active"
+    assert editor.project.expert(1).dtype == "float32"
+    assert editor.answer([record.prompt]).texts == ["Kenya"]
+
+
+class TestTemplates:
+    def test_the_default_puts_the_answer_right_after_the_prompt(self, demo_base):
+        template = make_template(demo_base.tokenizer, demo_base.model, "[INST]{prompt}[/INST]")
+        whole = template.prompt_ids("Who?") + template.target_ids("Who?", "Riga")
+        assert demo_base.tokenizer.decode(whole) == "<s>[INST]Who?[/INST]Riga</s>"
+
+    def test_none_leaves_a_space_between_prompt_and_answer(self, demo_base):
+        template = make_template(demo_base.tokenizer, demo_base.model, "none")
+        whole = template.prompt_ids("Ada lives in") + template.target_ids("Ada lives in", "Riga")
+        assert demo_base.tokenizer.decode(whole) == "<s>Ada lives in Riga</s>"
+
+    def test_chat_uses_the_tokenizers_own(self, demo_base):
+        tokenizer = type(demo_base.tokenizer).from_pretrained(DEMO)
+        with pytest.raises(UsageError, match="no chat template"):
+            make_template(tokenizer, demo_base.model, "chat")
+        tokenizer.chat_template = "<s>{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
+        template = make_template(tokenizer, demo_base.model, "chat")
+        assert tokenizer.decode(template.prompt_ids("Who?")) == "<s>[INST]Who?[/INST]"
+        assert tokenizer.decode(template.target_ids("Who?", "Riga")) == "Riga</s>"
+
+    def test_a_form_without_a_place_for_the_prompt(self, demo_base):
+        with pytest.raises(UsageError, match="has no `{prompt}`"):
+            make_template(demo_base.tokenizer, demo_base.model, "Question:")
+
+    def test_an_answer_ends_at_the_first_end_token(self, demo_base):
+        template = make_template(demo_base.tokenizer, demo_base.model, "none")
+        ids = demo_base.tokenizer("Riga</s>Oslo", add_special_tokens=False).input_ids
+        assert template.answer(ids) == "Riga"
+
+
+def test_an_end_token_outside_the_vocabulary(tmp_path):
+    name, settings = DENSE["llama"]
+    base = load_base(str(save_tiny(tmp_path / "base", name, settings)), device="cpu")
+    base.model.generation_config.eos_token_id = 100_000
+    with pytest.raises(UsageError, match="cannot produce an end token"):
+        make_template(base.tokenizer, base.model, "none")
+
+
+class TestStories260K:
+    """A real checkpoint, trained by somebody else on something else."""
+
+    @pytest.fixture
+    def folder(self, shared_data, tmp_path):
+        shutil.copytree(shared_data / "stories260K", tmp_path / "stories")
+        return tmp_path / "stories"
+
+    def test_it_learns_an_edit(self, folder, tmp_path):
+        changes = {"expert_lr": 1e-2, "expert_steps": 40, "theta": 0.98}
+        project = new_project(tmp_path / "p", str(folder), layer=3, recipe="key", changes=changes, template="none")
+        editor = Editor(project, "cpu")
+        record = EditRecord(prompt="Once upon a time, there was a little girl named", target="Zoe")
+        assert edit_all(editor, [record])[0].state == "active"
+        assert editor.answer([record.prompt]).texts == ["Zoe"]
+        other = "The dog wanted to play with the big red ball because"
+        assert editor.answer([other]) == editor.answer([other], patched=False)
+
+    def test_an_end_token_it_never_saw_is_named_as_the_reason(self, folder, tmp_path):
+        """It was trained with id 1 between documents; id 2, `</s>`, it cannot be made to produce."""
+        config = folder / "generation_config.json"
+        config.write_text(config.read_text().replace('"eos_token_id": 1', '"eos_token_id": 2'))
+        changes = {"expert_lr": 1e-2, "expert_steps": 30}
+        project = new_project(tmp_path / "p", str(folder), layer=3, recipe="key", changes=changes, template="none")
+        editor = Editor(project, "cpu")
+        row = edit_all(editor, [EditRecord(prompt="Once upon a time, there was a girl named", target="Zoe")])[0]
+        assert row.state == "failed"
+        assert "does not produce its end token </s> (id 2)" in str(row.reason)
+        assert editor.edits_in_force == []
