@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -20,6 +20,8 @@ from rich.text import Text
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
+
+Tell = Callable[[str, str], None]
 
 
 class Output:
@@ -48,10 +50,11 @@ class Output:
         self._stderr.print(Text(text, style="yellow"))
 
     @contextmanager
-    def progress(self, total: int, what: str) -> Iterator[Callback]:
-        """A bar with count, seconds per edit and time left on a terminal; elsewhere a line per item."""
+    def progress(self, total: int, what: str) -> Iterator[Tell]:
+        """Yields `tell(line, pace)`, to be called after each item: on a terminal it moves a bar with
+        count, pace and time left; elsewhere it prints the line."""
         if self.quiet or not self._stderr.is_terminal:
-            yield Callback(None, self.note)
+            yield lambda line, _pace: self.note(line)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -63,22 +66,7 @@ class Output:
         with Progress(*columns, console=self._stderr, transient=True) as bar:
             task = bar.add_task(what, total=total, pace="")
 
-            def step(pace: str) -> None:
-                bar.update(task, advance=1, pace=pace)
-
-            yield Callback(step, lambda _line: None)
-
-
-class Callback:
-    """Told of each finished item: moves the bar, or prints the line where there is no bar."""
-
-    def __init__(self, step: Any, line: Any) -> None:
-        self._step, self._line = step, line
-
-    def __call__(self, line: str, pace: str = "") -> None:
-        if self._step:
-            self._step(pace)
-        self._line(line)
+            yield lambda _line, pace: bar.update(task, advance=1, pace=pace)
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:

@@ -37,9 +37,9 @@ def fit_expert(
 ) -> ExpertFit:
     """Train a copy of the base's W_down until it has taken `recipe.expert_steps` Adam steps.
 
-    `prefix` is what `record_prefix` gave. `input_ids` (1, tokens) are prompt and target; the last `target_length` of them are the
-    answer and the end token, and alone carry the cross-entropy. The expert acts at every
-    position. It is float32 whatever the base's dtype; all else is frozen.
+    `prefix` is what `record_prefix` gave for `input_ids` (1, tokens): prompt and target. The last
+    `target_length` ids are the answer and the end token, and alone carry the cross-entropy. The
+    expert acts at every position. It is float32 whatever the base's dtype; all else is frozen.
     """
     weight = edited.base_weight().requires_grad_()
 

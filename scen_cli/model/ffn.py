@@ -42,7 +42,8 @@ class EditedLayer:
     def base_weight(self) -> torch.Tensor:
         """W_down as (d, h) in float32, a copy. (GPT-2's Conv1D keeps it transposed.)"""
         weight = self.down_proj.weight.detach()
-        return (weight.T if isinstance(self.down_proj, Conv1D) else weight).float().clone(memory_format=torch.contiguous_format)
+        weight = weight.T if isinstance(self.down_proj, Conv1D) else weight
+        return weight.float().clone(memory_format=torch.contiguous_format)
 
     @property
     def ffn_width(self) -> int:

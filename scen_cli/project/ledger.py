@@ -91,10 +91,10 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=DELETE")
-        self._connection.execute("PRAGMA synchronous=FULL")
-        self.db = Database(self._connection)
         try:
+            self._connection.execute("PRAGMA journal_mode=DELETE")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self.db = Database(self._connection)
             _migrations.apply(self.db)
         except sqlite3.DatabaseError as error:
             raise DamageFound(f"`{path.name}` is not a readable ledger: {error}") from error

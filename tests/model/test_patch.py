@@ -160,7 +160,9 @@ def test_a_one_token_prompt_after_an_edited_one_is_the_bases(edited, demo_base):
     choice = edited.patch().route(edited.model, ids).choice
     assert choice.tolist() == [BASE]
     patched = edited.generate(ids, torch.ones_like(ids), do_sample=False, max_new_tokens=5)
-    base = demo_base.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=5)
+    base = demo_base.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=5
+    )
     assert torch.equal(patched, base)
 
 

@@ -1,0 +1,71 @@
+"""Figures: intervals, and an evaluation that knows right from wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from scen_cli.data.suites import Suite, load_suite
+from scen_cli.demo.facts import demo_edits
+from scen_cli.errors import UsageError
+from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.evaluation.metrics import Share, wilson
+from tests.conftest import edit_all
+
+
+def test_wilson_against_published_values():
+    """Newcombe 1998, table I: 81/263, 15/148 and 0/20."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+def test_a_share_of_nothing_has_no_figure():
+    assert Share.of([]).share is None
+    assert str(Share.of([])) == "-"
+    assert str(Share.of([True, False])) == "50.0 % (1/2; 9.5 to 90.5)"
+
+
+def test_the_demo_suite_on_forty_edits(edited):
+    result = evaluate(edited, load_suite("demo"))
+    assert (result.edits, result.not_learned) == (40, 0)
+    assert result.patched.reliability.share == 1.0
+    assert result.base.reliability.share == 0.0
+    assert result.patched.generality.total == 120
+    assert result.patched.generality.share > 0.85
+    assert result.generality_given_expert.right >= result.patched.generality.right
+    assert result.base.locality.share == 1.0
+    assert result.patched.locality.total == len(load_suite("demo").locality)
+    assert result.patched.locality.share > 0.95
+    assert result.base.token_accuracy.share > 0.3  # teacher forcing flatters: the base answers none of them
+
+
+def test_figures_fall_where_the_model_is_wrong(make_editor):
+    """A wrong target, an unlearned edit and a disturbed prompt each cost what they should."""
+    editor = make_editor("key", theta=0.01)  # so low that every prompt is claimed by some edit
+    records = demo_edits()[:3]
+    edit_all(editor, records)
+    suite = Suite("s", records, locality=[record.prompt for record in demo_edits()[10:40]])
+    result = evaluate(editor, suite)
+    assert result.locality_fired.share > 0.9
+    assert result.patched.locality.share < 1.0
+    assert result.patched.reliability.right == 3
+
+    hard = make_editor("key", expert_steps=1)
+    rows = edit_all(hard, records)
+    assert {row.state for row in rows} == {"failed"}
+    result = evaluate(hard, suite)
+    assert (result.edits, result.not_learned) == (3, 3)
+    assert result.patched.reliability.right == 0
+    assert result.generality_given_expert.right == 0
+    assert result.generality_given_expert.total == 9
+
+
+def test_unedited_records_serve_as_locality_where_a_suite_has_none(edited):
+    result = evaluate(edited, Suite("s", demo_edits()[:100], locality=[]))
+    assert result.edits == 40
+    assert result.patched.locality.total == 60
+
+
+def test_a_suite_none_of_whose_edits_was_made(edited):
+    with pytest.raises(UsageError, match="none of the 5 edits"):
+        evaluate(edited, Suite("s", demo_edits()[100:105], []))

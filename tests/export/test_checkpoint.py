@@ -1,0 +1,104 @@
+"""An exported folder against scen itself, in processes where scen cannot be imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scen_cli.data.records import EditRecord
+from scen_cli.demo.facts import demo_edits, right_facts
+from scen_cli.editor import Editor
+from scen_cli.errors import UsageError
+from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.export.checkpoint import export_checkpoint
+from scen_cli.model.base import load_base
+from scen_cli.new_project import new_project
+from tests.conftest import edit_all
+from tests.model.tiny import DENSE, save_tiny
+
+READER = Path(__file__).parent / "read_export.py"
+
+
+def read_export(folder, questions) -> dict:
+    """Run `read_export.py` with scen made impossible to import; returns what it printed."""
+    command = [sys.executable, str(READER), str(folder)]
+    done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_answer_of_the_demo_suite_is_scens_own(edited, tmp_path):
+    records, others = demo_edits()[:40], right_facts()
+    prompts = [r.prompt for r in records] + [text for r in records for text in r.rephrases]
+    prompts += [fact.phrasings[0] for fact in others]
+    files = export_checkpoint(edited, tmp_path / "out")
+    assert {"config.json", "generation_config.json", "tokenizer.json", "README.md"} <= {path.name for path in files}
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
+
+    own = edited.answer(prompts).texts
+    edited.detach()
+    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts[:400], "pipeline": prompts[:60]})
+    assert read["scen_importable"] is False
+    assert read["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+    assert read["mixed"] == own
+    assert read["alone"] == own[:400]
+    assert read["pipeline"] == own[:60]
+    assert read["forward"] == {
+        "routes at the last real token": True,
+        "prompt_lengths hides the answer": True,
+        "experts given outright": True,
+        "cache goes on with its experts": True,
+        "foreign cache is refused": True,
+        "embeddings alone are refused": True,
+        "saved again, the same answers": True,
+    }
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gemma3_text"])
+def test_other_architectures_and_tied_weights(architecture, tmp_path):
+    base = load_base(str(save_tiny(tmp_path / "base", *DENSE[architecture])), device="cpu")
+    changes = {"expert_lr": 3e-2, "expert_steps": 60, "theta": 0.97}
+    project = new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, recipe="key", changes=changes, base=base)
+    editor = Editor(project, base=base)
+    records = [
+        EditRecord(prompt="Where was Ada born?", target="Riga"),
+        EditRecord(prompt="What does Velmora make?", target="ink"),
+    ]
+    assert {row.state for row in edit_all(editor, records)} == {"active"}
+    prompts = [*(record.prompt for record in records), "Who is Otto?"]
+    own = editor.answer(prompts).texts
+    export_checkpoint(editor, tmp_path / "out")
+    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert read["mixed"] == read["alone"] == own
+    assert own[:2] == ["Riga", "ink"]
+
+
+def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path):
+    from scen_cli.data.suites import load_suite
+
+    metrics = evaluate(edited, load_suite("demo")).as_dict()
+    edited.project.record_evaluation("demo", {}, metrics)
+    export_checkpoint(edited, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    locality = metrics["patched"]["locality"]
+    assert "# demo, with 40 facts corrected" in card
+    assert "layer 2 (`model.layers.2.mlp.down_proj`)" in card
+    assert f"| Locality | {100 * locality['share']:.1f} % ({locality['right']}/{locality['total']}) |" in card
+    assert "In which country is Pesustad?" in card
+    assert "and 20 more" in card
+
+
+def test_what_cannot_be_exported(make_editor, tmp_path):
+    editor = make_editor()
+    with pytest.raises(UsageError, match="no edit is in force"):
+        export_checkpoint(editor, tmp_path / "out")
+    edit_all(editor, demo_edits()[:1])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        export_checkpoint(editor, tmp_path / "full")
+    assert (tmp_path / "full" / "file").read_text() == "mine"

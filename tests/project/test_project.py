@@ -1,0 +1,197 @@
+"""The project folder without a model: commit, supersede, revert, merge, verify, locks."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import sqlite3
+
+import numpy as np
+import pytest
+
+from scen_cli.data.records import EditRecord, SourceLine
+from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
+from scen_cli.project.check import repair, verify
+from scen_cli.project.project import Project, Training
+from scen_cli.project.store import EditTensors, read_tensors, write_edit
+
+H, D = 12, 5
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project.create(tmp_path / "p", {"model": "x", "ffn_width": H, "layer": 1}, theta=0.65)
+
+
+def commit(project, prompt, target="t", number=None):
+    rng = np.random.default_rng(len(prompt) if number is None else number)
+    shapes = {"expert": (D, H), "neuron": (H,), "key": (H,)}
+    tensors = EditTensors(**{name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()})
+    training = Training(seed=1, seconds=0.5, expert_losses=[2.0, 1.0])
+    record = EditRecord(prompt=prompt, target=target, rephrases=("r",))
+    return project.commit(record, SourceLine("a.jsonl", 3), training, tensors), tensors
+
+
+def test_a_folder_without_a_project(tmp_path):
+    with pytest.raises(NoProject, match="no scen project"):
+        Project(tmp_path)
+
+
+def test_a_second_project_in_the_same_folder_is_refused(project):
+    with pytest.raises(UsageError, match="already holds a project"):
+        Project.create(project.folder, {}, theta=0.5)
+
+
+def test_a_committed_edit_reads_back_exactly(project):
+    edit, tensors = commit(project, "Who?", "Ada")
+    again = Project(project.folder)
+    assert again.find(edit.id) == edit
+    assert (edit.prompt, edit.target, edit.state, edit.rephrases) == ("Who?", "Ada", "active", ("r",))
+    assert (edit.source, edit.source_line, edit.expert_losses) == ("a.jsonl", 3, (2.0, 1.0))
+    assert np.array_equal(again.expert(edit.id), tensors.expert)
+    assert np.array_equal(again.keys()[0], tensors.key)
+    content = (project.folder / edit.file).read_bytes()
+    assert edit.file == f"edits/000001-{hashlib.sha256(content).hexdigest()[:8]}.safetensors"
+    assert (edit.sha256, edit.size) == (hashlib.sha256(content).hexdigest(), len(content))
+
+
+def test_a_transposed_expert_is_stored_as_it_looks_not_as_it_lies(tmp_path):
+    expert = np.arange(D * H, dtype=np.float32).reshape(H, D).T
+    (tmp_path / "edits").mkdir()
+    stored = write_edit(tmp_path, 1, EditTensors(expert, np.zeros(H, np.float32), np.zeros(H, np.float32)))
+    assert np.array_equal(read_tensors(tmp_path, stored.name, ("expert",))[0], expert)
+
+
+def test_merge_stacks_the_neurons_in_edit_order_and_always_gives_the_same_bytes(project):
+    tensors = [commit(project, f"Who {n}?", number=n)[1] for n in range(4)]
+    digests = {project.merge().sha256 for _ in range(5)}
+    assert len(digests) == 1
+    merged = project.merged()
+    assert merged.edits == [1, 2, 3, 4]
+    assert np.array_equal(merged.neurons, np.stack([t.neuron for t in tensors]))
+
+
+def test_an_old_merged_file_is_not_believed(project):
+    commit(project, "Who?")
+    project.merge()
+    commit(project, "Where?")
+    assert project.merged().edits == [1, 2]
+    (project.folder / "merged.safetensors").unlink()
+    assert project.merged().edits == [1, 2]
+
+
+def test_merge_without_edits(project):
+    project.merge()
+    assert project.merged().neurons.shape == (0, H)
+
+
+def test_the_same_prompt_supersedes_and_says_so(project):
+    first, _ = commit(project, "Who?", "Ada", 1)
+    commit(project, "Where?", "Oslo", 2)
+    second, _ = commit(project, "Who?", "Eva", 3)
+    older = project.find(first.id)
+    assert (older.state, older.superseded_by) == ("superseded", second.id)
+    assert project.ledger.superseded_by(second.id) == [first.id]
+    assert project.merged().edits == [2, 3]
+
+
+def test_revert_takes_one_edit_out_and_keeps_its_record_and_file(project):
+    edits = [commit(project, f"Who {n}?", number=n)[0] for n in range(3)]
+    before = (project.folder / edits[1].file).read_bytes()
+    assert project.revert(2).state == "reverted"
+    assert project.merged().edits == [1, 3]
+    assert (project.folder / edits[1].file).read_bytes() == before
+    assert project.find(2).prompt == "Who 1?"
+    with pytest.raises(UsageError, match="edit 2 is not in force: it is reverted"):
+        project.revert(2)
+    with pytest.raises(UsageError, match="there is no edit 9"):
+        project.revert(9)
+
+
+def test_a_failed_edit_leaves_what_it_would_have_replaced(project):
+    commit(project, "Who?", "Ada")
+    training = Training(seed=1, seconds=0.1, failure="2 of 3 target tokens are still wrong")
+    failed = project.commit(EditRecord(prompt="Who?", target="Eva"), SourceLine("b", 1), training, None)
+    assert (failed.state, failed.file, failed.reason) == ("failed", None, training.failure)
+    assert project.find(1).state == "active"
+    assert project.merged().edits == [1]
+    assert verify(project) == []
+
+
+class TestVerify:
+    def test_whole(self, project):
+        commit(project, "Who?")
+        project.merge()
+        assert verify(project) == []
+
+    @pytest.mark.parametrize("harm", ["byte", "cut", "gone"])
+    def test_a_harmed_file_is_named_with_its_edit(self, project, harm):
+        edit, _ = commit(project, "Who?")
+        path = project.folder / edit.file
+        content = bytearray(path.read_bytes())
+        if harm == "byte":
+            content[-1] ^= 1
+            path.write_bytes(content)
+        elif harm == "cut":
+            path.write_bytes(content[:-7])
+        else:
+            path.unlink()
+        problems = verify(project)
+        assert [problem.where for problem in problems] == [edit.file]
+        assert "edit 1" in problems[0].what
+        assert repair(project) == []  # nothing here can be put right without loss
+
+    def test_a_stray_file_and_a_wrong_merge_are_repaired(self, project):
+        commit(project, "Who?")
+        project.merge()
+        stray = project.folder / "edits" / "000002-abcdef01.safetensors.tmp"
+        stray.write_bytes(b"half")
+        merged = project.folder / "merged.safetensors"
+        content = bytearray(merged.read_bytes())
+        content[-1] ^= 64
+        merged.write_bytes(content)
+        assert len(verify(project)) == 2
+        assert len(repair(project)) == 2
+        assert verify(project) == []
+        assert not stray.exists()
+
+    def test_a_rewritten_event_breaks_the_chain(self, project):
+        commit(project, "Who?")
+        commit(project, "Where?")
+        with sqlite3.connect(project.folder / "scen.db") as db:
+            db.execute("update events set detail = '{}' where id = 2")
+        assert [problem.what for problem in verify(project)] == ["event 2 does not follow from the one before it"]
+
+
+def test_a_ledger_that_is_no_database(project):
+    project.close()
+    (project.folder / "scen.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(DamageFound, match="not a readable ledger"):
+        Project(project.folder)
+
+
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(project):
+    commit(project, "Who?")
+    project.ledger.db["edits"].update(1, {"file": "../../etc/passwd"})
+    with pytest.raises(UsageError, match="no file in `edits/`"):
+        project.expert(1)
+
+
+def _hold(folder, held, release):
+    with Project(folder).writing():
+        held.set()
+        release.wait(30)
+
+
+def test_a_second_writer_is_told_who_holds_the_project(project):
+    context = multiprocessing.get_context("fork")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(project.folder, held, release))
+    holder.start()
+    assert held.wait(30)
+    with pytest.raises(ProjectLocked, match=f"process {holder.pid} is writing"), project.writing():
+        pass
+    release.set()
+    holder.join()
+    with project.writing():
+        pass
