@@ -13,6 +13,7 @@ becomes the base's own class. Nothing of scen needs to be installed there.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedConfig
 
 from scen_cli.model.patch import Patch, mask_of, positions_of
+
+
+def _with_parameters(function: Any, *names: str) -> inspect.Signature:
+    """The function's signature with these optional keyword parameters added."""
+    signature = inspect.signature(function)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    rest = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
+    return signature.replace(parameters=[*parameters, *added, *rest])
 
 
 class StoredBank(nn.Module):
@@ -78,6 +88,9 @@ class ScenForCausalLM(LlamaForCausalLM):
             out = super().forward(input_ids=input_ids, attention_mask=attention_mask, **options)
         self._patch.remember(getattr(out, "past_key_values", None), experts)
         return out
+
+    # `generate` asks the signature what a model can take (positions, logits to keep): show the base's own.
+    forward.__signature__ = _with_parameters(LlamaForCausalLM.forward, "experts", "prompt_lengths")  # type: ignore[attr-defined]
 
     def _choice(self, input_ids: Tensor | None, mask: Tensor | None, lengths: Tensor | None, cache: Any) -> Tensor:
         if cache is not None and cache.get_seq_length():

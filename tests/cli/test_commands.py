@@ -163,7 +163,7 @@ class TestAsk:
         answer = json.loads(scen("ask", RECORDS[0].rephrases[0], *edited_at, "--json").stdout)
         assert (answer["patched"], answer["edit"]) == (RECORDS[0].target, 1)
         assert answer["base"] != answer["patched"]
-        assert [neuron["edit"] for neuron in answer["neurons"]][0] == 1
+        assert answer["neurons"][0]["edit"] == 1
         activations = [neuron["activation"] for neuron in answer["neurons"]]
         assert activations == sorted(activations, reverse=True)
         assert len(activations) == 3

@@ -95,7 +95,7 @@ def forward_checks(model, prompts):
     return {
         "routes at the last real token": torch.equal(plain, with_edit)
         and not torch.allclose(plain, with_base, atol=1e-2)
-        and all(torch.allclose(a, b, atol=1e-4) for a, b in zip(at_end, own)),
+        and all(torch.allclose(a, b, atol=1e-4) for a, b in zip(at_end, own, strict=True)),
         "prompt_lengths hides the answer": torch.allclose(told, model(longer, experts=edited).logits, atol=1e-5),
         "experts given outright": not torch.allclose(with_edit, with_base, atol=1e-2),
         "cache goes on with its experts": torch.allclose(following, whole, atol=1e-4),
