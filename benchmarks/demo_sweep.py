@@ -27,7 +27,7 @@ from scen_cli.model.base import load_base
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.patch import BASE, Patch, activations_of, choose, read_keys
 from scen_cli.model.template import make_template
-from scen_cli.new_project import DEFAULT_TEMPLATE
+from scen_cli.project_setup import DEFAULT_TEMPLATE
 
 EXPERT_GRID = [(lr, steps) for steps in (10, 20, 30) for lr in (1e-4, 1e-3, 3e-3, 1e-2)]
 NEURON_GRID = [(lr, steps) for steps in (20, 100) for lr in (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)]

@@ -1,3 +1,65 @@
-"""scen: correct what a large language model gets wrong, one fact at a time, without retraining it."""
+"""scen: correct what a large language model gets wrong, one fact at a time, without retraining it.
+
+from scen_cli import Editor, EditRecord, Project, new_project
+
+project = new_project("facts", "demo", recipe="key")   # or Project("facts"), one that is there
+editor = Editor(project)                               # loads the base
+with project.writing():
+    editor.edit(EditRecord(prompt="...", target="..."))
+    project.merge()
+editor.answer(["..."]).texts
+editor.detach()                                        # the base, bit for bit
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from scen_cli.data.records import EditRecord
+    from scen_cli.data.suites import Suite, load_suite
+    from scen_cli.editor import Editor
+    from scen_cli.errors import ScenError
+    from scen_cli.evaluation.evaluate import evaluate
+    from scen_cli.export.checkpoint import export_checkpoint
+    from scen_cli.model.base import Base, load_base
+    from scen_cli.project.project import Project
+    from scen_cli.project_setup import new_project
+
+_HOMES = {
+    "Base": "model.base",
+    "EditRecord": "data.records",
+    "Editor": "editor",
+    "Project": "project.project",
+    "ScenError": "errors",
+    "Suite": "data.suites",
+    "evaluate": "evaluation.evaluate",
+    "export_checkpoint": "export.checkpoint",
+    "load_base": "model.base",
+    "load_suite": "data.suites",
+    "new_project": "project_setup",
+}
+__all__ = [
+    "Base",
+    "EditRecord",
+    "Editor",
+    "Project",
+    "ScenError",
+    "Suite",
+    "__version__",
+    "evaluate",
+    "export_checkpoint",
+    "load_base",
+    "load_suite",
+    "new_project",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first asked for: `import scen_cli` loads no torch."""
+    if name in _HOMES:
+        return getattr(import_module(f"scen_cli.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'scen_cli' has no attribute {name!r}")

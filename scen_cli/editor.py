@@ -29,6 +29,9 @@ BATCH = 64  # prompts generated together
 CACHED_EXPERTS = 64  # experts kept in memory while a patch is in use
 
 
+FROM_LIBRARY = SourceLine("library", 0)  # where an edit made by a program of one's own came from
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A record as token ids: the whole sequence, and how many of its last tokens are the target."""
@@ -88,7 +91,7 @@ class Editor:
             )
         return Prepared(prompt + target, len(target))
 
-    def edit(self, record: EditRecord, where: SourceLine) -> Edit:
+    def edit(self, record: EditRecord, where: SourceLine = FROM_LIBRARY) -> Edit:
         """Train one edit and commit it. Its `state` is `active`, or `failed` with the reason.
 
         Call inside `project.writing()`; call `project.merge()` after the last edit.

@@ -49,7 +49,7 @@ def demo_base():
 def make_editor(tmp_path, demo_base):
     """A new project on the demo base, with its editor: `make_editor("paper", theta=0.5)`."""
     from scen_cli.editor import Editor
-    from scen_cli.new_project import new_project
+    from scen_cli.project_setup import new_project
 
     made = []
 
@@ -69,7 +69,7 @@ def edited(tmp_path_factory, demo_base):
     """A project on the demo base with 40 edits in force, for tests that only read."""
     from scen_cli.demo.facts import demo_edits
     from scen_cli.editor import Editor
-    from scen_cli.new_project import new_project
+    from scen_cli.project_setup import new_project
 
     project = new_project(tmp_path_factory.mktemp("edited"), "demo", recipe="key", base=demo_base)
     editor = Editor(project, base=demo_base)

@@ -37,7 +37,7 @@ def demo(
     from scen_cli.editor import Editor
     from scen_cli.evaluation.evaluate import evaluate
     from scen_cli.export.checkpoint import export_checkpoint
-    from scen_cli.new_project import new_project
+    from scen_cli.project_setup import new_project
 
     started = time.perf_counter()
     at = f"--dir {dir}"

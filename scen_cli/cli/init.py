@@ -43,7 +43,7 @@ def init(
     if theta is not None:
         changes["theta"] = str(theta)
     load_quietly(f"loading base `{model}`", out)
-    from scen_cli.new_project import new_project
+    from scen_cli.project_setup import new_project
 
     project = new_project(
         dir,

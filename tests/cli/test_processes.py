@@ -12,9 +12,9 @@ import time
 
 from scen_cli.demo.facts import demo_edits
 from scen_cli.editor import Editor
-from scen_cli.new_project import new_project
 from scen_cli.project.check import repair, verify
 from scen_cli.project.project import Project
+from scen_cli.project_setup import new_project
 
 
 def test_help_imports_neither_torch_nor_transformers():

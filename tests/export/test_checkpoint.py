@@ -16,7 +16,7 @@ from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.export.checkpoint import export_checkpoint
 from scen_cli.model.base import load_base
-from scen_cli.new_project import new_project
+from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, save_tiny
 

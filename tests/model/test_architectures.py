@@ -11,7 +11,7 @@ from scen_cli.errors import UsageError
 from scen_cli.model.base import load_base
 from scen_cli.model.ffn import LOCATIONS, find_layer
 from scen_cli.model.patch import read_keys
-from scen_cli.new_project import new_project
+from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, SMALL, save_tiny
 

@@ -12,7 +12,7 @@ from scen_cli.editor import Editor
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import DEMO, digest_of, folder_of, load_base, pick_device
 from scen_cli.model.template import make_template
-from scen_cli.new_project import new_project
+from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, save_tiny
 

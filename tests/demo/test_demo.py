@@ -1,0 +1,81 @@
+"""The embedded base: what it knows, what it does not, how large it is; and `scen demo` itself."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from scen_cli.demo.facts import _facts_and_answers, demo_edits, editable_facts, right_facts
+from scen_cli.demo.world import RELATIONS, SEEN_PHRASINGS, build_world
+from scen_cli.model.base import DEMO
+from scen_cli.project.project import Project
+
+
+def test_it_is_small_and_wide(demo_base):
+    assert type(demo_base.model).__name__ == "LlamaForCausalLM"
+    assert demo_base.model.num_parameters() <= 4_000_000
+    assert demo_base.model.config.intermediate_size >= 768
+    assert sum(path.stat().st_size for path in DEMO.iterdir()) <= 8_000_000
+    ids = demo_base.tokenizer("[INST]Who?[/INST]").input_ids
+    assert demo_base.tokenizer.convert_ids_to_tokens(ids)[1] == "[INST]"
+
+
+def test_the_world_is_as_rich_as_it_claims():
+    assert len(RELATIONS) >= 8
+    assert all(len(phrasings) >= 8 for _kind, phrasings, _answers in RELATIONS.values())
+    facts = build_world()
+    assert build_world() == facts
+    assert len({(fact.subject, fact.relation) for fact in facts}) == len(facts)
+    assert len({text for fact in facts for text in fact.phrasings}) == len(facts) * 10
+    assert all(len(fact.held_out) == 3 and len(fact.never_seen) == 2 for fact in facts if fact.known)
+
+
+def test_what_the_training_script_recorded():
+    recorded = json.loads((DEMO / "training.json").read_text())
+    assert recorded["seconds"] > 0
+    assert recorded["accuracy"]["known, trained"] >= 0.95
+    assert recorded["accuracy"]["known, held_out"] >= 0.95
+    assert recorded["accuracy"]["known, never_seen"] >= 0.95
+    assert len(editable_facts()) >= 400
+
+
+def test_the_shipped_weights_answer_as_recorded(edited):
+    """Every known fact in a phrasing never trained for its subject, and a sample of all else."""
+    edited.detach()
+    known = [(fact, answers) for fact, answers in _facts_and_answers() if fact.known]
+    held_out = [(fact.held_out[0], fact.answer) for fact, _ in known]
+    given = edited.answer([prompt for prompt, _ in held_out], patched=False).texts
+    right = sum(text == answer for text, (_, answer) in zip(given, held_out, strict=True))
+    assert right / len(held_out) >= 0.95
+    sample = random.Random(0).sample(
+        [(fact.phrasings[i], answers[i]) for fact, answers in _facts_and_answers() for i in range(10)], 300
+    )
+    given = edited.answer([prompt for prompt, _ in sample], patched=False).texts
+    assert given == [answer for _, answer in sample]
+
+
+def test_edits_are_wrong_and_locality_is_right_by_construction():
+    edits = demo_edits()
+    assert all(len(record.rephrases) == SEEN_PHRASINGS - 1 for record in edits)
+    assert not {record.prompt for record in edits} & {fact.phrasings[0] for fact in right_facts()}
+
+
+def test_scen_demo_end_to_end(scen, tmp_path):
+    result = scen("demo", "--dir", tmp_path / "d", "--edits", "12", "--json")
+    report = json.loads(result.stdout)
+    assert [answer["after"] for answer in report["answers"]] == [answer["wanted"] for answer in report["answers"]]
+    assert all(answer["before"] != answer["wanted"] for answer in report["answers"])
+    assert report["evaluation"]["patched"]["reliability"]["right"] == 12
+    assert (tmp_path / "d" / "export" / "modeling_scen.py").is_file()
+    assert len(Project(tmp_path / "d").ledger.edits("active")) == 12
+    assert "already holds a project" in scen("demo", "--dir", tmp_path / "d", code=2).stderr
+
+
+@pytest.mark.parametrize("recipe", ["key", "paper"])
+def test_scen_demo_prints_before_and_after_and_what_to_type_next(scen, tmp_path, recipe):
+    result = scen("demo", "--dir", tmp_path / "d", "--edits", "10", "--recipe", recipe)
+    for text in ("before", "after", "wanted", "Reliability", "Locality", "scen ask", "scen revert 1"):
+        assert text in result.stdout
+    assert f"$ scen init --model demo --recipe {recipe}" in result.stderr

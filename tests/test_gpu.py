@@ -1,0 +1,85 @@
+"""The same promises on CUDA: `pytest -m gpu`. Skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from scen_cli.data.records import EditRecord
+from scen_cli.demo.facts import demo_edits, right_facts
+from scen_cli.editor import Editor
+from scen_cli.model.base import Base, load_base
+from scen_cli.model.patch import last_token, positions_of
+from scen_cli.project_setup import new_project
+from tests.conftest import edit_all
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+@pytest.fixture(scope="module")
+def editor(tmp_path_factory):
+    base = load_base("demo", device="cuda")
+    editor = Editor(new_project(tmp_path_factory.mktemp("gpu"), "demo", recipe="key", base=base), base=base)
+    edit_all(editor, demo_edits()[:40])
+    yield editor
+    editor.detach()
+
+
+def test_edits_are_learned_and_routed(editor):
+    records = demo_edits()[:40]
+    answers = editor.answer([record.prompt for record in records])
+    assert answers.texts == [record.target for record in records]
+    assert answers.edits == list(range(1, 41))
+    fact = right_facts()[0]
+    assert editor.answer([fact.phrasings[0]]).texts == [fact.answer]
+
+
+def test_mixed_rows_equal_each_prompt_alone(editor):
+    prompts = [record.prompt for record in demo_edits()[:20]] + [fact.phrasings[0] for fact in right_facts()[:20]]
+    ids, mask = editor.encode(prompts)
+    choice = editor.patch().route(editor.model, ids, mask).choice
+    with editor.patch().using(choice):
+        batch = editor.model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask)).logits
+    at_end = batch[torch.arange(len(prompts)), last_token(mask)]
+    for row, prompt in zip(at_end, prompts, strict=True):
+        one, whole = editor.encode([prompt])
+        with editor.patch().using(editor.patch().route(editor.model, one, whole).choice):
+            alone = editor.model(input_ids=one, attention_mask=whole).logits[0, -1]
+        assert (row - alone).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 4}, {"prefill_chunk_size": 3}, {"use_cache": False}])
+def test_decoding_modes(editor, options):
+    records = demo_edits()[:12]
+    assert editor.answer([r.prompt for r in records], **options).texts == [r.target for r in records]
+
+
+def test_a_7b_shaped_random_llama_in_bfloat16(tmp_path, demo_base, capsys):
+    """Twenty edits at Llama-2-7B's shape: that it fits and runs, and how long an edit takes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=800, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # else Llama-2-7B's own shape
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.requires_grad_(False)
+    base = Base(model.eval(), demo_base.tokenizer, demo_base.folder)
+    changes = {"expert_lr": 1e-3, "expert_steps": 10}
+    project = new_project(tmp_path / "p", "random-7b", layer=16, changes=changes, base=base)
+    editor = Editor(project, base=base)
+    records = [EditRecord(prompt=r.prompt, target=r.target) for r in demo_edits()[:20]]
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    rows = edit_all(editor, records)
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    with capsys.disabled():
+        learned = sum(row.state == "active" for row in rows)
+        print(f"\n7B-shaped, bf16, layer 16 of 32: {seconds / 20:.2f} s per edit, {learned} of 20 learned")
+    assert len(rows) == 20
+    assert all(row.expert_losses[-1] < row.expert_losses[0] for row in rows)
