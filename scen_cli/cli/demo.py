@@ -67,7 +67,8 @@ def demo(
     rows = [(a["edit"], a["prompt"], a["before"], a["after"], a["wanted"]) for a in answers[:SHOWN]]
     out.result(
         {"dir": str(dir), "seconds": round(seconds, 1), "answers": answers, "evaluation": evaluation.as_dict()},
-        table(("edit#", "prompt", "before", "after", "wanted"), rows, f"the first {len(rows)} of {len(answers)} edits"),
+        f"the first {len(rows)} of {len(answers)} edits",
+        table(("edit#", "prompt", "before", "after", "wanted"), rows),
         "",
         *figures(evaluation, "greedy"),
         "",

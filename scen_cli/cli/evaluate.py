@@ -67,10 +67,11 @@ def figures(evaluation: Evaluation, decoding: str) -> list[RenderableType]:
     )
     teacher = [("target tokens", patched.token_accuracy, base.token_accuracy)]
     return [
-        table(("", "patched", "base"), rows, title),
-        "",
-        table(("", ""), more, "routing"),
-        "",
-        table(("", "patched", "base"), teacher, "teacher-forced token accuracy (not generation)"),
-        "each figure: share (right/total; 95 % interval)",
+        title,
+        table(("", "patched", "base"), rows),
+        "\nrouting",
+        table(("", ""), more),
+        "\nteacher-forced token accuracy (not generation)",
+        table(("", "patched", "base"), teacher),
+        "\neach figure: share (right/total; 95 % interval)",
     ]

@@ -21,7 +21,7 @@ def init(
         str, typer.Option(help="A string with {prompt} in it; `chat` for the tokenizer's own template; `none`.")
     ] = "[INST]{prompt}[/INST]",
     recipe: Annotated[str, typer.Option(help="paper, or key (the edit's own key is its neuron).")] = "paper",
-    theta: Annotated[float | None, typer.Option(help="Activation threshold. [default: paper 0.65, key 0.8]")] = None,
+    theta: Annotated[float | None, typer.Option(help="Activation threshold; by itself 0.65 for paper, 0.8 for key.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe's setting, e.g. expert_steps=20. Repeatable.")
     ] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,19 +72,17 @@ def show(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """All that is recorded of one edit.
+    """All that is recorded of one edit; `--json` has the loss of every step.
 
     Example: scen show 3
     """
     edit = open_project(dir).find(edit_id)
     data = asdict(edit)
-    rows = [
-        (name, ", ".join(f"{loss:.4f}" for loss in value) if name.endswith("losses") else _plain(value))
-        for name, value in data.items()
-        if value not in (None, ())
-    ]
+    rows = [(name, _plain(name, value)) for name, value in data.items() if value not in (None, ())]
     Output(as_json, quiet).result(data, table(("", ""), rows))
 
 
-def _plain(value: object) -> str:
+def _plain(name: str, value: Any) -> str:
+    if name.endswith("losses"):
+        return f"{value[0]:.4f} to {value[-1]:.4f} in {len(value)} steps"
     return "\n".join(value) if isinstance(value, tuple) else str(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -69,9 +69,10 @@ class Output:
             yield lambda _line, pace: bar.update(task, advance=1, pace=pace)
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:
-    """A plain table of texts; a column whose name ends in `#` is aligned to the right."""
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A plain table of texts; a column whose name ends in `#` is aligned to the right, and there is
+    no header line when no column has a name."""
+    grid = Table(show_header=any(columns), box=None, pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(column.rstrip("#"), justify="right" if column.endswith("#") else "left")
     for row in rows:
