@@ -21,7 +21,7 @@ def init(
         str, typer.Option(help="A string with {prompt} in it; `chat` for the tokenizer's own template; `none`.")
     ] = "[INST]{prompt}[/INST]",
     recipe: Annotated[str, typer.Option(help="paper, or key (the edit's own key is its neuron).")] = "paper",
-    theta: Annotated[float | None, typer.Option(help="Activation threshold; by itself 0.65 for paper, 0.8 for key.")] = None,
+    theta: Annotated[float | None, typer.Option(help="Activation threshold (paper: 0.65; key: 0.8).")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe's setting, e.g. expert_steps=20. Repeatable.")
     ] = None,
@@ -43,6 +43,7 @@ def init(
     if theta is not None:
         changes["theta"] = str(theta)
     load_quietly(f"loading base `{model}`", out)
+    from scen_cli.editing.recipe import Recipe
     from scen_cli.project_setup import new_project
 
     project = new_project(
@@ -64,7 +65,7 @@ def init(
         ("weights", f"sha256 {settings['weights_digest'][:16]}"),
         ("layer", f"{settings['layer']} ({settings['module']}, h = {settings['ffn_width']})"),
         ("template", settings["template"]),
-        ("recipe", ", ".join(f"{name} {value}" for name, value in settings["recipe"].items())),
+        ("recipe", str(Recipe.model_validate(settings["recipe"]))),
     ]
     out.result({"dir": str(dir), **settings}, f"project made in `{dir}`", table(("", ""), rows))
     out.note(f"next: `scen edit edits.jsonl{'' if dir == HERE else f' --dir {dir}'}`")

@@ -24,6 +24,13 @@ class Recipe(BaseModel):
     train_neuron: bool = Field(True, description="false: the edit's own key is its neuron, nothing is trained")
     normalise: bool = Field(False, description="false: activation is sigmoid(w.k); true: cosine of w and k")
 
+    def __str__(self) -> str:
+        """Name and settings, without those the recipe has no use for."""
+        unused = {"name", "train_neuron", "normalise"}
+        if not self.train_neuron:
+            unused |= {"neuron_lr", "neuron_steps", "alpha", "beta", "m"}
+        return ", ".join([self.name, *(f"{name} {value}" for name, value in self.model_dump(exclude=unused).items())])
+
 
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),

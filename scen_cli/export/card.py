@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from scen_cli import __version__
@@ -12,14 +11,13 @@ LISTED = 20  # edits written out in the card
 
 
 def model_card(editor: Editor, edits: list[int]) -> str:
-    """Markdown with a metadata header; figures are the ledger's newest evaluation of each suite."""
+    """Markdown with a metadata header; figures are those measured since the last edit or revert."""
     settings = editor.project.settings
     ledger = editor.project.ledger
     listed = [editor.project.find(edit_id) for edit_id in edits[:LISTED]]
     more = f"\n\nand {len(edits) - LISTED} more." if len(edits) > LISTED else ""
     lines = "\n".join(f"- {_code(edit.prompt)} -> {_code(edit.target)}" for edit in listed)
-    newest = {row["suite"]: row for row in ledger.db["evaluations"].rows_where(order_by="id")}
-    measured = "\n".join(_figures(name, json.loads(row["metrics"])) for name, row in newest.items())
+    measured = "\n".join(_figures(suite, metrics) for suite, metrics in ledger.current_evaluations().items())
     template = editor.template.form
     prompt = "{prompt}" if template in ("none", "chat") else template
     return f"""---
@@ -50,7 +48,7 @@ rows are routed, and how to give the prompt's length or the experts outright.
 
 ## Measured
 
-{measured or "Not evaluated: `scen eval` before `scen export` puts figures here."}
+{measured or "Not evaluated since the last change: `scen eval` before `scen export` puts figures here."}
 
 ## Edits
 

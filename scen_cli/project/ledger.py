@@ -142,6 +142,14 @@ class Ledger:
     def next_edit_id(self) -> int:
         return int(self.db.execute("select coalesce(max(id), 0) + 1 from edits").fetchone()[0])
 
+    def current_evaluations(self) -> dict[str, dict[str, Any]]:
+        """Metrics of each suite's newest evaluation, of those made since the last edit or revert."""
+        kinds = [event["kind"] for event in self.events()]
+        changes = [position for position, kind in enumerate(kinds) if kind in ("edit", "revert")]
+        count = kinds[changes[-1] :].count("evaluation") if changes else 0
+        newest = list(self.db["evaluations"].rows_where(order_by="id desc", limit=count))
+        return {row["suite"]: json.loads(row["metrics"]) for row in reversed(newest)}
+
     def events(self) -> list[dict[str, Any]]:
         return list(self.db["events"].rows_where(order_by="id"))
 

@@ -78,7 +78,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UsageError, match="not UTF-8"):
         read_entries(str(binary))
     broken = tmp_path / "broken.json"
-    broken.write_text('[\n{"prompt": "a",\n}]')
+    broken.write_text('[\n{"prompt": "a"},\n{"prompt": ]')
     with pytest.raises(UsageError, match="broken.json:3: not valid JSON"):
         read_entries(str(broken))
 

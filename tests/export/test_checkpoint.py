@@ -92,6 +92,19 @@ def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path)
     assert "and 20 more" in card
 
 
+def test_figures_older_than_the_last_change_are_left_out_of_the_card(make_editor, tmp_path):
+    editor = make_editor()
+    edit_all(editor, demo_edits()[:2])
+    share = {"right": 2, "total": 2, "share": 1.0}
+    figures = dict.fromkeys(("reliability", "generality", "locality"), share)
+    editor.project.record_evaluation("mine", {}, {"edits": 2, "patched": figures, "base": figures})
+    export_checkpoint(editor, tmp_path / "before")
+    assert "| Reliability | 100.0 % (2/2) |" in (tmp_path / "before" / "README.md").read_text()
+    editor.project.revert(1)
+    export_checkpoint(editor, tmp_path / "after")
+    assert "Not evaluated since the last change" in (tmp_path / "after" / "README.md").read_text()
+
+
 def test_what_cannot_be_exported(make_editor, tmp_path):
     editor = make_editor()
     with pytest.raises(UsageError, match="no edit is in force"):

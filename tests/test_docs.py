@@ -1,0 +1,94 @@
+"""The README says what is so: its walk-through is run and compared, its commands and links exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scen_cli.cli import app
+from scen_cli.demo.facts import right_facts
+from scen_cli.model.base import DEMO
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def walk_through() -> list[tuple[list[str], list[str]]]:
+    """(arguments, lines of output) of each `$ scen ...` in the README's console blocks."""
+    steps: list[tuple[list[str], list[str]]] = []
+    for block in re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("$ scen "):
+                steps.append((shlex.split(line.removeprefix("$ scen ")), []))
+            else:
+                steps[-1][1].append(line)
+    return steps
+
+
+def test_the_walk_through_prints_what_the_readme_shows(scen, tmp_path, monkeypatch):
+    shutil.copytree(DEMO, tmp_path / "my-llama")
+    shutil.copy(ROOT / "examples" / "edits.jsonl", tmp_path)
+    unedited = [{"prompt": fact.phrasings[0]} for fact in right_facts()[:2]]
+    (tmp_path / "unedited.jsonl").write_text("\n".join(map(json.dumps, unedited)))
+    monkeypatch.chdir(tmp_path)
+    steps = walk_through()
+    assert [arguments[0] for arguments, _ in steps] == "init edit ask eval revert verify export".split()
+    for arguments, shown in steps:
+        printed = [squeezed(line) for line in scen(*arguments).stdout.splitlines()]
+        for line in shown:
+            assert squeezed(line) in printed, f"`scen {' '.join(arguments)}` does not print: {line}"
+
+
+def test_every_command_is_in_the_table_of_commands():
+    for command in app.registered_commands:
+        assert f"`scen {command.name}`" in README
+
+
+def test_every_option_named_in_the_readme_exists(scen):
+    known = set()
+    for command in app.registered_commands:
+        known |= set(re.findall(r"--[a-z][a-z-]*", scen(command.name, "--help").stdout))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - {"--help"}
+    cut_by_narrow_help = {option for option in named if any(option.startswith(shown) for shown in known)}
+    assert named <= known | cut_by_narrow_help
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_figures_of_the_training_script_are_those_in_the_changelog():
+    recorded = json.loads((DEMO / "training.json").read_text())
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"{recorded['parameters']:,} parameters" in changelog
+    assert f"({recorded['seconds']} s," in changelog
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_examples_run(example, tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / example), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Kenya" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
+    ids=["lint", "format", "types"],
+)
+def test_the_code_is_clean(command):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
