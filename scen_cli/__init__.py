@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scen_cli.evaluation.evaluate import evaluate
     from scen_cli.export.checkpoint import export_checkpoint
     from scen_cli.model.base import Base, load_base
+    from scen_cli.patched_model import PatchedModel
     from scen_cli.project.project import Project
     from scen_cli.project_setup import new_project
 
@@ -33,6 +34,7 @@ _HOMES = {
     "Base": "model.base",
     "EditRecord": "data.records",
     "Editor": "editor",
+    "PatchedModel": "patched_model",
     "Project": "project.project",
     "ScenError": "errors",
     "Suite": "data.suites",
@@ -46,6 +48,7 @@ __all__ = [
     "Base",
     "EditRecord",
     "Editor",
+    "PatchedModel",
     "Project",
     "ScenError",
     "Suite",

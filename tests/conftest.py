@@ -67,7 +67,7 @@ def make_editor(tmp_path, demo_base):
 @pytest.fixture(scope="session")
 def edited(tmp_path_factory, demo_base):
     """A project on the demo base with 40 edits in force, for tests that only read."""
-    from scen_cli.demo.facts import demo_edits
+    from scen_cli.data.suites import demo_edits
     from scen_cli.editor import Editor
     from scen_cli.project_setup import new_project
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from scen_cli.data.records import EditRecord
-from scen_cli.demo.facts import demo_edits, right_facts
+from scen_cli.data.suites import demo_edits
+from scen_cli.demo.facts import right_facts
 from scen_cli.editor import Editor
 from scen_cli.model.base import Base, load_base
 from scen_cli.model.patch import last_token, positions_of

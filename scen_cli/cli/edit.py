@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scen_cli.cli.interrupt import interruptible
 from scen_cli.cli.opening import HERE, Device, Dir, open_editor
 from scen_cli.cli.output import Json, Output, Quiet
 from scen_cli.errors import SomeEditsFailed, UsageError
@@ -110,8 +111,9 @@ def _run(editor: Editor, entries: list[Entry], strict: bool, out: Output) -> lis
     started, trained = time.perf_counter(), 0
     waiting = sum(outcome is None for outcome in outcomes)
     try:
-        with out.progress(waiting, "editing") as tell:
+        with out.progress(waiting, "editing") as tell, interruptible(out.note) as check:
             for position, entry in enumerate(entries):
+                check()
                 if outcomes[position] is None and entry.record is not None:
                     outcomes[position] = outcome = _train(editor, entry)
                     trained += 1

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from scen_cli.data.records import EditRecord, check_record, read_entries
+from scen_cli.demo.facts import editable_facts, right_facts
+from scen_cli.demo.world import SEEN_PHRASINGS
 from scen_cli.errors import UsageError
 
 
@@ -31,10 +33,7 @@ class Suite:
 def load_suite(name: str, data: Path | None = None) -> Suite:
     """Load a suite. Raises `UsageError` for a missing or unreadable file."""
     if name == "demo":
-        from scen_cli.demo.facts import demo_edits, right_facts
-
-        locality = [fact.phrasings[0] for fact in right_facts()]
-        return Suite(name, demo_edits(), locality)
+        return Suite(name, demo_edits(), [fact.phrasings[0] for fact in right_facts()])
     if name == "zsre":
         if data is None:
             raise UsageError("the zsre suite needs its data: `--data FILE`")
@@ -45,6 +44,20 @@ def load_suite(name: str, data: Path | None = None) -> Suite:
         raise UsageError(f"{bad[0].where}: {bad[0].problem}")
     records = [entry.record for entry in entries if entry.record is not None]
     return Suite(Path(name).name, records, read_prompts(data) if data else [])
+
+
+def demo_edits() -> list[EditRecord]:
+    """One edit per fact the demo base has wrong: its first phrasing, with the others that occur in
+    the base's training as rephrases."""
+    return [
+        EditRecord(
+            prompt=fact.phrasings[0],
+            target=fact.answer,
+            subject=fact.subject,
+            rephrases=fact.phrasings[1:SEEN_PHRASINGS],
+        )
+        for fact in editable_facts()
+    ]
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the demo base knows and what it gets wrong: the edits and the locality prompts of its suite."""
+"""What the demo base knows and what it gets wrong: what its suite edits and what must stay."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import jsonlines
 
-from scen_cli.data.records import EditRecord
-from scen_cli.demo.world import SEEN_PHRASINGS, Fact, build_world
+from scen_cli.demo.world import Fact, build_world
 
 FACTS = Path(__file__).parent / "base" / "facts.jsonl"
 
@@ -28,16 +27,3 @@ def editable_facts() -> list[Fact]:
 def right_facts() -> list[Fact]:
     """Known facts the base answers rightly in their first phrasing (D_loc)."""
     return [fact for fact, answers in _facts_and_answers() if fact.known and answers[0] == fact.answer]
-
-
-def demo_edits() -> list[EditRecord]:
-    """One edit per editable fact: its first phrasing, with the others that occur in training as rephrases."""
-    return [
-        EditRecord(
-            prompt=fact.phrasings[0],
-            target=fact.answer,
-            subject=fact.subject,
-            rephrases=fact.phrasings[1:SEEN_PHRASINGS],
-        )
-        for fact in editable_facts()
-    ]

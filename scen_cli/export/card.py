@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from scen_cli import __version__
-from scen_cli.editor import Editor
+from scen_cli.patched_model import PatchedModel
 
 LISTED = 20  # edits written out in the card
 
 
-def model_card(editor: Editor, edits: list[int]) -> str:
+def model_card(patched: PatchedModel, edits: list[int]) -> str:
     """Markdown with a metadata header; figures are those measured since the last edit or revert."""
-    settings = editor.project.settings
-    ledger = editor.project.ledger
-    listed = [editor.project.find(edit_id) for edit_id in edits[:LISTED]]
+    settings = patched.project.settings
+    ledger = patched.project.ledger
+    listed = [patched.project.find(edit_id) for edit_id in edits[:LISTED]]
     more = f"\n\nand {len(edits) - LISTED} more." if len(edits) > LISTED else ""
     lines = "\n".join(f"- {_code(edit.prompt)} -> {_code(edit.target)}" for edit in listed)
     measured = "\n".join(_figures(suite, metrics) for suite, metrics in ledger.current_evaluations().items())
-    template = editor.template.form
+    template = patched.template.form
     prompt = "{prompt}" if template in ("none", "chat") else template
     return f"""---
 library_name: transformers

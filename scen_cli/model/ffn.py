@@ -48,7 +48,8 @@ class EditedLayer:
     @property
     def ffn_width(self) -> int:
         """h: the width of a key."""
-        return int(self.base_weight().shape[1])
+        rows, columns = self.down_proj.weight.shape
+        return rows if isinstance(self.down_proj, Conv1D) else columns
 
 
 def find_layer(model: PreTrainedModel, layer: int) -> EditedLayer:

@@ -148,10 +148,9 @@ class Project:
                 return Merged(ids.tolist(), neurons)
         return self._merge_files(self.ledger.edits("active"))
 
-    def keys(self) -> np.ndarray:
-        """Keys (t, h) of the active edits, in order."""
-        rows = [read_tensors(self.folder, self._path_of(e), ("key",))[0] for e in self.ledger.edits("active")]
-        return np.stack(rows) if rows else np.empty((0, self.settings["ffn_width"]), np.float32)
+    def key(self, edit_id: int) -> np.ndarray:
+        """The key (h,) of one edit."""
+        return read_tensors(self.folder, self._path_of(self.find(edit_id)), ("key",))[0]
 
     def expert(self, edit_id: int) -> np.ndarray:
         """The expert (d, h) of one edit."""

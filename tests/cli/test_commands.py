@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from scen_cli.cli import app
-from scen_cli.demo.facts import demo_edits, right_facts
+from scen_cli.data.suites import demo_edits
+from scen_cli.demo.facts import right_facts
 from scen_cli.project.project import Project
 
 RECORDS = demo_edits()[:4]

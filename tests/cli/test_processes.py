@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from scen_cli.demo.facts import demo_edits
+from scen_cli.data.suites import demo_edits
 from scen_cli.editor import Editor
 from scen_cli.project.check import repair, verify
 from scen_cli.project.project import Project

@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from scen_cli.demo.facts import _facts_and_answers, demo_edits, editable_facts, right_facts
+from scen_cli.data.suites import demo_edits
+from scen_cli.demo.facts import _facts_and_answers, editable_facts, right_facts
 from scen_cli.demo.world import RELATIONS, SEEN_PHRASINGS, build_world
 from scen_cli.model.base import DEMO
 from scen_cli.project.project import Project

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from scen_cli.demo.facts import demo_edits, right_facts
+from scen_cli.data.suites import demo_edits
+from scen_cli.demo.facts import right_facts
 from tests.conftest import edit_all
 from tests.editing.oracle import Oracle
 

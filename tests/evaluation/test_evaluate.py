@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scen_cli.data.suites import Suite, load_suite
-from scen_cli.demo.facts import demo_edits
+from scen_cli.data.suites import Suite, demo_edits, load_suite
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.evaluation.metrics import Share, wilson

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from scen_cli.data.records import EditRecord
-from scen_cli.demo.facts import demo_edits, right_facts
+from scen_cli.data.suites import demo_edits
+from scen_cli.demo.facts import right_facts
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate import evaluate

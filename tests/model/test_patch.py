@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from scen_cli.demo.facts import demo_edits, right_facts
+from scen_cli.data.suites import demo_edits
+from scen_cli.demo.facts import right_facts
 from scen_cli.model.patch import BASE, choose, last_token, positions_of
 
 

@@ -1,0 +1,37 @@
+"""Ctrl-C during an edit run: the edit under way is finished first, a second Ctrl-C stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def interruptible(note: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Yields `check()`, to be called between edits: raises `KeyboardInterrupt` once Ctrl-C was pressed.
+
+    Python drops a KeyboardInterrupt that happens to be raised inside a finaliser; a flag is not lost.
+    """
+    pressed = threading.Event()
+
+    def on_signal(_number: int, _frame: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+        note("finishing the edit under way; press Ctrl-C again to stop at once")
+
+    def check() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
