@@ -119,7 +119,7 @@ class PatchedModel:
         `choice` (rows,) holds an index into `edits_in_force` or `BASE` for each row; without it
         each row is routed by its prompt.
         """
-        options = {"pad_token_id": self.pad_id, "eos_token_id": self.template.end_id, **options}
+        options = {"pad_token_id": self.pad_id, "eos_token_id": list(self.template.end_ids), **options}
         return self.patch().generate(self.model, self.model.generate, input_ids, attention_mask, choice, **options)
 
     def answer(

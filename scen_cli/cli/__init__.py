@@ -5,7 +5,6 @@ Nothing heavier than Typer and Rich is imported here; a command imports what it 
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 import typer
@@ -24,8 +23,8 @@ from scen_cli.cli import (
     revert,
     verify,
 )
+from scen_cli.cli.failures import explain
 from scen_cli.cli.output import print_error
-from scen_cli.errors import ScenError
 
 
 class _Commands(TyperGroup):
@@ -34,18 +33,13 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except ScenError as error:
-            print_error(str(error), error.hint)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            print_error("interrupted: everything committed so far is kept", "run the same command to go on")
-            raise typer.Exit(130) from error
-        except OSError as error:
-            print_error(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), "")
-            raise typer.Exit(1) from error
-        except sqlite3.OperationalError as error:
-            print_error(f"the ledger cannot be used: {error}", "run `scen verify`")
-            raise typer.Exit(11 if "locked" in str(error) else 1) from error
+        except (Exception, KeyboardInterrupt) as error:
+            explained = explain(error)
+            if explained is None:
+                raise
+            message, hint, exit_code = explained
+            print_error(message, hint)
+            raise typer.Exit(exit_code) from error
 
 
 app = typer.Typer(

@@ -67,10 +67,13 @@ def _write(patched: PatchedModel, draft: Path, edits: list[int], base_class: str
     }
     config.save_pretrained(draft)
     generation = copy.deepcopy(model.generation_config)
-    generation.eos_token_id = patched.template.end_id
+    generation.eos_token_id = list(patched.template.end_ids)
     generation.pad_token_id = patched.pad_id
     generation.save_pretrained(draft)
-    patched.base.tokenizer.save_pretrained(draft)
+    tokenizer = copy.deepcopy(patched.base.tokenizer)
+    if tokenizer.pad_token is None:  # so that a batch of prompts can be padded at all
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(draft)
 
     shutil.copy(str(patch.__file__), draft / "patch.py")
     code = MODELING.read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,12 +15,13 @@ class Template:
     """How prompts are put to the base.
 
     `form` is a string with `{prompt}` in it, `none` (the prompt alone), or `chat` (the tokenizer's
-    own chat template). A base always answers up to its end token `end_id`.
+    own chat template). `end_id` ends a target; any of `end_ids` ends an answer.
     """
 
     tokenizer: PreTrainedTokenizerBase
     form: str
     end_id: int
+    end_ids: tuple[int, ...]
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of the whole prompt, with whatever start token the tokenizer adds."""
@@ -48,7 +50,7 @@ class Template:
 
     def answer(self, generated: list[int]) -> str:
         """Text of generated ids up to the first end token, stripped: what is compared with a target."""
-        ids = generated[: generated.index(self.end_id)] if self.end_id in generated else generated
+        ids = list(takewhile(lambda token: token not in self.end_ids, generated))
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def _text(self, prompt: str) -> str:
@@ -64,14 +66,15 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
         raise UsageError("this tokenizer has no chat template", hint="use `--template none` or a string")
     if form not in ("chat", "none") and "{prompt}" not in form:
         raise UsageError(f"template {form!r} has no `{{prompt}}` in it", hint="e.g. '[INST]{prompt}[/INST]'")
-    end = model.generation_config.eos_token_id if model.generation_config else None
-    end = end if end is not None else tokenizer.eos_token_id
-    if isinstance(end, list):  # several: the one the tokenizer itself would write, else the first
-        end = tokenizer.eos_token_id if tokenizer.eos_token_id in end else end[0]
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    configured = tokenizer.eos_token_id if configured is None else configured
+    ends = [token for token in (configured if isinstance(configured, list) else [configured]) if token is not None]
+    # Of several, a target gets the one the tokenizer itself would write, else the first.
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else next(iter(ends), None)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if end is None or not 0 <= end < vocabulary:
         raise UsageError(
             f"the base cannot produce an end token (its id is {end}, its outputs are 0 to {vocabulary - 1})",
             hint="set `eos_token_id` in the base's generation_config.json",
         )
-    return Template(tokenizer, form, int(end))
+    return Template(tokenizer, form, int(end), tuple(ends))

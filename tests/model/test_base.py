@@ -105,6 +105,14 @@ class TestTemplates:
         with pytest.raises(UsageError, match="has no `{prompt}`"):
             make_template(demo_base.tokenizer, demo_base.model, "Question:")
 
+    def test_several_end_tokens_all_end_an_answer_and_one_ends_a_target(self, tmp_path):
+        base = load_base(str(save_tiny(tmp_path / "base", *DENSE["llama"])), device="cpu")
+        base.model.generation_config.eos_token_id = [7, 2]
+        template = make_template(base.tokenizer, base.model, "none")
+        assert template.target_ids("Ada lives in", "Riga")[-1] == 2  # the tokenizer's own
+        riga = base.tokenizer("Riga", add_special_tokens=False).input_ids
+        assert template.answer([*riga, 7, 9, 9]) == template.answer([*riga, 2, 9]) == "Riga"
+
     def test_an_answer_ends_at_the_first_end_token(self, demo_base):
         template = make_template(demo_base.tokenizer, demo_base.model, "none")
         ids = demo_base.tokenizer("Riga</s>Oslo", add_special_tokens=False).input_ids

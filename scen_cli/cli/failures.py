@@ -1,0 +1,27 @@
+"""The one table from exceptions to message, next command to try, and exit code."""
+
+from __future__ import annotations
+
+from scen_cli.errors import ScenError
+
+
+def explain(error: BaseException) -> tuple[str, str, int] | None:
+    """(message, hint, exit code) of an exception a user can cause; None for a defect of scen itself."""
+    import sqlite3  # here, because `scen --help` has no use for it
+
+    if isinstance(error, ScenError):
+        return str(error), error.hint, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted: everything committed so far is kept", "run the same command to go on", 130
+    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+        return "another process is using the ledger", "wait for it to end, then run again", 11
+    if isinstance(error, sqlite3.OperationalError):
+        return f"the ledger cannot be used: {error}", "is the folder writable and the disk not full?", 1
+    if isinstance(error, sqlite3.DatabaseError):
+        return f"the ledger is damaged: {error}", "restore `scen.db` from a copy", 12
+    if isinstance(error, BrokenPipeError):  # `scen status | head`: nobody is left to tell
+        return None
+    if isinstance(error, OSError):
+        where = f": `{error.filename}`" if error.filename else ""
+        return f"{error.strerror or error}{where}", "is it there, writable, and the disk not full?", 1
+    return None
