@@ -90,6 +90,12 @@ class TestEdit:
         assert (again["edited"], again["skipped"], again["in_force"]) == (0, 4, 4)
         scen("verify", *at)
 
+    def test_an_edit_in_force_is_not_made_twice_wherever_it_comes_from(self, scen, at):
+        scen("edit", "-", *at, stdin=lines(RECORDS[0]))
+        one = ("--prompt", RECORDS[0].prompt, "--target", RECORDS[0].target)
+        again = json.loads(scen("edit", *one, *at, "--json").stdout)
+        assert (again["edited"], again["edits"][0]["reason"]) == (0, "already edit 1")
+
     def test_from_standard_input_and_from_options(self, scen, at):
         assert "2 edited" in scen("edit", "-", *at, stdin=lines(*RECORDS[:2])).stdout
         scen("edit", "--prompt", RECORDS[2].prompt, "--target", RECORDS[2].target, *at)
