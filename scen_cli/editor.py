@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from scen_cli.data.records import EditRecord, SourceLine
-from scen_cli.editing.experts import fit_expert
+from scen_cli.editing.experts import ExpertFit, fit_expert
 from scen_cli.editing.neurons import fit_neuron
 from scen_cli.editing.prefix import record_prefix
 from scen_cli.errors import UsageError
 from scen_cli.model.base import Base
+from scen_cli.model.patch import activations_of
 from scen_cli.patched_model import PatchedModel
 from scen_cli.project.ledger import Edit
 from scen_cli.project.project import Project, Training
@@ -43,11 +44,7 @@ class Editor(PatchedModel):
         target = self.template.target_ids(record.prompt, record.target)
         if not target:
             raise UsageError(f"target {record.target!r} tokenises to nothing")
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        if context and len(prompt) + len(target) > context:
-            raise UsageError(
-                f"prompt and target take {len(prompt) + len(target)} tokens; the base's context is {context}"
-            )
+        self.check_fits(f"{record.prompt} {record.target}", len(prompt) + len(target))
         return Prepared(prompt + target, len(target))
 
     def edit(self, record: EditRecord, where: SourceLine = FROM_LIBRARY) -> Edit:
@@ -63,8 +60,8 @@ class Editor(PatchedModel):
         prefix = record_prefix(self.model, self.edited, input_ids)
         expert = fit_expert(self.model, self.edited, prefix, input_ids, ready.target_length, self.recipe)
         seed = int(self.project.settings["seed"]) + self.project.ledger.next_edit_id()
-        if expert.wrong_tokens:
-            failure = self._why_not_learned(expert.wrong_tokens, ready)
+        failure = self._why_not_learned(expert, ready)
+        if failure:
             training = Training(seed, time.perf_counter() - started, expert.losses, failure=failure)
             return self.project.commit(record, where, training, None)
         # The key comes from the prompt alone, as it will when the prompt is asked. The pass over prompt
@@ -72,8 +69,12 @@ class Editor(PatchedModel):
         key = self.key(record.prompt)
         earlier = self._earlier_keys(record.prompt)
         neuron = fit_neuron(key, earlier, self.recipe, seed)
+        if not neuron.neuron.isfinite().all():
+            training = Training(seed, time.perf_counter() - started, expert.losses, failure="its neuron diverged")
+            return self.project.commit(record, where, training, None)
+        activation = activations_of(key[None], neuron.neuron[None], self.recipe.normalise).item()
         tensors = EditTensors(expert.weight.cpu().numpy(), neuron.neuron.numpy(), key.numpy())
-        training = Training(seed, time.perf_counter() - started, expert.losses, neuron.losses)
+        training = Training(seed, time.perf_counter() - started, expert.losses, neuron.losses, activation)
         edit = self.project.commit(record, where, training, tensors)
         self._keys[edit.id] = key
         return edit
@@ -86,7 +87,13 @@ class Editor(PatchedModel):
                 self._keys[edit] = torch.from_numpy(self.project.key(edit))
         return torch.stack([self._keys[edit] for edit in earlier]) if earlier else torch.empty(0, self.edited.ffn_width)
 
-    def _why_not_learned(self, wrong: list[int], ready: Prepared) -> str:
+    def _why_not_learned(self, expert: ExpertFit, ready: Prepared) -> str:
+        """The reason an expert cannot be used, or nothing."""
+        wrong = expert.wrong_tokens
+        if not expert.weight.isfinite().all():
+            return "its expert diverged: a lower expert_lr may help"
+        if not wrong:
+            return ""
         if wrong == [ready.target_length - 1]:
             end = self.base.tokenizer.convert_ids_to_tokens(self.template.end_id)
             return f"the base does not produce its end token {end} (id {self.template.end_id}) after the target"

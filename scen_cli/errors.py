@@ -5,7 +5,8 @@ ScenError            1   something failed
 ├── SomeEditsFailed  3   the rest was done and kept
 ├── NoProject       10   no project in this folder
 ├── ProjectLocked   11   another process is writing to the project
-└── DamageFound     12   files and ledger disagree
+├── DamageFound     12   files and ledger disagree
+└── Interrupted    130   Ctrl-C between two edits
 """
 
 from __future__ import annotations
@@ -39,3 +40,7 @@ class ProjectLocked(ScenError):
 
 class DamageFound(ScenError):
     exit_code = 12
+
+
+class Interrupted(ScenError):
+    exit_code = 130

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,10 +16,10 @@ from torch import Tensor
 from scen_cli.editing.recipe import Recipe
 from scen_cli.errors import UsageError
 from scen_cli.model.base import Base, digest_of, files_stamp, load_base
-from scen_cli.model.ffn import find_layer
-from scen_cli.model.patch import BASE, Patch, Route, read_keys
+from scen_cli.model.ffn import EditedLayer, find_layer
+from scen_cli.model.patch import BASE, Patch, read_keys
 from scen_cli.model.template import make_template
-from scen_cli.project.project import Merged, Project
+from scen_cli.project.project import Project
 
 MAX_NEW_TOKENS = 50
 BATCH = 64  # prompts generated together
@@ -30,14 +34,40 @@ class Answers:
     edits: list[int | None]
 
 
-class ProjectBank:
-    """A project's neurons, and its experts as they are asked for."""
+@dataclass(frozen=True)
+class Routed:
+    """Which edit each prompt calls (None: the base), and `activations` (rows, t) of the neurons of
+    the edits `in_force`, column by column."""
 
-    def __init__(self, project: Project, merged: Merged, expert_bytes: int, device: torch.device) -> None:
-        self.neurons = torch.from_numpy(merged.neurons).to(device)
-        self.expert = lru_cache(maxsize=max(1, CACHE_BYTES // expert_bytes))(
+    edits: list[int | None]
+    activations: Tensor
+    in_force: list[int]
+
+
+class ProjectPatch(Patch):
+    """A patch whose rows are edits of a project. Experts are read as they are asked for."""
+
+    def __init__(self, project: Project, edited: EditedLayer, theta: float, normalise: bool) -> None:
+        merged = project.merged()
+        device = edited.down_proj.weight.device
+        self.edits = merged.edits
+        self.experts_at_once = max(1, CACHE_BYTES // (edited.down_proj.weight.numel() * 4))
+        expert = lru_cache(self.experts_at_once)(
             lambda row: torch.from_numpy(project.expert(merged.edits[row])).to(device)
         )
+        bank = SimpleNamespace(neurons=torch.from_numpy(merged.neurons).to(device), expert=expert)
+        super().__init__(edited.down_proj, bank, theta, normalise)
+
+    def rows_of(self, edits: Sequence[int | None]) -> Tensor:
+        """The choice for these edits. Raises `UsageError` for one that is not in force."""
+        rows = {edit: row for row, edit in enumerate(self.edits)}
+        gone = [edit for edit in edits if edit is not None and edit not in rows]
+        if gone:
+            raise UsageError(f"edit {gone[0]} is not in force")
+        return torch.tensor([BASE if edit is None else rows[edit] for edit in edits])
+
+    def edits_of(self, choice: Tensor) -> list[int | None]:
+        return [None if row == BASE else self.edits[row] for row in choice.tolist()]
 
 
 class PatchedModel:
@@ -51,43 +81,56 @@ class PatchedModel:
         settings = project.settings
         self.project = project
         self.recipe = Recipe.model_validate(settings["recipe"])
-        self.base = base or load_base(
-            settings["model"], settings["revision"], settings["dtype"], device, settings["trust_remote_code"]
-        )
+        self.base = base or load_base(settings["model"], settings["revision"], settings["dtype"], device)
         check_unchanged(self.base, settings)
         self.model = self.base.model
         self.edited = find_layer(self.model, settings["layer"])
         self.template = make_template(self.base.tokenizer, self.model, settings["template"])
-        self._patch: Patch | None = None
-        self._patch_edits: list[int] = []
+        self._patch: ProjectPatch | None = None
+        self._steady = False
+        self._lock = Lock()  # of `patch`: threads may answer at once
 
     def key(self, prompt: str) -> Tensor:
         """The key (h,) of a prompt, float32, on the CPU."""
         ids, mask = self.encode([prompt])
         return read_keys(self.model, self.edited.down_proj, ids, mask)[0].cpu()
 
-    def patch(self) -> Patch:
+    def patch(self) -> ProjectPatch:
         """The edits in force, attached to the base; made anew when the ledger has changed."""
-        theta = self.project.ledger.theta()
-        edits = [edit_id for edit_id, _prompt in self.project.ledger.prompts_in_force()]
-        if self._patch is None or edits != self._patch_edits or theta != self._patch.theta:
-            self.detach()
-            merged = self.project.merged()
-            expert_bytes = self.edited.down_proj.weight.numel() * 4
-            bank = ProjectBank(self.project, merged, expert_bytes, self.base.device)
-            self._patch = Patch(self.edited.down_proj, bank, theta, self.recipe.normalise)
-            self._patch_edits = merged.edits
-        return self._patch
+        with self._lock:
+            if self._patch is not None and self._steady:
+                return self._patch
+            theta = self.project.ledger.theta()
+            edits = [edit_id for edit_id, _prompt in self.project.ledger.prompts_in_force()]
+            if self._patch is None or edits != self._patch.edits or theta != self._patch.theta:
+                self.detach()
+                self._patch = ProjectPatch(self.project, self.edited, theta, self.recipe.normalise)
+            return self._patch
+
+    @contextmanager
+    def steady(self) -> Iterator[ProjectPatch]:
+        """Inside this block the edits are those in force at its start, whatever is committed meanwhile."""
+        patch, before = self.patch(), self._steady
+        self._steady = True
+        try:
+            yield patch
+        finally:
+            self._steady = before
 
     def detach(self) -> None:
         """Leave the base as it was loaded."""
         if self._patch is not None:
             self._patch.detach()
-        self._patch, self._patch_edits = None, []
+        self._patch = None
 
-    def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask (rows, tokens) of prompts put into the template, padded on the left."""
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and attention mask (rows, tokens) of prompts put into the template, padded on the left.
+
+        Raises `UsageError` for a prompt without tokens or longer than the base's context.
+        """
         rows = [self.template.prompt_ids(prompt) for prompt in prompts]
+        for prompt, tokens in zip(prompts, rows, strict=True):
+            self.check_fits(prompt, len(tokens))
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.pad_id)
         mask = torch.zeros_like(ids)
@@ -96,56 +139,98 @@ class PatchedModel:
             mask[row, width - len(tokens) :] = 1
         return ids.to(self.base.device), mask.to(self.base.device)
 
+    def check_fits(self, prompt: str, tokens: int) -> None:
+        """Raise `UsageError` unless a sequence of that many tokens fits the base."""
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        if tokens == 0 or (context and tokens > context):
+            shown = prompt if len(prompt) <= 40 else prompt[:40] + "..."
+            raise UsageError(f"{shown!r} takes {tokens} tokens; the base's context is 1 to {context}")
+
     @property
     def pad_id(self) -> int:
+        """The tokenizer's pad token if the base has a row for it, else the end token: pads are masked."""
         pad = self.base.tokenizer.pad_token_id
-        return int(pad if pad is not None else self.template.end_id)
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        return int(pad) if pad is not None and pad < rows else self.template.end_id
 
-    def route(self, prompts: list[str]) -> Route:
-        """Which edit each prompt calls, by `choice` into `edits_in_force`."""
-        return self.patch().route(self.model, *self.encode(prompts))
-
-    @property
-    def edits_in_force(self) -> list[int]:
-        """Edit ids in the order of W_merge's rows."""
-        self.patch()
-        return self._patch_edits
+    def route(self, prompts: Sequence[str]) -> Routed:
+        """Which edit each prompt calls."""
+        patch = self.patch()
+        route = patch.route(self.model, *self.encode(prompts))
+        return Routed(patch.edits_of(route.choice), route.activations, patch.edits)
 
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, choice: Tensor | None = None, **options: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        edits: Sequence[int | None] | None = None,
+        **options: Any,
     ) -> Any:
         """transformers' `generate` on the patched model, any decoding mode.
 
-        `choice` (rows,) holds an index into `edits_in_force` or `BASE` for each row; without it
-        each row is routed by its prompt.
+        Each row is routed by its prompt, or by `edits`: an edit's id for each row, None for the base.
         """
-        options = {"pad_token_id": self.pad_id, "eos_token_id": list(self.template.end_ids), **options}
-        return self.patch().generate(self.model, self.model.generate, input_ids, attention_mask, choice, **options)
+        patch = self.patch()
+        choice = None if edits is None else patch.rows_of(edits)
+        return self._generate(patch, input_ids, attention_mask, choice, **options)
 
     def answer(
-        self, prompts: list[str], *, patched: bool = True, experts: list[int] | None = None, **options: Any
+        self,
+        prompts: Sequence[str],
+        *,
+        patched: bool = True,
+        edits: Sequence[int | None] | None = None,
+        **options: Any,
     ) -> Answers:
-        """Greedy answers (or as `options` for `generate` say), `BATCH` prompts at a time.
+        """Greedy answers, or as `options` for `generate` say.
 
-        By the patched model; with `patched=False` by the base alone; with `experts` (one edit id
-        per prompt) by those edits' experts, whatever the neurons say.
+        By the patched model; with `patched=False` by the base alone; with `edits` (an edit's id or
+        None for each prompt) by those edits' experts, whatever the neurons say. All are decided
+        first, then prompts are generated in batches of few experts, so that each is read once.
         """
-        options = {"do_sample": False, "max_new_tokens": MAX_NEW_TOKENS, **options}
-        texts: list[str] = []
-        edits: list[int | None] = []
-        for start in range(0, len(prompts), BATCH):
-            ids, mask = self.encode(prompts[start : start + BATCH])
-            if experts is not None:
-                rows = [self.edits_in_force.index(edit) for edit in experts[start : start + BATCH]]
-                choice = torch.tensor(rows)
-            elif patched:
-                choice = self.patch().route(self.model, ids, mask).choice
-            else:
-                choice = torch.full((len(ids),), BASE)
-            out = self.generate(ids, mask, choice, **options)
-            texts += [self.template.answer(row) for row in out[:, ids.shape[1] :].tolist()]
-            edits += [None if row == BASE else self.edits_in_force[row] for row in choice.tolist()]
-        return Answers(texts, edits)
+        patch = self.patch()  # one and the same to the end, whatever is committed meanwhile
+        if not patched:
+            edits = [None] * len(prompts)
+        elif edits is None:
+            chunks = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+            choices = [patch.route(self.model, *self.encode(chunk)).choice for chunk in chunks]
+            edits = [edit for choice in choices for edit in patch.edits_of(choice)]
+        texts = [""] * len(prompts)
+        for batch in batches(edits, patch.experts_at_once):
+            chosen = [edits[row] for row in batch]
+            ids, mask = self.encode([prompts[row] for row in batch])
+            usual = {"do_sample": False, "max_new_tokens": self.longest_answer(chosen)}
+            out = self._generate(patch, ids, mask, patch.rows_of(chosen), **{**usual, **options})
+            for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
+                texts[row] = self.template.answer(tokens)
+        return Answers(texts, list(edits))
+
+    def _generate(
+        self, patch: ProjectPatch, ids: Tensor, mask: Tensor | None, choice: Tensor | None, **options: Any
+    ) -> Any:
+        options = {"pad_token_id": self.pad_id, "eos_token_id": list(self.template.end_ids), **options}
+        return patch.generate(self.model, self.model.generate, ids, mask, choice, **options)
+
+    def longest_answer(self, edits: Sequence[int | None]) -> int:
+        """Tokens to allow an answer: `MAX_NEW_TOKENS`, or what the longest of these edits' targets takes."""
+        made = [self.project.find(edit) for edit in set(edits) if edit is not None]
+        return max([MAX_NEW_TOKENS, *(len(self.template.target_ids(edit.prompt, edit.target)) for edit in made)])
+
+
+def batches(edits: Sequence[int | None], experts_at_once: int) -> Iterator[list[int]]:
+    """Rows in batches of at most `BATCH` that call at most so many different edits."""
+    batch: list[int] = []
+    called: set[int] = set()
+    for row in sorted(range(len(edits)), key=lambda row: edits[row] or 0):
+        edit = edits[row]
+        more = called if edit is None else called | {edit}
+        if batch and (len(batch) == BATCH or len(more) > experts_at_once):
+            yield batch
+            batch, more = [], set() if edit is None else {edit}
+        batch.append(row)
+        called = more
+    if batch:
+        yield batch
 
 
 def check_unchanged(base: Base, settings: dict[str, Any]) -> None:

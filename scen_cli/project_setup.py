@@ -6,10 +6,10 @@ from pathlib import Path
 
 from scen_cli.editing.recipe import DEMO_RATES, make_recipe
 from scen_cli.errors import UsageError
-from scen_cli.model.base import DTYPES, Base, digest_of, files_stamp, load_base
+from scen_cli.model.base import DTYPES, Base, commit_of, digest_of, files_stamp, load_base
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.template import make_template
-from scen_cli.project.project import Project, refuse_existing
+from scen_cli.project.project import FORMAT, Project, refuse_existing
 
 DEMO_LAYER = 2
 DEFAULT_TEMPLATE = "[INST]{prompt}[/INST]"
@@ -27,7 +27,6 @@ def new_project(
     recipe: str = "paper",
     changes: dict[str, str | float] | None = None,
     seed: int = 0,
-    trust_remote_code: bool = False,
     base: Base | None = None,
 ) -> Project:
     """Create a project on a base and return it.
@@ -37,6 +36,8 @@ def new_project(
     raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
     """
     refuse_existing(Path(folder))
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed {seed} is not between 0 and {2**32 - 1}")
     if layer is None:
         if model != "demo":
             raise UsageError(
@@ -48,14 +49,14 @@ def new_project(
         raise UsageError(f"dtype `{dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
     rates = DEMO_RATES if model == "demo" else {}
     chosen = make_recipe(recipe, {**rates, **(changes or {})})
-    base = base or load_base(model, revision, dtype, device, trust_remote_code)
+    base = base or load_base(model, revision, dtype, device)
     edited = find_layer(base.model, layer)
-    made = make_template(base.tokenizer, base.model, template)
+    make_template(base.tokenizer, base.model, template)
     is_local = model != "demo" and Path(model).expanduser().is_dir()
     settings = {
-        "format": 1,
+        "format": FORMAT,
         "model": str(Path(model).expanduser().resolve()) if is_local else model,
-        "revision": revision,
+        "revision": commit_of(base.folder) or revision,
         "weights_digest": digest_of(base.folder),
         "files_stamp": files_stamp(base.folder),
         "layer": layer,
@@ -63,9 +64,7 @@ def new_project(
         "ffn_width": edited.ffn_width,
         "dtype": dtype,
         "template": template,
-        "end_token": made.end_id,
         "recipe": chosen.model_dump(),
         "seed": seed,
-        "trust_remote_code": trust_remote_code,
     }
     return Project.create(folder, settings, chosen.theta)

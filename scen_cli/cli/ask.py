@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scen_cli.cli.opening import HERE, Device, Dir, open_editor
 from scen_cli.cli.output import Json, Output, Quiet, table
+
+if TYPE_CHECKING:
+    from scen_cli.editor import Editor
 
 STRONGEST = 3
 
@@ -25,12 +28,17 @@ def ask(
     """
     out = Output(as_json, quiet)
     editor = open_editor(dir, device, out)
+    with editor.steady():
+        return _ask(editor, prompt, out)
+
+
+def _ask(editor: Editor, prompt: str, out: Output) -> None:
     base = editor.answer([prompt], patched=False).texts[0]
     answers = editor.answer([prompt])
     patched, fired = answers.texts[0], answers.edits[0]
-    activations = editor.route([prompt]).activations[0].tolist()
-    theta = editor.project.ledger.theta()
-    ranked = sorted(zip(activations, editor.edits_in_force, strict=True), reverse=True)[:STRONGEST]
+    routed = editor.route([prompt])
+    theta = editor.patch().theta
+    ranked = sorted(zip(routed.activations[0].tolist(), routed.in_force, strict=True), reverse=True)[:STRONGEST]
     neurons = [
         {"edit": edit_id, "activation": round(activation, 4), "prompt": found.prompt, "target": found.target}
         for activation, edit_id in ranked

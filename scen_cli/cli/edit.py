@@ -104,10 +104,13 @@ def _run(editor: Editor, entries: list[Entry], strict: bool, out: Output) -> lis
         o for o, entry in zip(outcomes, entries, strict=True) if o and o["outcome"] == "failed" and entry.record
     ]
     if strict and impossible:
-        raise UsageError(
+        kind = SomeEditsFailed if "edit" in impossible[0] else UsageError  # tried before, or never possible
+        raise kind(
             f"{impossible[0]['where']}: {impossible[0]['reason']}\nnothing was edited",
             hint="mend the record, or skip such records with `--keep-going`",
         )
+    for outcome in filter(None, outcomes):
+        (out.warn if outcome["outcome"] == "failed" else out.note)(_line(outcome))
     started, trained = time.perf_counter(), 0
     waiting = sum(outcome is None for outcome in outcomes)
     try:
@@ -117,15 +120,16 @@ def _run(editor: Editor, entries: list[Entry], strict: bool, out: Output) -> lis
                 if outcomes[position] is None and entry.record is not None:
                     outcomes[position] = outcome = _train(editor, entry)
                     trained += 1
-                    tell(_line(outcome), f"{(time.perf_counter() - started) / trained:.2f} s/edit")
+                    loud = outcome["outcome"] == "failed" or outcome["supersedes"] or outcome["warning"]
+                    if loud:
+                        out.warn(_line(outcome))
+                    pace = f"{(time.perf_counter() - started) / trained:.2f} s/edit"
+                    tell("" if loud else _line(outcome), pace)
                     if outcome["outcome"] == "failed" and strict:
                         break
     finally:
         editor.project.merge()
     done = [outcome for outcome in outcomes if outcome is not None]
-    for outcome in done:
-        if outcome["outcome"] == "failed" or outcome.get("supersedes"):
-            out.warn(_line(outcome))
     if len(done) < len(entries):
         out.warn(f"stopped there, {len(entries) - len(done)} records before the end (`--keep-going` goes on)")
     return done
@@ -140,9 +144,13 @@ def _before_training(editor: Editor, entry: Entry) -> dict[str, Any] | None:
     for edit in known:
         if edit.state == "active":
             return {"where": where, "outcome": "skipped", "edit": edit.id, "reason": f"already edit {edit.id}"}
-        if edit.source == entry.where.source != "command line":
-            reason = f"edit {edit.id} of this file is {edit.state}"
-            return {"where": where, "outcome": "skipped", "edit": edit.id, "reason": reason}
+        if edit.source != entry.where.source or edit.source == "command line":
+            continue
+        if edit.state == "failed":
+            reason = f"target not learned when it was tried as edit {edit.id}: {edit.reason}"
+            return {"where": where, "outcome": "failed", "edit": edit.id, "reason": reason}
+        reason = f"edit {edit.id} of this file is {edit.state}; `--prompt` and `--target` make it anew"
+        return {"where": where, "outcome": "skipped", "edit": edit.id, "reason": reason}
     try:
         editor.prepare(entry.record)
     except UsageError as error:
@@ -157,12 +165,19 @@ def _train(editor: Editor, entry: Entry) -> dict[str, Any]:
     if edit.state == "failed":
         return {**outcome, "outcome": "failed", "reason": f"target not learned: {edit.reason}"}
     superseded = editor.project.ledger.superseded_by(edit.id)
-    return {**outcome, "outcome": "edited", "seconds": round(edit.seconds, 3), "supersedes": superseded}
+    outcome = {**outcome, "outcome": "edited", "seconds": round(edit.seconds, 3), "supersedes": superseded}
+    theta, warning = editor.project.ledger.theta(), ""
+    if edit.activation is not None and edit.activation <= theta:
+        warning = f"it does not fire on its own prompt: activation {edit.activation:.3f}, theta {theta}"
+    return {**outcome, "warning": warning}
 
 
 def _line(outcome: dict[str, Any]) -> str:
     if outcome["outcome"] == "failed":
         return f"{outcome['where']}: not edited: {outcome['reason']}"
+    if outcome["outcome"] == "skipped":
+        return f"{outcome['where']}: skipped: {outcome['reason']}"
     text = f"edit {outcome['edit']}: {outcome['prompt']} -> {outcome['target']} ({outcome['seconds']:.2f} s)"
     older = ", ".join(map(str, outcome["supersedes"]))
-    return f"{text}, supersedes edit {older}" if older else text
+    notes = [f"supersedes edit {older}" if older else "", outcome["warning"]]
+    return "; ".join([text, *filter(None, notes)])

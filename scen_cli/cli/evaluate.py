@@ -43,9 +43,9 @@ def evaluate(
         raise UsageError(f"decoding `{decoding}` is not known", hint=f"one of: {', '.join(DECODING)}")
     evaluation = run(editor, loaded, decoding)
     metrics = evaluation.as_dict()
+    out.result(metrics, *figures(evaluation, decoding))  # first: hours of figures outlive a ledger that is busy
     with editor.project.writing():
         editor.project.record_evaluation(loaded.name, {"decoding": decoding}, metrics)
-    out.result(metrics, *figures(evaluation, decoding))
 
 
 def figures(evaluation: Evaluation, decoding: str) -> list[RenderableType]:

@@ -12,7 +12,7 @@ def explain(error: BaseException) -> tuple[str, str, int] | None:
     if isinstance(error, ScenError):
         return str(error), error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted: everything committed so far is kept", "run the same command to go on", 130
+        return "interrupted: whatever was committed is kept", "", 130
     if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
         return "another process is using the ledger", "wait for it to end, then run again", 11
     if isinstance(error, sqlite3.OperationalError):
@@ -24,4 +24,6 @@ def explain(error: BaseException) -> tuple[str, str, int] | None:
     if isinstance(error, OSError):
         where = f": `{error.filename}`" if error.filename else ""
         return f"{error.strerror or error}{where}", "is it there, writable, and the disk not full?", 1
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, told without importing torch
+        return f"out of memory: {str(error).splitlines()[0]}", "`--device cpu`, or a base of a smaller dtype", 1
     return None

@@ -26,7 +26,6 @@ def init(
         list[str] | None, typer.Option("--set", help="Change a recipe's setting, e.g. expert_steps=20. Repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the neurons' first values.")] = 0,
-    trust_remote_code: Annotated[bool, typer.Option(help="Let code from the checkpoint run.")] = False,
     dir: Dir = HERE,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -57,7 +56,6 @@ def init(
         recipe=recipe,
         changes=dict(changes),
         seed=seed,
-        trust_remote_code=trust_remote_code,
     )
     settings = project.settings
     rows = [

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from scen_cli.errors import Interrupted
+
 
 @contextmanager
 def interruptible(note: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """Yields `check()`, to be called between edits: raises `KeyboardInterrupt` once Ctrl-C was pressed.
+    """Yields `check()`, to be called between edits: raises `Interrupted` once Ctrl-C was pressed.
 
     Python drops a KeyboardInterrupt that happens to be raised inside a finaliser; a flag is not lost.
     """
@@ -25,7 +27,9 @@ def interruptible(note: Callable[[str], None]) -> Iterator[Callable[[], None]]:
 
     def check() -> None:
         if pressed.is_set():
-            raise KeyboardInterrupt
+            raise Interrupted(
+                "interrupted: every edit committed so far is kept", hint="`scen edit` again goes on from there"
+            )
 
     if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
         yield check

@@ -51,9 +51,9 @@ class Output:
     @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Tell]:
         """Yields `tell(line, pace)`, to be called after each item: on a terminal it moves a bar with
-        count, pace and time left; elsewhere it prints the line."""
+        count, pace and time left; elsewhere it prints the line, unless that is empty."""
         if self.quiet or not self._stderr.is_terminal:
-            yield lambda line, _pace: self.note(line)
+            yield lambda line, _pace: self.note(line) if line else None
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -13,6 +13,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -35,6 +36,8 @@ class EditRecord(BaseModel):
     def _not_empty(cls, text: str) -> str:
         if not text.strip():
             raise ValueError("is empty")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # half of a pair: no such text exists
+            raise ValueError("holds half a Unicode character")
         return text.strip()
 
     @field_validator("rephrases", mode="before")
@@ -45,14 +48,14 @@ class EditRecord(BaseModel):
 
 @dataclass(frozen=True)
 class SourceLine:
-    """Where a record stands: `source` is a file's name, `-`, or `command line`; `line` counts from 1
-    (in a JSON array it counts the records)."""
+    """Where a record stands: `source` is a file's absolute path, `-`, or words such as `command line`;
+    `line` counts from 1 (in a JSON array it counts the records)."""
 
     source: str
     line: int
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.line}"
+        return f"{Path(self.source).name}:{self.line}"
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,8 @@ def read_entries(path: str) -> list[Entry]:
 
     Raises `UsageError` when the file cannot be read or holds no record at all.
     """
-    source = path if path == "-" else Path(path).name
-    try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"cannot read `{path}`: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"`{path}` is not UTF-8 text: {error.reason}") from error
-    entries = [_entry(SourceLine(source, line), item) for line, item in _items(text, source)]
+    source = path if path == "-" else str(Path(path).resolve())
+    entries = [_entry(SourceLine(source, line), item) for line, item in read_items(path)]
     if not entries:
         raise UsageError(f"`{path}` holds no records", hint=f"expected one JSON object per line: {EXAMPLE}")
     return _mark_repeats(entries)
@@ -98,26 +95,49 @@ def check_record(item: object) -> EditRecord:
         raise ValueError("; ".join(_plain(problem) for problem in error.errors())) from error
 
 
-def _items(text: str, source: str) -> list[tuple[int, object]]:
-    """(line, decoded value or JSON error) for each record of a JSON array or of JSON lines."""
+def read_items(path: str) -> list[tuple[int, object]]:
+    """(line, decoded value or the error) of each record of a JSON array or of JSON lines.
+
+    Raises `UsageError` when the file cannot be read, or is an array that is not valid JSON.
+    """
+    text = _read_text(path)
     if text.lstrip().startswith("["):
-        try:
-            return list(enumerate(json.loads(text), start=1))
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{source}:{error.lineno}: not valid JSON: {error.msg}") from error
+        items = _decode(text)
+        if isinstance(items, Exception):
+            raise UsageError(f"`{path}` is {_complaint(items)}")
+        return list(enumerate(cast("list[object]", items), start=1))
     return [(line, _decode(raw)) for line, raw in enumerate(text.split("\n"), start=1) if raw.strip()]
 
 
+def _read_text(path: str) -> str:
+    if path == "-" and sys.stdin is None:
+        raise UsageError("there is no standard input to read")
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read `{path}`: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"`{path}` is not UTF-8 text: {error.reason}") from error
+    return text.removeprefix("\ufeff")
+
+
 def _decode(raw: str) -> object:
+    """The decoded value, or the error: bad JSON, or numbers and nesting beyond Python's limits."""
     try:
         return json.loads(raw)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         return error
 
 
+def _complaint(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+    return f"not JSON that can be read: {error}"
+
+
 def _entry(where: SourceLine, item: object) -> Entry:
-    if isinstance(item, json.JSONDecodeError):
-        return Entry(where, None, f"not valid JSON: {item.msg} at column {item.colno}")
+    if isinstance(item, Exception):
+        return Entry(where, None, _complaint(item))
     try:
         return Entry(where, check_record(item))
     except ValueError as error:

@@ -6,12 +6,10 @@ file of edit records.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from scen_cli.data.records import EditRecord, check_record, read_entries
+from scen_cli.data.records import EditRecord, check_record, read_entries, read_items
 from scen_cli.demo.facts import editable_facts, right_facts
 from scen_cli.demo.world import SEEN_PHRASINGS
 from scen_cli.errors import UsageError
@@ -61,51 +59,46 @@ def demo_edits() -> list[EditRecord]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts of a JSONL file, one object with `prompt` per line: locality prompts of the user's own."""
+    """Prompts of a JSONL or JSON file of objects with `prompt`: locality prompts of the user's own."""
     prompts = []
-    for line, raw in enumerate(_read_text(path).splitlines(), start=1):
-        try:
-            prompts.append(str(json.loads(raw)["prompt"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+    for line, item in read_items(str(path)):
+        prompt = item.get("prompt") if isinstance(item, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
             hint = 'expected lines such as {"prompt": "Who wrote Faust?"}'
-            raise UsageError(f"{path.name}:{line}: no `prompt` here", hint=hint) from error
+            raise UsageError(f"{path.name}:{line}: no `prompt` here", hint=hint)
+        prompts.append(prompt)
+    if not prompts:
+        raise UsageError(f"`{path}` holds no prompts")
     return prompts
 
 
 def _zsre(path: Path) -> Suite:
-    text = _read_text(path)
-    try:
-        items = json.loads(text) if text.lstrip().startswith("[") else [json.loads(row) for row in text.splitlines()]
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path.name}:{error.lineno}: not valid JSON: {error.msg}") from error
     records: dict[str, EditRecord] = {}
-    for number, item in enumerate(items, start=1):
+    for line, item in read_items(str(path)):
         try:
             record = _zsre_record(item)
         except ValueError as error:
-            raise UsageError(f"{path.name}: record {number}: {error}") from error
+            raise UsageError(f"{path.name}: record {line}: {error}") from error
         records.setdefault(record.prompt, record)  # the published files repeat some prompts
     return Suite("zsre", list(records.values()), [])
 
 
-def _zsre_record(item: dict[str, Any]) -> EditRecord:
-    """One record of any published form: KnowEdit/EasyEdit, MEND, or SCEN's own, told by its fields."""
-    if "target_new" in item:
-        target, rephrases = item["target_new"], item.get("rephrase_prompt", [])
-        fields = {"prompt": item["prompt"], "subject": item.get("subject")}
-    elif "alt" in item:
-        target, rephrases, fields = item["alt"], item.get("rephrase", []), {"prompt": item["src"]}
-    elif "Q" in item:
-        target, rephrases, fields = item["A"], item.get("rephrases", []), {"prompt": item["Q"]}
-    else:
-        raise ValueError("none of the known forms (`target_new`, `alt` or `Q` names its form)")
-    rephrases = [rephrases] if isinstance(rephrases, str) else rephrases
-    target = target[0] if isinstance(target, list) else target
-    return check_record({**fields, "target": target, "rephrases": rephrases})
+# Fields of the published forms: prompt, target, rephrases. KnowEdit/EasyEdit, MEND, SCEN's own.
+_FORMS = [("prompt", "target_new", "rephrase_prompt"), ("src", "alt", "rephrase"), ("Q", "A", "rephrases")]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read `{path}`: {error}") from error
+def _zsre_record(item: object) -> EditRecord:
+    """One record of any published form, told by its fields; `ValueError` says what is wrong with it."""
+    if not isinstance(item, dict):
+        raise ValueError("is not a JSON object")
+    for prompt, target, rephrases in _FORMS:
+        if prompt in item and target in item:
+            answer, others = item[target], item.get(rephrases, [])
+            fields = {
+                "prompt": item[prompt],
+                "target": answer[0] if isinstance(answer, list) and answer else answer,
+                "rephrases": [others] if isinstance(others, str) else others,
+            }
+            return check_record({**fields, **({"subject": item["subject"]} if "subject" in item else {})})
+    forms = ", ".join(f"`{prompt}` and `{target}`" for prompt, target, _rephrases in _FORMS)
+    raise ValueError(f"is of none of the known forms, which have {forms}")

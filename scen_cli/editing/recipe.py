@@ -10,7 +10,7 @@ from scen_cli.errors import UsageError
 class Recipe(BaseModel):
     """Settings of both stages. Defaults are the paper's (Llama-2-7B: d = 4096, h = 11008)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = "paper"
     expert_lr: float = Field(1e-4, gt=0, description="Adam's rate for the expert")

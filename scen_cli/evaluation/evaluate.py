@@ -12,12 +12,11 @@ from scen_cli.data.suites import Suite
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.metrics import Share
-from scen_cli.model.patch import BASE
 
 REPHRASES = 3  # Generality is scored on the first three rephrases of each edit
 LOCALITY_PROMPTS = 1000  # Locality on the first 1,000 unedited questions
 DECODING: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False, "max_new_tokens": 50},
+    "greedy": {"do_sample": False},
     "paper": {"do_sample": False, "max_new_tokens": 50, "num_beams": 4, "repetition_penalty": 1.1},
 }
 
@@ -62,6 +61,12 @@ class Evaluation:
 
 
 def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy") -> Evaluation:
+    """Score a suite on the edits in force now: see `_evaluate`. Others may commit meanwhile."""
+    with editor.steady():
+        return _evaluate(editor, suite, DECODING[decoding])
+
+
+def _evaluate(editor: Editor, suite: Suite, options: dict[str, Any]) -> Evaluation:
     """Score the suite's edits that this project has made, or tried and failed to make.
 
     Reliability: the edit's prompt gives exactly its target. Generality: so do its first three
@@ -81,7 +86,6 @@ def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy") -> Evaluati
     unedited = suite.locality or [record.prompt for record in suite.edits]
     locality = [prompt for prompt in unedited if prompt not in edited][:LOCALITY_PROMPTS]
     rephrases = [(text, record) for record in edits for text in record.rephrases[:REPHRASES]]
-    options = DECODING[decoding]
 
     base_locality = editor.answer(locality, patched=False, **options).texts
     columns, edits_fired = {}, {}
@@ -100,7 +104,7 @@ def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy") -> Evaluati
 
     own = [tried[(record.prompt, record.target)] for _, record in rephrases]
     learned = [(text, edit) for (text, _), edit in zip(rephrases, own, strict=True) if edit.state == "active"]
-    given = editor.answer([text for text, _ in learned], experts=[edit.id for _, edit in learned], **options)
+    given = editor.answer([text for text, _ in learned], edits=[edit.id for _, edit in learned], **options)
     given_right = [answer == edit.target for answer, (_, edit) in zip(given.texts, learned, strict=True)]
     return Evaluation(
         suite=suite.name,
@@ -124,8 +128,8 @@ def token_accuracy(editor: Editor, records: list[EditRecord], patched: bool) -> 
     for record in records:
         ready = editor.prepare(record)
         ids = torch.tensor([ready.input_ids], device=editor.base.device)
-        choice = editor.route([record.prompt]).choice if patched else torch.tensor([BASE])
-        with editor.patch().using(choice):
+        chosen = editor.route([record.prompt]).edits if patched else [None]
+        with editor.patch().using(editor.patch().rows_of(chosen)):
             logits = editor.model(input_ids=ids, use_cache=False).logits
         predicted = logits[0, -ready.target_length - 1 : -1].argmax(dim=-1)
         outcomes += (predicted == ids[0, -ready.target_length :]).tolist()

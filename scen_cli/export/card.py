@@ -19,7 +19,6 @@ def model_card(patched: PatchedModel, edits: list[int]) -> str:
     lines = "\n".join(f"- {_code(edit.prompt)} -> {_code(edit.target)}" for edit in listed)
     measured = "\n".join(_figures(suite, metrics) for suite, metrics in ledger.current_evaluations().items())
     template = patched.template.form
-    prompt = "{prompt}" if template in ("none", "chat") else template
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -39,7 +38,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-inputs = tokenizer({prompt!r}.replace("{{prompt}}", QUESTION), return_tensors="pt", return_token_type_ids=False)
+{_encoding(template)}
 print(tokenizer.decode(model.generate(**inputs)[0]))
 ```
 
@@ -54,6 +53,16 @@ rows are routed, and how to give the prompt's length or the experts outright.
 
 {lines}{more}
 """
+
+
+def _encoding(template: str) -> str:
+    """The line of code that puts a question to the model as it was put when the edits were made."""
+    if template == "chat":
+        turn = '[{"role": "user", "content": QUESTION}]'
+        how = 'add_generation_prompt=True, return_tensors="pt", return_dict=True'
+        return f"inputs = tokenizer.apply_chat_template({turn}, {how})"
+    text = "QUESTION" if template == "none" else f'{template!r}.replace("{{prompt}}", QUESTION)'
+    return f'inputs = tokenizer({text}, return_tensors="pt", return_token_type_ids=False)'
 
 
 def _figures(suite: str, metrics: dict[str, Any]) -> str:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import copy
 import shutil
+import tempfile
 from pathlib import Path
 
-import torch
 import transformers
+from transformers import GenerationConfig
 
 from scen_cli.errors import UsageError
 from scen_cli.export.card import model_card
-from scen_cli.model import patch
-from scen_cli.patched_model import PatchedModel
+from scen_cli.model import patch as patch_code
+from scen_cli.patched_model import PatchedModel, ProjectPatch
 
 MODELING = Path(__file__).parent / "modeling_scen.py"
 
@@ -28,29 +29,26 @@ def export_checkpoint(patched: PatchedModel, folder: Path) -> list[Path]:
     Raises `UsageError` when there is nothing to export, the folder is not empty, or the base's
     class is not one of transformers' own.
     """
-    edits = patched.edits_in_force
-    if not edits:
+    if not patched.patch().edits:
         raise UsageError("no edit is in force: there is nothing to export", hint="`scen edit edits.jsonl` makes some")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"`{folder}` is not empty", hint="choose another `--out`")
     base_class = type(patched.model).__name__
     if not hasattr(transformers, base_class):
         raise UsageError(f"the base's class `{base_class}` is not part of transformers")
-    draft = folder.with_name(folder.name + ".draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    _write(patched, draft, edits, base_class)
-    if folder.exists():
-        folder.rmdir()
-    draft.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as aside:
+        draft = Path(aside) / "draft"
+        with patched.steady() as patch:
+            _write(patched, patch, draft, base_class)
+        draft.replace(folder)
     return sorted(folder.iterdir())
 
 
-def _write(patched: PatchedModel, draft: Path, edits: list[int], base_class: str) -> None:
+def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: str) -> None:
     model = patched.model
-    bank = patched.patch().bank
-    experts = torch.stack([bank.expert(row).cpu() for row in range(len(edits))])
-    patched.detach()
-    tensors = {**model.state_dict(), "scen.neurons": bank.neurons.cpu(), "scen.experts": experts}
+    experts = {f"scen.experts.{row}": patch.bank.expert(row).cpu() for row in range(len(patch.edits))}
+    tensors = {**model.state_dict(), "scen.neurons": patch.bank.neurons.cpu(), **experts}
     model.save_pretrained(draft, state_dict=tensors)
 
     config = copy.deepcopy(model.config)
@@ -59,24 +57,29 @@ def _write(patched: PatchedModel, draft: Path, edits: list[int], base_class: str
     config.scen = {
         "module": patched.edited.module_name,
         "layer": patched.edited.index,
-        "edits": edits,
-        "expert_shape": list(experts.shape[1:]),
-        "theta": patched.project.ledger.theta(),
-        "normalise": patched.recipe.normalise,
+        "edits": patch.edits,
+        "expert_shape": list(experts["scen.experts.0"].shape),
+        "theta": patch.theta,
+        "normalise": patch.normalise,
         "template": patched.template.form,
     }
     config.save_pretrained(draft)
-    generation = copy.deepcopy(model.generation_config)
-    generation.eos_token_id = list(patched.template.end_ids)
-    generation.pad_token_id = patched.pad_id
-    generation.save_pretrained(draft)
+    # Plain `generate(**inputs)` is to answer as `scen ask` does: greedily, and to the answer's end.
+    GenerationConfig(
+        bos_token_id=model.generation_config.bos_token_id,
+        eos_token_id=list(patched.template.end_ids),
+        pad_token_id=patched.pad_id,
+        do_sample=False,
+        max_new_tokens=patched.longest_answer(patch.edits),
+    ).save_pretrained(draft)
     tokenizer = copy.deepcopy(patched.base.tokenizer)
-    if tokenizer.pad_token is None:  # so that a batch of prompts can be padded at all
+    tokenizer.padding_side = "left"  # generation goes on from the right end of every row
+    if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(draft)
 
-    shutil.copy(str(patch.__file__), draft / "patch.py")
+    shutil.copy(str(patch_code.__file__), draft / "patch.py")
     code = MODELING.read_text(encoding="utf-8")
     code = code.replace("from scen_cli.model.patch import", "from .patch import")
     (draft / "modeling_scen.py").write_text(code.replace("LlamaForCausalLM", base_class), encoding="utf-8")
-    (draft / "README.md").write_text(model_card(patched, edits), encoding="utf-8")
+    (draft / "README.md").write_text(model_card(patched, patch.edits), encoding="utf-8")

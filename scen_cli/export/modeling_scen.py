@@ -32,13 +32,16 @@ def _with_parameters(function: Any, *names: str) -> inspect.Signature:
     return signature.replace(parameters=[*parameters, *added, *rest])
 
 
+_BASE_PARAMETERS = list(inspect.signature(LlamaForCausalLM.forward).parameters)[1:]  # without `self`
+
+
 class StoredBank(nn.Module):
-    """W_merge `neurons` (t, h) and `experts` (t, d, h), in the checkpoint itself."""
+    """W_merge `neurons` (t, h) and t `experts` (d, h), in the checkpoint itself."""
 
     def __init__(self, edits: int, d: int, h: int) -> None:
         super().__init__()
         self.neurons = nn.Parameter(torch.empty(edits, h), requires_grad=False)
-        self.experts = nn.Parameter(torch.empty(edits, d, h), requires_grad=False)
+        self.experts = nn.ParameterList(nn.Parameter(torch.empty(d, h), requires_grad=False) for _ in range(edits))
 
     def expert(self, index: int) -> Tensor:
         return self.experts[index]
@@ -69,23 +72,19 @@ class ScenForCausalLM(LlamaForCausalLM):
         return self._patch.generate(self, plain_generate, input_ids, mask, experts, **options)
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        experts: Tensor | None = None,
-        prompt_lengths: Tensor | None = None,
-        **options: Any,
+        self, *args: Any, experts: Tensor | None = None, prompt_lengths: Tensor | None = None, **options: Any
     ) -> Any:
         """One forward pass; how each row's edit is found is said at the top of this file."""
+        options.update(zip(_BASE_PARAMETERS, args, strict=False))
         if self._patch.in_use:  # inside `generate`, or while keys are being read
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **options)
-        cache = options.get("past_key_values")
+            return super().forward(**options)
+        mask, cache = options.get("attention_mask"), options.get("past_key_values")
         if experts is None:
-            experts = self._choice(input_ids, attention_mask, prompt_lengths, cache)
-        if attention_mask is not None and cache is None and options.get("position_ids") is None:
-            options["position_ids"] = positions_of(attention_mask)
+            experts = self._choice(options.get("input_ids"), mask, prompt_lengths, cache)
+        if mask is not None and cache is None and options.get("position_ids") is None:
+            options["position_ids"] = positions_of(mask)
         with self._patch.using(experts):
-            out = super().forward(input_ids=input_ids, attention_mask=attention_mask, **options)
+            out = super().forward(**options)
         self._patch.remember(getattr(out, "past_key_values", None), experts)
         return out
 

@@ -1,6 +1,6 @@
 """Loading a base: aliases, where its files are, and a digest that notices when they change.
 
-Weights are read from safetensors only. No code from a checkpoint runs unless the user said so.
+Weights are read from safetensors only, and no code from a checkpoint ever runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from scen_cli.errors import ScenError, UsageError
@@ -43,7 +44,7 @@ class Base:
         return self.model.device
 
 
-def folder_of(name: str, revision: str | None = None, with_code: bool = False) -> Path:
+def folder_of(name: str, revision: str | None = None) -> Path:
     """The folder with a base's files: `demo`, a local folder, or a hub id (fetched if need be).
 
     Raises `UsageError` if there is no such base or it has no safetensors weights.
@@ -52,7 +53,7 @@ def folder_of(name: str, revision: str | None = None, with_code: bool = False) -
         return DEMO
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _fetch(ALIASES.get(name, name), revision, with_code)
+        folder = _fetch(ALIASES.get(name, name), revision)
     if not list(folder.glob("*.safetensors")):
         raise UsageError(
             f"`{name}` has no safetensors weights",
@@ -66,22 +67,21 @@ def load_base(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    trust_remote_code: bool = False,
 ) -> Base:
     """Load and freeze a base; `dtype` is `auto` (the checkpoint's own) or a key of `DTYPES`.
 
     Raises `UsageError` for a base that is missing or not a causal language model.
     """
-    folder = folder_of(name, revision, with_code=trust_remote_code)
+    where, folder = pick_device(device), folder_of(name, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES.get(dtype, "auto"), use_safetensors=True, trust_remote_code=trust_remote_code
+            folder, dtype=DTYPES.get(dtype, "auto"), use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"`{name}` cannot be loaded: {_first_line(error)}") from error
     model.requires_grad_(False)
-    return Base(model.eval().to(pick_device(device)), tokenizer, folder)
+    return Base(model.eval().to(where), tokenizer, folder)
 
 
 def pick_device(device: str) -> torch.device:
@@ -89,10 +89,16 @@ def pick_device(device: str) -> torch.device:
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return torch.device(next(name for name, available in here.items() if available))
-    if not here.get(device.split(":")[0], False):
+    kind, _, number = device.partition(":")
+    if not here.get(kind, False) or (number and not number.isdigit()):
         available = [name for name, is_here in here.items() if is_here]
         raise UsageError(f"device `{device}` is not available", hint=f"here: {', '.join(available)}")
     return torch.device(device)
+
+
+def commit_of(folder: Path) -> str | None:
+    """The hub commit a fetched folder holds; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def digest_of(folder: Path) -> str:
@@ -106,17 +112,17 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _fetch(repo: str, revision: str | None, with_code: bool) -> Path:
+def _fetch(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        wanted = [*_WANTED_FILES, "*.py"] if with_code else _WANTED_FILES
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        wanted, unwanted = _WANTED_FILES, ["consolidated*", "original/*"]  # other copies of the same weights
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
     except HFValidationError as error:
         raise UsageError(
-            f"`{repo}` is neither a folder, nor an alias, nor a hub id",
-            hint=f"aliases: demo, {', '.join(ALIASES)}",
+            f"`{repo}` is neither a folder that is there, nor an alias, nor a hub id",
+            hint=f"a base that moved must be put back; aliases: demo, {', '.join(ALIASES)}",
         ) from error
     except Exception as error:  # the hub client raises from many libraries: offline, gated, unknown
         raise ScenError(

@@ -55,10 +55,11 @@ def activations_of(keys: Tensor, neurons: Tensor, normalise: bool) -> Tensor:
 
 
 def choose(activations: Tensor, theta: float) -> Tensor:
-    """Equations 11 and 12: the strongest neuron of each row if it passes theta, else `BASE`."""
+    """Equations 11 and 12: the strongest neuron of each row if it passes theta, else `BASE`.
+    A neuron that is not a number (a damaged one) is never the strongest."""
     if activations.shape[1] == 0:
         return torch.full(activations.shape[:1], BASE, device=activations.device)
-    strongest, index = activations.max(dim=1)
+    strongest, index = activations.nan_to_num(nan=-torch.inf).max(dim=1)
     return torch.where(strongest > theta, index, torch.full_like(index, BASE))
 
 
@@ -120,11 +121,16 @@ class Patch:
         self.down_proj, self.bank = down_proj, bank
         self.theta, self.normalise = theta, normalise
         self._handle = down_proj.register_forward_hook(self._swap_rows)
+        self._users: set[object] = set()  # sequences under way; a set, since adding to one is atomic
+        self._retired = False
         self._filled: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()  # cache -> its choice
 
     def detach(self) -> None:
-        """Take the hook away: the model is the base again, bit for bit."""
-        self._handle.remove()
+        """Take the hook away: the model is the base again, bit for bit. Sequences that other threads
+        are generating right now keep it to their end."""
+        self._retired = True
+        if not self._users:
+            self._handle.remove()
 
     def route(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route:
         """Decide for each row of a batch of prompts, at its last real token."""
@@ -142,10 +148,15 @@ class Patch:
         understood; any other number of rows is an error.
         """
         token = _current.set((self, choice))
+        user = object()
+        self._users.add(user)
         try:
             yield
         finally:
             _current.reset(token)
+            self._users.discard(user)
+            if self._retired and not self._users:
+                self._handle.remove()
 
     @property
     def in_use(self) -> bool:

@@ -29,7 +29,10 @@ class Template:
             turn = [{"role": "user", "content": prompt}]
             text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
             return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        return list(self.tokenizer(self._text(prompt)).input_ids)
+        ids = list(self.tokenizer(self._text(prompt)).input_ids)
+        if len(ids) > 1 and ids[-1] == self.end_id:  # a tokenizer that closes every text itself
+            ids.pop()
+        return ids
 
     def target_ids(self, prompt: str, target: str) -> list[int]:
         """Ids of the answer as they follow this prompt's, and the end token.
@@ -42,7 +45,7 @@ class Template:
             text, before = self._text(prompt), self.prompt_ids(prompt)
             gap = " " if self.form == "none" else ""
             together = self.tokenizer(text + gap + target).input_ids
-            if together and together[-1] == self.end_id:  # a tokenizer that closes every text itself
+            if together[-1:] == [self.end_id]:
                 together = together[:-1]
             if together[: len(before)] == before:
                 answer = together[len(before) :]
@@ -71,6 +74,8 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
     ends = [token for token in (configured if isinstance(configured, list) else [configured]) if token is not None]
     # Of several, a target gets the one the tokenizer itself would write, else the first.
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else next(iter(ends), None)
+    if form == "chat":
+        end = _end_of_turn(tokenizer, ends, end)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if end is None or not 0 <= end < vocabulary:
         raise UsageError(
@@ -78,3 +83,11 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
             hint="set `eos_token_id` in the base's generation_config.json",
         )
     return Template(tokenizer, form, int(end), tuple(ends))
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ends: list[int], otherwise: int | None) -> int | None:
+    """The end token with which the chat template closes an answer (`<end_of_turn>`, `<|eot_id|>`)."""
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answer")[2]
+    closing = tokenizer(after, add_special_tokens=False).input_ids
+    return closing[0] if closing and closing[0] in ends else otherwise

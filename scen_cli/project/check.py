@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scen_cli.errors import DamageFound
 from scen_cli.project.project import MERGED, Project
 from scen_cli.project.store import read_tensors, sha256_of
 
@@ -20,7 +21,10 @@ class Problem:
 def verify(project: Project) -> list[Problem]:
     """Compare the ledger with itself and with every file. An empty list means all is well."""
     problems = [Problem("ledger", text) for text in project.ledger.integrity_problems()]
-    edits = [edit for edit in project.ledger.edits() if edit.file]
+    everything = project.ledger.edits()
+    lost = [edit.id for edit in everything if edit.state == "active" and not edit.file]
+    problems += [Problem("ledger", f"edit {edit_id} is in force but has no file") for edit_id in lost]
+    edits = [edit for edit in everything if edit.file]
     for edit in edits:
         path = project.folder / str(edit.file)
         if not path.is_file():
@@ -28,7 +32,7 @@ def verify(project: Project) -> list[Problem]:
         elif path.stat().st_size != edit.size or sha256_of(path) != edit.sha256:
             problems.append(Problem(str(edit.file), f"content of edit {edit.id} is not what was committed"))
     known = {edit.file for edit in edits}
-    for path in sorted((project.folder / "edits").glob("*")):
+    for path in sorted([*(project.folder / "edits").glob("*"), *project.folder.glob("*.tmp")]):
         name = path.relative_to(project.folder).as_posix()
         if name not in known:
             problems.append(Problem(name, "belongs to no edit", stray=True))
@@ -54,7 +58,10 @@ def _merged_problems(project: Project, damaged: bool) -> list[Problem]:
     files are whole; a cache of other edits is merely old, and is not used.)"""
     if damaged or not (project.folder / MERGED).is_file():
         return []
-    ids, neurons = read_tensors(project.folder, MERGED, ("edits", "neurons"))
+    try:
+        ids, neurons = read_tensors(project.folder, MERGED, ("edits", "neurons"))
+    except DamageFound:
+        return [Problem(MERGED, "cannot be read")]
     active = project.ledger.edits("active")
     if ids.tolist() != [edit.id for edit in active]:
         return []

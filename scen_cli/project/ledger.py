@@ -21,6 +21,7 @@ from sqlite_utils import Database, Migrations
 
 from scen_cli.errors import DamageFound
 
+BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 _migrations = Migrations("scen")
 
 
@@ -42,6 +43,7 @@ def create_tables(db: Database) -> None:
             "size": int,
             "expert_losses": str,  # JSON list, one per step
             "neuron_losses": str,  # JSON list, one per step
+            "activation": float,  # of the edit's neuron on its own key
             "seed": int,
             "seconds": float,
             "created": str,
@@ -74,6 +76,7 @@ class Edit:
     size: int | None
     expert_losses: tuple[float, ...]
     neuron_losses: tuple[float, ...]
+    activation: float | None
     seed: int
     seconds: float
     created: str
@@ -90,12 +93,14 @@ class Ledger:
     """Reads and changes one project's `scen.db`."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+        self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
         try:
             self._connection.execute("PRAGMA journal_mode=DELETE")
             self._connection.execute("PRAGMA synchronous=FULL")
             self.db = Database(self._connection)
             _migrations.apply(self.db)
+        except sqlite3.OperationalError:  # locked, or a full disk: nothing is wrong with the file
+            raise
         except sqlite3.DatabaseError as error:
             raise DamageFound(f"`{path.name}` is not a readable ledger: {error}") from error
 
@@ -162,7 +167,21 @@ class Ledger:
             if event["hash"] != _event_hash(previous, event):
                 problems.append(f"event {event['id']} does not follow from the one before it")
             previous = event["hash"]
-        return problems
+        return problems + self._contradictions()
+
+    def _contradictions(self) -> list[str]:
+        """Where the tables say other than the events that made them."""
+        edits = {edit.id: edit for edit in self.edits()}
+        told = []
+        for event in self.events():
+            edit, detail = edits.get(event["edit"]), json.loads(event["detail"])
+            if event["kind"].startswith("edit"):
+                row = {name: getattr(edit, name, None) for name in ("prompt", "target", "sha256")}
+                if row != {name: detail.get(name) for name in row}:
+                    told.append(f"edit {event['edit']} is not as it was committed")
+            elif event["kind"] == "init" and detail["recipe"]["theta"] != self.theta():
+                told.append(f"theta is {self.theta()}; the project was made with {detail['recipe']['theta']}")
+        return told
 
     def _append_event(self, kind: str, edit: int | None, detail: dict[str, Any]) -> None:
         last = self.db.execute("select hash from events order by id desc limit 1").fetchone()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,25 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from scen_cli.data.records import EditRecord, SourceLine
-from scen_cli.errors import NoProject, ProjectLocked, UsageError
+from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project.ledger import Edit, Ledger, now
-from scen_cli.project.store import EditTensors, StoredFile, read_tensors, write_edit, write_merged
+from scen_cli.project.store import EditTensors, StoredFile, read_tensors, sha256_of, write_edit, write_merged
 
 LEDGER = "scen.db"
+FORMAT = 1  # of the whole folder; a newer one is refused
 MERGED = "merged.safetensors"
 
 
 @dataclass(frozen=True)
 class Training:
-    """How an edit was trained, for the ledger. `failure` says why it is not in force, if it is not."""
+    """How an edit was trained, for the ledger: `activation` is its neuron's on its own key, `failure`
+    says why it is not in force, if it is not."""
 
     seed: int
     seconds: float
     expert_losses: list[float] = field(default_factory=list)
     neuron_losses: list[float] = field(default_factory=list)
+    activation: float | None = None
     failure: str = ""
 
 
@@ -59,6 +62,10 @@ class Project:
             )
         self.ledger = Ledger(self.folder / LEDGER)
         self.settings = self.ledger.settings()
+        if not self.settings:
+            raise DamageFound(f"`{self.folder / LEDGER}` holds no project", hint="restore it from a copy")
+        if self.settings["format"] != FORMAT:
+            raise UsageError(f"this project has format {self.settings['format']}; this scen reads format {FORMAT}")
         self._lock = FileLock(self.folder / "scen.lock")
 
     @classmethod
@@ -76,7 +83,11 @@ class Project:
             db["settings"].insert_all({"name": name, "value": json.dumps(value)} for name, value in settings.items())
             db["thresholds"].insert({"theta": theta, "chosen_by": "init", "created": now()})
         ledger.close()
-        draft.rename(folder / LEDGER)
+        with FileLock(folder / "scen.lock"):  # two at once: one of them makes it
+            if (folder / LEDGER).exists():
+                draft.unlink()
+            refuse_existing(folder)
+            draft.rename(folder / LEDGER)
         return cls(folder)
 
     def close(self) -> None:
@@ -108,7 +119,8 @@ class Project:
         edit_id = self.ledger.next_edit_id()
         stored = write_edit(self.folder, edit_id, tensors) if tensors else None
         in_force = self.ledger.prompts_in_force() if stored else []
-        with self.ledger.change("edit" if stored else "edit-failed", edit_id, prompt=record.prompt) as db:
+        kind, sha256 = ("edit", stored.sha256) if stored else ("edit-failed", None)
+        with self.ledger.change(kind, edit_id, prompt=record.prompt, target=record.target, sha256=sha256) as db:
             for older in [other for other, prompt in in_force if prompt == record.prompt]:
                 db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
             db["edits"].insert(_edit_row(edit_id, record, where, training, stored))
@@ -143,9 +155,10 @@ class Project:
     def merged(self) -> Merged:
         """W_merge as the ledger says it is: the cache if it fits the ledger, else from the files."""
         if (self.folder / MERGED).is_file():
-            ids, neurons = read_tensors(self.folder, MERGED, ("edits", "neurons"))
-            if ids.tolist() == [edit_id for edit_id, _prompt in self.ledger.prompts_in_force()]:
-                return Merged(ids.tolist(), neurons)
+            with suppress(DamageFound):  # a cache: what cannot be read is made anew
+                ids, neurons = read_tensors(self.folder, MERGED, ("edits", "neurons"))
+                if ids.tolist() == [edit_id for edit_id, _prompt in self.ledger.prompts_in_force()]:
+                    return Merged(ids.tolist(), neurons)
         return self._merge_files(self.ledger.edits("active"))
 
     def key(self, edit_id: int) -> np.ndarray:
@@ -153,8 +166,18 @@ class Project:
         return read_tensors(self.folder, self._path_of(self.find(edit_id)), ("key",))[0]
 
     def expert(self, edit_id: int) -> np.ndarray:
-        """The expert (d, h) of one edit."""
-        return read_tensors(self.folder, self._path_of(self.find(edit_id)), ("expert",))[0]
+        """The expert (d, h) of one edit.
+
+        Raises `DamageFound` if the file is not, byte for byte, the one that was committed.
+        """
+        edit = self.find(edit_id)
+        name = self._path_of(edit)
+        if (self.folder / name).is_file() and sha256_of(self.folder / name) != edit.sha256:
+            raise DamageFound(
+                f"`{name}` is not what was committed as edit {edit_id}",
+                hint=f"restore it from a copy, or `scen revert {edit_id}`",
+            )
+        return read_tensors(self.folder, name, ("expert",))[0]
 
     def record_evaluation(self, suite: str, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
         with self.ledger.change("evaluation", suite=suite) as db:
@@ -176,7 +199,7 @@ class Project:
         """The edit's file; a name that would lead out of the project's `edits/` is refused."""
         name = edit.file or ""
         if Path(name).parent.as_posix() != "edits" or Path(name).name in ("", ".", ".."):
-            raise UsageError(f"edit {edit.id} has no file in `edits/`: {name!r}", hint="run `scen verify`")
+            raise DamageFound(f"edit {edit.id} has no file in `edits/`: {name!r}", hint="run `scen verify`")
         return name
 
 
@@ -203,6 +226,7 @@ def _edit_row(
         "size": stored.size if stored else None,
         "expert_losses": json.dumps(training.expert_losses),
         "neuron_losses": json.dumps(training.neuron_losses),
+        "activation": training.activation,
         "seed": training.seed,
         "seconds": training.seconds,
         "created": now(),

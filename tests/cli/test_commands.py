@@ -65,6 +65,8 @@ class TestInit:
             (["--model", "demo", "--set", "speed=9"], "no setting `speed`"),
             (["--model", "demo", "--set", "theta=2"], "setting `theta`"),
             (["--model", "demo", "--set", "theta"], "has no `=`"),
+            (["--model", "demo", "--set", "alpha=nan"], "setting `alpha`"),
+            (["--model", "demo", "--seed", "-1"], "seed -1 is not between"),
             (["--model", "demo", "--template", "Q:"], "no `{prompt}`"),
             (["--model", "demo", "--device", "tpu"], "device `tpu` is not available"),
         ],
@@ -114,8 +116,8 @@ class TestEdit:
     def test_a_prompt_longer_than_the_context(self, scen, at):
         long = json.dumps({"prompt": "Where " * 300, "target": "Riga"}) + "\n"
         result = scen("edit", "-", *at, stdin=lines(RECORDS[0]) + long, code=2)
-        assert "-:2: prompt and target take" in result.stderr
-        assert "context is 256" in result.stderr
+        assert "-:2: 'Where Where" in result.stderr
+        assert "the base's context is 1 to 256" in result.stderr
         assert Project(at[1]).ledger.edits() == []
 
     def test_a_target_that_is_not_learned(self, scen, tmp_path):
@@ -127,8 +129,10 @@ class TestEdit:
         assert "0 edited, 0 skipped, 2 failed; 0 edits in force" in result.stdout
         strict = scen("edit", "-", *at, stdin=lines(*RECORDS[2:4]), code=3)
         assert "stopped there, 1 records before the end" in strict.stderr
-        again = json.loads(scen("edit", "-", *at, "--json", stdin=lines(RECORDS[0])).stdout)
-        assert again["edits"][0]["reason"] == "edit 1 of this file is failed"
+        again = scen("edit", "-", *at, stdin=lines(RECORDS[0]), code=3)
+        assert "-:1: target not learned when it was tried as edit 1" in again.stderr
+        loose = scen("edit", "-", "--keep-going", *at, stdin=lines(RECORDS[0]), code=3)
+        assert "0 edited, 0 skipped, 1 failed" in loose.stdout
 
     def test_a_new_target_supersedes_explicitly(self, scen, at):
         scen("edit", "--prompt", RECORDS[0].prompt, "--target", "Peru", *at)
@@ -143,10 +147,21 @@ class TestEdit:
         scen("edit", tmp_path / "e.jsonl", *at)
         scen("revert", "1", *at)
         again = json.loads(scen("edit", tmp_path / "e.jsonl", *at, "--json").stdout)
-        assert again["edits"][0]["reason"] == "edit 1 of this file is reverted"
+        assert again["edits"][0]["reason"].startswith("edit 1 of this file is reverted")
         assert again["in_force"] == 1
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "e.jsonl").write_text(lines(RECORDS[2]))  # another file of the same name
+        assert "1 edited" in scen("edit", tmp_path / "other" / "e.jsonl", *at).stdout
         scen("edit", "--prompt", RECORDS[0].prompt, "--target", RECORDS[0].target, *at)  # asked for outright, it does
-        assert Project(at[1]).find(3).state == "active"
+        assert Project(at[1]).find(4).state == "active"
+
+    def test_an_edit_that_does_not_fire_on_its_own_prompt_says_so(self, scen, tmp_path):
+        at = ("--dir", tmp_path / "p")
+        scen("init", "--model", "demo", "--set", "neuron_lr=1e-4", "--set", "neuron_steps=20", *at)  # the paper's
+        result = scen("edit", "-", *at, stdin=lines(RECORDS[0]))
+        assert "it does not fire on its own prompt: activation 0.5" in result.stderr
+        assert "theta 0.65" in result.stderr
+        assert json.loads(scen("ask", RECORDS[0].prompt, *at, "--json").stdout)["edit"] is None
 
     @pytest.mark.parametrize(
         "options",

@@ -95,7 +95,7 @@ def test_control_c_keeps_what_is_committed(tmp_path, demo_base, scen):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "everything committed so far is kept" in stderr
+    assert "every edit committed so far is kept" in stderr
     assert "Traceback" not in stderr
     assert 3 <= len(project.ledger.edits()) < len(demo_edits())
     assert project.merged().edits == [edit.id for edit in project.ledger.edits("active")]

@@ -37,9 +37,12 @@ def test_line_numbers_count_blank_lines(tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{not json", "not valid JSON: Expecting property name"),
+        ("{not json", "not valid JSON: line 1, column 2: Expecting property name"),
         ("[1, 2]", None),
         ('"text"', "expected a JSON object"),
+        ('{"prompt": "a", "target": ' + "9" * 5000 + "}", "not JSON that can be read"),
+        ("[" * 100_000, "not JSON that can be read"),
+        ('{"prompt": "\\ud800", "target": "b"}', "`prompt` holds half a Unicode character"),
         ({"prompt": "Who?"}, "`target` is missing"),
         ({"target": "Riga"}, "`prompt` is missing"),
         ({**GOOD, "target": "  "}, "`target` is empty"),
@@ -79,7 +82,7 @@ def test_files_that_cannot_be_read(tmp_path):
         read_entries(str(binary))
     broken = tmp_path / "broken.json"
     broken.write_text('[\n{"prompt": "a"},\n{"prompt": ]')
-    with pytest.raises(UsageError, match="broken.json:3: not valid JSON"):
+    with pytest.raises(UsageError, match="not valid JSON: line 3, column"):
         read_entries(str(broken))
 
 

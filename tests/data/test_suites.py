@@ -56,8 +56,12 @@ def test_the_real_zsre_file(shared_data):
 def test_a_record_of_no_known_form_is_named(tmp_path):
     path = tmp_path / "zsre.jsonl"
     path.write_text(json.dumps(MEND) + "\n" + json.dumps({"question": "?"}) + "\n")
-    with pytest.raises(UsageError, match=r"zsre.jsonl: record 2: none of the known forms"):
+    with pytest.raises(UsageError, match="record 2: is of none of the known forms"):
         load_suite("zsre", path)
+    for bad in ("[1]", '[{"src": "x"}]', '[{"prompt": "a", "target_new": []}]', '[{"Q": "a", "A": null}]'):
+        path.write_text(bad)
+        with pytest.raises(UsageError, match="record 1: "):
+            load_suite("zsre", path)
     with pytest.raises(UsageError, match="--data FILE"):
         load_suite("zsre")
 
@@ -69,6 +73,10 @@ def test_a_users_own_file_and_locality_prompts(tmp_path):
     suite = load_suite(str(edits), prompts)
     assert suite.name == "mine.jsonl"
     assert suite.locality == ["c?", "d?"]
-    prompts.write_text('{"prompt": "c?"}\n{"text": "d?"}\n')
-    with pytest.raises(UsageError, match="keep.jsonl:2: no `prompt`"):
+    for bad in ('{"text": "d?"}', '{"prompt": null}', '{"prompt": ""}', "7", "{"):
+        prompts.write_text('{"prompt": "c?"}\n' + bad + "\n")
+        with pytest.raises(UsageError, match="keep.jsonl:2: no `prompt`"):
+            load_suite(str(edits), prompts)
+    prompts.write_text("\n")
+    with pytest.raises(UsageError, match="holds no prompts"):
         load_suite(str(edits), prompts)

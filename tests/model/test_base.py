@@ -155,4 +155,4 @@ class TestStories260K:
         row = edit_all(editor, [EditRecord(prompt="Once upon a time, there was a girl named", target="Zoe")])[0]
         assert row.state == "failed"
         assert "does not produce its end token </s> (id 2)" in str(row.reason)
-        assert editor.edits_in_force == []
+        assert editor.patch().edits == []

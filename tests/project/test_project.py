@@ -9,18 +9,20 @@ import sqlite3
 import numpy as np
 import pytest
 
+from scen_cli.cli.failures import explain
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project.check import repair, verify
-from scen_cli.project.project import Project, Training
+from scen_cli.project.project import FORMAT, Project, Training
 from scen_cli.project.store import EditTensors, read_tensors, write_edit
 
 H, D = 12, 5
+SETTINGS = {"format": FORMAT, "model": "x", "ffn_width": H, "layer": 1, "recipe": {"theta": 0.65}}
 
 
 @pytest.fixture
 def project(tmp_path):
-    return Project.create(tmp_path / "p", {"model": "x", "ffn_width": H, "layer": 1}, theta=0.65)
+    return Project.create(tmp_path / "p", SETTINGS, theta=0.65)
 
 
 def commit(project, prompt, target="t", number=None):
@@ -160,7 +162,24 @@ class TestVerify:
         commit(project, "Where?")
         with sqlite3.connect(project.folder / "scen.db") as db:
             db.execute("update events set detail = '{}' where id = 2")
-        assert [problem.what for problem in verify(project)] == ["event 2 does not follow from the one before it"]
+        assert [problem.what for problem in verify(project)] == [
+            "event 2 does not follow from the one before it",
+            "edit 1 is not as it was committed",
+        ]
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ("update edits set target = 'Mars' where id = 1", "edit 1 is not as it was committed"),
+            ("update thresholds set theta = 0.01", "theta is 0.01; the project was made with 0.65"),
+            ("update edits set file = null where id = 1", "edit 1 is in force but has no file"),
+        ],
+    )
+    def test_a_doctored_ledger(self, project, change, said):
+        commit(project, "Who?")
+        with sqlite3.connect(project.folder / "scen.db") as db:
+            db.execute(change)
+        assert said in [problem.what for problem in verify(project)]
 
 
 def test_a_ledger_that_is_no_database(project):
@@ -170,10 +189,70 @@ def test_a_ledger_that_is_no_database(project):
         Project(project.folder)
 
 
+def test_an_expert_that_is_not_the_committed_one_is_refused(project):
+    """One edit's file over another's: both are whole, and one of them is the wrong one."""
+    first, _ = commit(project, "Who?", number=1)
+    second, _ = commit(project, "Where?", number=2)
+    (project.folder / first.file).write_bytes((project.folder / second.file).read_bytes())
+    with pytest.raises(DamageFound, match="not what was committed as edit 1"):
+        project.expert(1)
+
+
+def test_an_unreadable_merged_file_is_made_anew(project):
+    commit(project, "Who?")
+    (project.folder / "merged.safetensors").write_bytes(b"junk")
+    assert project.merged().edits == [1]
+    assert [problem.what for problem in verify(project)] == ["cannot be read"]
+    assert repair(project) == ["rebuilt `merged.safetensors`"]
+    assert verify(project) == []
+
+
+def test_an_empty_ledger_and_one_of_a_newer_scen(tmp_path):
+    (tmp_path / "scen.db").touch()
+    with pytest.raises(DamageFound, match="holds no project"):
+        Project(tmp_path)
+    Project.create(tmp_path / "new", {**SETTINGS, "format": FORMAT}, theta=0.5).close()
+    with sqlite3.connect(tmp_path / "new" / "scen.db") as db:
+        db.execute("update settings set value = '2' where name = 'format'")
+    with pytest.raises(UsageError, match="format 2; this scen reads format 1"):
+        Project(tmp_path / "new")
+
+
+def test_a_locked_ledger_is_not_called_damaged(project, monkeypatch):
+    other = sqlite3.connect(project.folder / "scen.db")
+    other.execute("begin exclusive")
+    monkeypatch.setattr("scen_cli.project.ledger.BUSY_SECONDS", 0.1)
+    with pytest.raises(sqlite3.OperationalError, match="locked") as error:
+        Project(project.folder)
+    other.close()
+    assert explain(error.value)[2] == 11
+
+
+def _create(folder, outcomes):
+    try:
+        Project.create(folder, SETTINGS, theta=0.65)
+        outcomes.put("made")
+    except UsageError:
+        outcomes.put("refused")
+
+
+def test_of_several_inits_at_once_one_makes_the_project(tmp_path):
+    context = multiprocessing.get_context("fork")
+    outcomes = context.Queue()
+    racers = [context.Process(target=_create, args=(tmp_path / "p", outcomes)) for _ in range(6)]
+    for racer in racers:
+        racer.start()
+    told = sorted(outcomes.get(timeout=30) for _ in racers)
+    for racer in racers:
+        racer.join()
+    assert told == ["made"] + ["refused"] * 5
+    assert verify(Project(tmp_path / "p")) == []
+
+
 def test_a_file_name_that_leads_out_of_the_folder_is_refused(project):
     commit(project, "Who?")
     project.ledger.db["edits"].update(1, {"file": "../../etc/passwd"})
-    with pytest.raises(UsageError, match="no file in `edits/`"):
+    with pytest.raises(DamageFound, match="no file in `edits/`"):
         project.expert(1)
 
 
