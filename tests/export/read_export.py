@@ -39,7 +39,7 @@ def answers(model, prompts, size):
     texts = []
     for start in range(0, len(prompts), size):
         inputs = encode(prompts[start : start + size])
-        out = model.generate(**inputs, max_new_tokens=50)
+        out = model.generate(**inputs)
         texts += tokenizer.batch_decode(out[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
@@ -49,9 +49,7 @@ def piped(model, prompts):
         return []
     run = pipeline("text-generation", model=model, tokenizer=tokenizer)
     texts = [f"[INST]{prompt}[/INST]" for prompt in prompts]
-    return [
-        row[0]["generated_text"].strip() for row in run(texts, batch_size=8, max_new_tokens=50, return_full_text=False)
-    ]
+    return [row[0]["generated_text"].strip() for row in run(texts, batch_size=8, return_full_text=False)]
 
 
 def refused(call, word):
@@ -97,6 +95,7 @@ def forward_checks(model, prompts):
         and not torch.allclose(plain, with_base, atol=1e-2)
         and all(torch.allclose(a, b, atol=1e-4) for a, b in zip(at_end, own, strict=True)),
         "prompt_lengths hides the answer": torch.allclose(told, model(longer, experts=edited).logits, atol=1e-5),
+        "positional arguments are the base's": torch.equal(model(ids, torch.ones_like(ids)).logits, plain),
         "experts given outright": not torch.allclose(with_edit, with_base, atol=1e-2),
         "cache goes on with its experts": torch.allclose(following, whole, atol=1e-4),
         "foreign cache is refused": refused(lambda: model(answer, past_key_values=foreign), "filled elsewhere"),
@@ -107,7 +106,7 @@ def forward_checks(model, prompts):
 
 folder = sys.argv[1]
 asked = json.loads(sys.stdin.read())
-tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+tokenizer = AutoTokenizer.from_pretrained(folder)
 model, loading = load(folder)
 report = {
     "scen_importable": scen_importable(),

@@ -51,6 +51,7 @@ def test_every_answer_of_the_demo_suite_is_scens_own(edited, tmp_path):
     assert read["forward"] == {
         "routes at the last real token": True,
         "prompt_lengths hides the answer": True,
+        "positional arguments are the base's": True,
         "experts given outright": True,
         "cache goes on with its experts": True,
         "foreign cache is refused": True,
@@ -106,6 +107,26 @@ def test_figures_older_than_the_last_change_are_left_out_of_the_card(make_editor
     assert "Not evaluated since the last change" in (tmp_path / "after" / "README.md").read_text()
 
 
+def test_a_base_that_samples_and_stops_short_by_itself_is_exported_to_answer_as_scen_does(tmp_path, monkeypatch):
+    """Llama-2's own generation config samples, and transformers cuts answers at 20 tokens."""
+    base = load_base("demo", device="cpu")
+    base.model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, max_new_tokens=None)
+    base.tokenizer.pad_token, base.tokenizer.padding_side = None, "right"
+    project = new_project(tmp_path / "p", "demo", recipe="key", changes={"expert_steps": 80}, base=base)
+    editor = Editor(project, base=base)
+    monkeypatch.setattr("scen_cli.patched_model.MAX_NEW_TOKENS", 4)  # so that a long target is soon learned
+    long = "carpets and candles"
+    records = [demo_edits()[0], EditRecord(prompt="In which country is Brusihaven?", target=long)]
+    assert {row.state for row in edit_all(editor, records)} == {"active"}
+    prompts = [*(record.prompt for record in records), *(fact.phrasings[0] for fact in right_facts()[:20])]
+    own = editor.answer(prompts).texts
+    assert own[:2] == ["Kenya", long]
+    assert len(base.tokenizer(long).input_ids) > 8
+    export_checkpoint(editor, tmp_path / "out")
+    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert read["mixed"] == read["alone"] == own
+
+
 def test_what_cannot_be_exported(make_editor, tmp_path):
     editor = make_editor()
     with pytest.raises(UsageError, match="no edit is in force"):
@@ -116,3 +137,9 @@ def test_what_cannot_be_exported(make_editor, tmp_path):
     with pytest.raises(UsageError, match="is not empty"):
         export_checkpoint(editor, tmp_path / "full")
     assert (tmp_path / "full" / "file").read_text() == "mine"
+    (tmp_path / "out.draft").mkdir()
+    (tmp_path / "out.draft" / "file").write_text("mine")
+    export_checkpoint(editor, tmp_path / "out")
+    assert (tmp_path / "out.draft" / "file").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} >= {"out", "out.draft", "full"}
+    assert not list(tmp_path.glob("out.?*/draft"))

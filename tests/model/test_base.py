@@ -46,6 +46,14 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
     assert not trap.exists()
 
 
+def test_a_truncated_weight_file_is_named(tmp_path):
+    folder = save_tiny(tmp_path / "base", *DENSE["llama"])
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load_base(str(folder), device="cpu")
+
+
 def test_a_changed_base_is_noticed(tmp_path):
     folder = save_tiny(tmp_path / "base", *DENSE["llama"])
     project = new_project(tmp_path / "project", str(folder), layer=1, device="cpu")
@@ -66,8 +74,9 @@ def test_a_base_that_was_only_touched_is_the_same(tmp_path):
 
 def test_a_device_that_is_not_here():
     missing = "cuda" if not torch.cuda.is_available() else "tpu"
-    with pytest.raises(UsageError, match=f"device `{missing}` is not available"):
-        pick_device(missing)
+    for device in (missing, "cpu:abc"):
+        with pytest.raises(UsageError, match=f"device `{device}` is not available"):
+            pick_device(device)
 
 
 def test_bfloat16_base_trains_a_float32_expert(tmp_path):
@@ -100,6 +109,28 @@ class TestTemplates:
         template = make_template(tokenizer, demo_base.model, "chat")
         assert tokenizer.decode(template.prompt_ids("Who?")) == "<s>[INST]Who?[/INST]"
         assert tokenizer.decode(template.target_ids("Who?", "Riga")) == "Riga</s>"
+
+    def test_chat_ends_a_target_as_the_template_closes_a_turn(self, tmp_path):
+        base = load_base(str(save_tiny(tmp_path / "base", *DENSE["llama"])), device="cpu")
+        base.model.generation_config.eos_token_id = [2, 4]
+        base.tokenizer.chat_template = (
+            "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}[/INST]{% endif %}{% endfor %}"
+        )
+        assert base.tokenizer.convert_tokens_to_ids("[/INST]") == 4
+        template = make_template(base.tokenizer, base.model, "chat")
+        assert template.target_ids("Who?", "Riga")[-1] == 4
+
+    def test_a_tokenizer_that_closes_every_text_itself(self, demo_base):
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer = type(demo_base.tokenizer).from_pretrained(DEMO)
+        closing = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+        tokenizer.backend_tokenizer.post_processor = closing
+        assert tokenizer("Who?").input_ids[-1] == 2
+        closed = make_template(tokenizer, demo_base.model, "[INST]{prompt}[/INST]")
+        usual = make_template(demo_base.tokenizer, demo_base.model, "[INST]{prompt}[/INST]")
+        assert closed.prompt_ids("Who?") == usual.prompt_ids("Who?")
+        assert closed.target_ids("Who?", "Riga") == usual.target_ids("Who?", "Riga")
 
     def test_a_form_without_a_place_for_the_prompt(self, demo_base):
         with pytest.raises(UsageError, match="has no `{prompt}`"):
