@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,7 @@ from scen_cli.errors import SomeEditsFailed, UsageError
 if TYPE_CHECKING:
     from scen_cli.data.records import Entry
     from scen_cli.data.suites import Suite
+    from scen_cli.edit_run import Outcome
     from scen_cli.editor import Editor
 
 
@@ -57,15 +59,16 @@ def edit(
     editor = open_editor(dir, device, out)
     with editor.project.writing():
         outcomes = _run(editor, entries, strict, out)
-    counts = {kind: sum(outcome["outcome"] == kind for outcome in outcomes) for kind in ("edited", "skipped", "failed")}
+    counts = {kind: sum(outcome.outcome == kind for outcome in outcomes) for kind in ("edited", "skipped", "failed")}
     summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     in_force = len(editor.project.ledger.prompts_in_force())
-    out.result({**counts, "in_force": in_force, "edits": outcomes}, f"{summary}; {in_force} edits in force")
+    records = [asdict(outcome) for outcome in outcomes]
+    out.result({**counts, "in_force": in_force, "edits": records}, f"{summary}; {in_force} edits in force")
     if counts["failed"]:
         raise SomeEditsFailed(f"{counts['failed']} records were not edited", hint="`scen log` says why")
 
 
-def train_all(editor: Editor, suite: Suite, out: Output) -> list[dict[str, Any]]:
+def train_all(editor: Editor, suite: Suite, out: Output) -> list[Outcome]:
     """Edit every record of a suite, going on past those that fail; returns an outcome for each."""
     with editor.project.writing():
         return _run(editor, _suite_entries(suite), strict=False, out=out)
@@ -97,87 +100,38 @@ def _entries(
     return [Entry(SourceLine("command line", 1), record)]
 
 
-def _run(editor: Editor, entries: list[Entry], strict: bool, out: Output) -> list[dict[str, Any]]:
+def _run(editor: Editor, entries: list[Entry], strict: bool, out: Output) -> list[Outcome]:
     """Edit what is not yet there. Under `strict` every record is checked before the first is trained."""
-    outcomes = [_before_training(editor, entry) for entry in entries]
-    impossible = [
-        o for o, entry in zip(outcomes, entries, strict=True) if o and o["outcome"] == "failed" and entry.record
-    ]
-    if strict and impossible:
-        kind = SomeEditsFailed if "edit" in impossible[0] else UsageError  # tried before, or never possible
+    from scen_cli.edit_run import foresee, train
+
+    outcomes = [foresee(editor, entry) for entry in entries]
+    hopeless = [known for known in outcomes if known is not None and known.outcome == "failed"]
+    if strict and hopeless:
+        kind = SomeEditsFailed if hopeless[0].edit else UsageError  # tried before, or never possible
         raise kind(
-            f"{impossible[0]['where']}: {impossible[0]['reason']}\nnothing was edited",
+            f"{hopeless[0].where}: {hopeless[0].reason}\nnothing was edited",
             hint="mend the record, or skip such records with `--keep-going`",
         )
-    for outcome in filter(None, outcomes):
-        (out.warn if outcome["outcome"] == "failed" else out.note)(_line(outcome))
+    for known in filter(None, outcomes):
+        (out.warn if known.needs_attention else out.note)(str(known))
     started, trained = time.perf_counter(), 0
-    waiting = sum(outcome is None for outcome in outcomes)
     try:
-        with out.progress(waiting, "editing") as tell, interruptible(out.note) as check:
+        with out.progress(outcomes.count(None), "editing") as tell, interruptible(out.note) as check:
             for position, entry in enumerate(entries):
                 check()
-                if outcomes[position] is None and entry.record is not None:
-                    outcomes[position] = outcome = _train(editor, entry)
-                    trained += 1
-                    loud = outcome["outcome"] == "failed" or outcome["supersedes"] or outcome["warning"]
-                    if loud:
-                        out.warn(_line(outcome))
-                    pace = f"{(time.perf_counter() - started) / trained:.2f} s/edit"
-                    tell("" if loud else _line(outcome), pace)
-                    if outcome["outcome"] == "failed" and strict:
-                        break
+                if outcomes[position] is not None or entry.record is None:
+                    continue
+                outcomes[position] = outcome = train(editor, entry, entry.record)
+                trained += 1
+                if outcome.needs_attention:
+                    out.warn(str(outcome))
+                pace = f"{(time.perf_counter() - started) / trained:.2f} s/edit"
+                tell("" if outcome.needs_attention else str(outcome), pace)
+                if outcome.outcome == "failed" and strict:
+                    break
     finally:
         editor.project.merge()
     done = [outcome for outcome in outcomes if outcome is not None]
     if len(done) < len(entries):
         out.warn(f"stopped there, {len(entries) - len(done)} records before the end (`--keep-going` goes on)")
     return done
-
-
-def _before_training(editor: Editor, entry: Entry) -> dict[str, Any] | None:
-    """What is already known of a record: that it is bad, or stands in the ledger. None: train it."""
-    where = str(entry.where)
-    if entry.record is None:
-        return {"where": where, "outcome": "failed", "reason": entry.problem}
-    known = editor.project.ledger.find_same(entry.record.prompt, entry.record.target)
-    for edit in known:
-        if edit.state == "active":
-            return {"where": where, "outcome": "skipped", "edit": edit.id, "reason": f"already edit {edit.id}"}
-        if edit.source != entry.where.source or edit.source == "command line":
-            continue
-        if edit.state == "failed":
-            reason = f"target not learned when it was tried as edit {edit.id}: {edit.reason}"
-            return {"where": where, "outcome": "failed", "edit": edit.id, "reason": reason}
-        reason = f"edit {edit.id} of this file is {edit.state}; `--prompt` and `--target` make it anew"
-        return {"where": where, "outcome": "skipped", "edit": edit.id, "reason": reason}
-    try:
-        editor.prepare(entry.record)
-    except UsageError as error:
-        return {"where": where, "outcome": "failed", "reason": str(error)}
-    return None
-
-
-def _train(editor: Editor, entry: Entry) -> dict[str, Any]:
-    assert entry.record is not None
-    edit = editor.edit(entry.record, entry.where)
-    outcome = {"where": str(entry.where), "edit": edit.id, "prompt": edit.prompt, "target": edit.target}
-    if edit.state == "failed":
-        return {**outcome, "outcome": "failed", "reason": f"target not learned: {edit.reason}"}
-    superseded = editor.project.ledger.superseded_by(edit.id)
-    outcome = {**outcome, "outcome": "edited", "seconds": round(edit.seconds, 3), "supersedes": superseded}
-    theta, warning = editor.project.ledger.theta(), ""
-    if edit.activation is not None and edit.activation <= theta:
-        warning = f"it does not fire on its own prompt: activation {edit.activation:.3f}, theta {theta}"
-    return {**outcome, "warning": warning}
-
-
-def _line(outcome: dict[str, Any]) -> str:
-    if outcome["outcome"] == "failed":
-        return f"{outcome['where']}: not edited: {outcome['reason']}"
-    if outcome["outcome"] == "skipped":
-        return f"{outcome['where']}: skipped: {outcome['reason']}"
-    text = f"edit {outcome['edit']}: {outcome['prompt']} -> {outcome['target']} ({outcome['seconds']:.2f} s)"
-    older = ", ".join(map(str, outcome["supersedes"]))
-    notes = [f"supersedes edit {older}" if older else "", outcome["warning"]]
-    return "; ".join([text, *filter(None, notes)])

@@ -1,0 +1,85 @@
+"""What becomes of each record of an edit run: edited, skipped or failed, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scen_cli.data.records import EditRecord, Entry
+from scen_cli.editor import Editor
+from scen_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One record's fate. `reason` says why it was skipped or failed; `edit` is its edit, if it has one."""
+
+    where: str
+    outcome: Literal["edited", "skipped", "failed"]
+    edit: int | None = None
+    reason: str = ""
+    prompt: str = ""
+    target: str = ""
+    seconds: float | None = None
+    supersedes: tuple[int, ...] = ()
+    warning: str = ""
+
+    @property
+    def needs_attention(self) -> bool:
+        return bool(self.outcome == "failed" or self.supersedes or self.warning)
+
+    def __str__(self) -> str:
+        if self.outcome != "edited":
+            return f"{self.where}: {'not edited' if self.outcome == 'failed' else 'skipped'}: {self.reason}"
+        notes = [f"supersedes edit {', '.join(map(str, self.supersedes))}" if self.supersedes else "", self.warning]
+        return "; ".join(
+            [f"edit {self.edit}: {self.prompt} -> {self.target} ({self.seconds:.2f} s)", *filter(None, notes)]
+        )
+
+
+def foresee(editor: Editor, entry: Entry) -> Outcome | None:
+    """What is known of a record without training: that it is bad, can never be trained, or stands in
+    the ledger already. None: it is to be trained.
+
+    An edit in force is not made twice. One that this very file led to before, and that was
+    reverted or superseded since, does not come back by running the file again; one that failed
+    would fail again.
+    """
+    where = str(entry.where)
+    if entry.record is None:
+        return Outcome(where, "failed", reason=entry.problem)
+    for edit in editor.project.ledger.find_same(entry.record.prompt, entry.record.target):
+        if edit.state == "active":
+            return Outcome(where, "skipped", edit.id, f"already edit {edit.id}")
+        if edit.source != entry.where.source or edit.source == "command line":
+            continue
+        if edit.state == "failed":
+            reason = f"target not learned when it was tried as edit {edit.id}: {edit.reason}"
+            return Outcome(where, "failed", edit.id, reason)
+        reason = f"edit {edit.id} of this file is {edit.state}; `--prompt` and `--target` make it anew"
+        return Outcome(where, "skipped", edit.id, reason)
+    try:
+        editor.prepare(entry.record)
+    except UsageError as error:
+        return Outcome(where, "failed", reason=str(error))
+    return None
+
+
+def train(editor: Editor, entry: Entry, record: EditRecord) -> Outcome:
+    """Train a record that `foresee` has let through, and commit it."""
+    edit = editor.edit(record, entry.where)
+    if edit.state == "failed":
+        return Outcome(str(entry.where), "failed", edit.id, f"target not learned: {edit.reason}")
+    theta, warning = editor.project.ledger.theta(), ""
+    if edit.activation is not None and edit.activation <= theta:
+        warning = f"it does not fire on its own prompt: activation {edit.activation:.3f}, theta {theta}"
+    return Outcome(
+        str(entry.where),
+        "edited",
+        edit.id,
+        prompt=edit.prompt,
+        target=edit.target,
+        seconds=round(edit.seconds, 3),
+        supersedes=tuple(editor.project.ledger.superseded_by(edit.id)),
+        warning=warning,
+    )
