@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from scen_cli.cli import app
+from scen_cli.data.suites import load_suite
 from scen_cli.demo.facts import right_facts
+from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.model.base import DEMO
+from tests.conftest import edit_all
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,6 +65,24 @@ def test_every_option_named_in_the_readme_exists(scen):
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - {"--help"}
     cut_by_narrow_help = {option for option in named if any(option.startswith(shown) for shown in known)}
     assert named <= known | cut_by_narrow_help
+
+
+def test_the_table_of_recipes_is_what_the_demo_suite_gives(make_editor):
+    """Within one in a hundred: another processor rounds otherwise, and a near tie may fall otherwise."""
+    cell = r"[\d.]+ % \((\d+)/(\d+)\)"
+    rows = re.findall(rf"^\| `(paper|key)` \| {cell} \| {cell} \| {cell} \| {cell} \|$", README, re.MULTILINE)
+    assert [row[0] for row in rows] == ["paper", "key"]
+    suite = load_suite("demo")
+    for recipe, *counts in rows:
+        editor = make_editor(recipe)
+        edit_all(editor, suite.edits[:100])
+        result = evaluate(editor, suite)
+        editor.detach()
+        patched = result.patched
+        shares = [patched.reliability, patched.generality, patched.locality, result.locality_fired]
+        for share, right, total in zip(shares, counts[::2], counts[1::2], strict=True):
+            assert share.total == int(total)
+            assert abs(share.right - int(right)) <= share.total / 100
 
 
 def test_links_lead_somewhere():
