@@ -14,7 +14,6 @@ import pytest
 
 from scen_cli.cli import app
 from scen_cli.data.suites import load_suite
-from scen_cli.demo.facts import right_facts
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.model.base import DEMO
 from tests.conftest import edit_all
@@ -41,9 +40,8 @@ def walk_through() -> list[tuple[list[str], list[str]]]:
 
 def test_the_walk_through_prints_what_the_readme_shows(scen, tmp_path, monkeypatch):
     shutil.copytree(DEMO, tmp_path / "my-llama")
-    shutil.copy(ROOT / "examples" / "edits.jsonl", tmp_path)
-    unedited = [{"prompt": fact.phrasings[0]} for fact in right_facts()[:2]]
-    (tmp_path / "unedited.jsonl").write_text("\n".join(map(json.dumps, unedited)))
+    for file in (ROOT / "examples").glob("*.jsonl"):
+        shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
     steps = walk_through()
     assert [arguments[0] for arguments, _ in steps] == "init edit ask eval revert verify export".split()
@@ -51,6 +49,13 @@ def test_the_walk_through_prints_what_the_readme_shows(scen, tmp_path, monkeypat
         printed = [squeezed(line) for line in scen(*arguments).stdout.splitlines()]
         for line in shown:
             assert squeezed(line) in printed, f"`scen {' '.join(arguments)}` does not print: {line}"
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == "['Seoul']\n"
 
 
 def test_every_command_is_in_the_table_of_commands():

@@ -8,6 +8,7 @@ import typer
 
 from scen_cli.cli.opening import HERE, Device, Dir, open_editor
 from scen_cli.cli.output import Json, Output, Quiet, table
+from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from scen_cli.editor import Editor
@@ -27,6 +28,8 @@ def ask(
     Example: scen ask "Where was Ada born?"
     """
     out = Output(as_json, quiet)
+    if not prompt.strip():
+        raise UsageError("the prompt is empty")
     editor = open_editor(dir, device, out)
     with editor.steady():
         return _ask(editor, prompt, out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +42,7 @@ def demo(
     from scen_cli.project_setup import new_project
 
     started = time.perf_counter()
-    at = f"--dir {dir}"
+    at, scen = f"--dir {dir}", _called_as()
     out.note(f"$ scen init --model demo --recipe {recipe} {at}")
     editor = Editor(new_project(dir, "demo", recipe=recipe))
     suite = load_suite("demo")
@@ -73,8 +75,17 @@ def demo(
         *figures(evaluation, "greedy"),
         "",
         f"{seconds:.0f} s, not counting imports. Now try:",
-        f'  scen ask "{records[0].rephrases[0]}" {at}',
-        f"  scen show 1 {at}",
-        f"  scen revert 1 {at}",
-        f"  scen status {at}",
+        f'  {scen} ask "{records[0].rephrases[0]}" {at}',
+        f"  {scen} show 1 {at}",
+        f"  {scen} revert 1 {at}",
+        f"  {scen} status {at}",
     )
+
+
+def _called_as() -> str:
+    """What to type to call scen again: its bare name where the shell would find this very program."""
+    program = Path(sys.argv[0])
+    found = shutil.which("scen")
+    if program.name != "scen" or (found and Path(found).resolve() == program.resolve()):
+        return "scen"
+    return str(program)

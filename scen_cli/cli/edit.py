@@ -25,7 +25,7 @@ def edit(
     file: Annotated[str | None, typer.Argument(help="JSONL or JSON of records; `-` is standard input.")] = None,
     prompt: Annotated[str | None, typer.Option(help="One edit: its prompt (with --target).")] = None,
     target: Annotated[str | None, typer.Option(help="One edit: its target (with --prompt).")] = None,
-    suite: Annotated[str | None, typer.Option(help="Edit a suite's facts: demo, or zsre with --data.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Edit a suite's facts: demo, zsre with --data, or a file.")] = None,
     data: Annotated[Path | None, typer.Option(help="The suite's data file.")] = None,
     first: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
     strict: Annotated[
@@ -65,7 +65,10 @@ def edit(
     records = [asdict(outcome) for outcome in outcomes]
     out.result({**counts, "in_force": in_force, "edits": records}, f"{summary}; {in_force} edits in force")
     if counts["failed"]:
-        raise SomeEditsFailed(f"{counts['failed']} records were not edited", hint="`scen log` says why")
+        raise SomeEditsFailed(
+            f"{counts['failed']} records were not edited",
+            hint="the reasons are above; more steps or a higher rate (`scen init --set`) may learn what was not",
+        )
 
 
 def train_all(editor: Editor, suite: Suite, out: Output) -> list[Outcome]:
@@ -93,8 +96,10 @@ def _entries(
         return read_entries(file)
     if suite is not None:
         return _suite_entries(load_suite(suite, data))
+    if prompt is None or target is None:
+        raise UsageError("`--prompt` and `--target` go together")
     try:
-        record = check_record({"prompt": prompt or "", "target": target or ""})
+        record = check_record({"prompt": prompt, "target": target})
     except ValueError as error:
         raise UsageError(f"command line: {error}") from error
     return [Entry(SourceLine("command line", 1), record)]

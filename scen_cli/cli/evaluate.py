@@ -65,6 +65,8 @@ def figures(evaluation: Evaluation, decoding: str) -> list[RenderableType]:
     title = (
         f"{evaluation.suite}: {evaluation.edits} edits{failed}, after the last edit, {decoding} decoding, exact match"
     )
+    if evaluation.left_out:
+        title += f"\n(left out: {evaluation.left_out} whose edits were superseded or reverted since)"
     teacher = [("target tokens", patched.token_accuracy, base.token_accuracy)]
     return [
         title,

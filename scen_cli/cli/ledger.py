@@ -76,13 +76,18 @@ def show(
 
     Example: scen show 3
     """
-    edit = open_project(dir).find(edit_id)
-    data = asdict(edit)
-    rows = [(name, _plain(name, value)) for name, value in data.items() if value not in (None, ())]
+    project = open_project(dir)
+    edit = project.find(edit_id)
+    data = {**asdict(edit), "supersedes": project.ledger.superseded_by(edit_id)}
+    rows = [(name, _plain(name, value)) for name, value in data.items() if value not in (None, (), [])]
     Output(as_json, quiet).result(data, table(("", ""), rows))
 
 
 def _plain(name: str, value: Any) -> str:
     if name.endswith("losses"):
         return f"{value[0]:.4f} to {value[-1]:.4f} in {len(value)} steps"
-    return "\n".join(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if name == "size":
+        return f"{value} bytes"
+    return "\n".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ from rich.text import Text
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 
+PIPE_WIDTH = 10_000  # columns, where there is no terminal to wrap for
 Tell = Callable[[str, str], None]
 
 
@@ -35,9 +37,17 @@ class Output:
         if self.as_json:
             typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
             return
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+        if sys.stdout.isatty():
+            console = Console(highlight=False)
+            for item in shown:
+                console.print(Text(item) if isinstance(item, str) else item)
+            return
+        text = StringIO()  # for a pipe or a file: a record keeps to its line, and nothing trails it
+        console = Console(file=text, highlight=False, width=PIPE_WIDTH)
         for item in shown:
             console.print(Text(item) if isinstance(item, str) else item)
+        for line in text.getvalue().splitlines():
+            typer.echo(line.rstrip())
 
     def note(self, text: str) -> None:
         """What is going on; not part of the result."""

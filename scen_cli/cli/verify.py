@@ -35,5 +35,9 @@ def verify(
     data = {"edits": edits, "repaired": done, "problems": [vars(problem) for problem in problems]}
     out.result(data, *(lines or [f"{edits} edits: every file is as it was committed"]))
     if problems:
-        hint = "`scen verify --repair`" if all(p.stray or p.where == check.MERGED for p in problems) else ""
+        hint = (
+            "`scen verify --repair`"
+            if all(p.stray or p.where == check.MERGED for p in problems)
+            else "restore the file from a copy, or `scen revert` its edit"
+        )
         raise DamageFound(f"{len(problems)} problems found", hint=hint)

@@ -36,13 +36,15 @@ class Evaluation:
     """Both columns, and what routing did.
 
     `generality_given_expert` hands each rephrase its own edit's expert: the most that routing
-    could reach. `rephrases_routed`: to their own edit. `locality_fired`: locality prompts on
+    could reach. `left_out`: records whose edits were superseded or reverted since, which are not
+    scored. `rephrases_routed`: to their own edit. `locality_fired`: locality prompts on
     which any edit fired, rightly answered or not.
     """
 
     suite: str
     edits: int
     not_learned: int
+    left_out: int
     patched: Figures
     base: Figures
     generality_given_expert: Share
@@ -75,16 +77,18 @@ def _evaluate(editor: Editor, suite: Suite, options: dict[str, Any]) -> Evaluati
 
     Raises `UsageError` if none of the suite's edits is in the project.
     """
-    tried = {(e.prompt, e.target): e for e in editor.project.ledger.edits("active", "failed")}
+    everything = editor.project.ledger.edits()
+    tried = {(e.prompt, e.target): e for e in everything if e.state in ("active", "failed")}
+    taken_back = {(e.prompt, e.target) for e in everything} - set(tried)
     edits = [record for record in suite.edits if (record.prompt, record.target) in tried]
     if not edits:
         raise UsageError(
             f"none of the {len(suite.edits)} edits of suite `{suite.name}` is in this project",
             hint=f"`scen edit --suite {suite.name} --first 100` makes them",
         )
-    edited = {prompt for prompt, _target in tried}
+    ever_edited = {edit.prompt for edit in everything}
     unedited = suite.locality or [record.prompt for record in suite.edits]
-    locality = [prompt for prompt in unedited if prompt not in edited][:LOCALITY_PROMPTS]
+    locality = [prompt for prompt in dict.fromkeys(unedited) if prompt not in ever_edited][:LOCALITY_PROMPTS]
     rephrases = [(text, record) for record in edits for text in record.rephrases[:REPHRASES]]
 
     base_locality = editor.answer(locality, patched=False, **options).texts
@@ -109,6 +113,7 @@ def _evaluate(editor: Editor, suite: Suite, options: dict[str, Any]) -> Evaluati
     return Evaluation(
         suite=suite.name,
         edits=len(edits),
+        left_out=sum((record.prompt, record.target) in taken_back for record in suite.edits),
         not_learned=sum(tried[(record.prompt, record.target)].state == "failed" for record in edits),
         patched=columns[True],
         base=columns[False],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from scen_cli import __version__
@@ -16,6 +17,7 @@ def model_card(patched: PatchedModel, edits: list[int]) -> str:
     ledger = patched.project.ledger
     listed = [patched.project.find(edit_id) for edit_id in edits[:LISTED]]
     more = f"\n\nand {len(edits) - LISTED} more." if len(edits) > LISTED else ""
+    name = Path(settings["model"]).name if Path(settings["model"]).is_absolute() else settings["model"]
     lines = "\n".join(f"- {_code(edit.prompt)} -> {_code(edit.target)}" for edit in listed)
     measured = "\n".join(_figures(suite, metrics) for suite, metrics in ledger.current_evaluations().items())
     template = patched.template.form
@@ -25,9 +27,9 @@ pipeline_tag: text-generation
 tags: [model-editing, scen]
 ---
 
-# {settings["model"]}, with {len(edits)} facts corrected
+# {name}, with {len(edits)} facts corrected
 
-The base `{settings["model"]}` (weights sha256 `{settings["weights_digest"][:16]}...`), unchanged, and
+The base `{name}` (weights sha256 `{settings["weights_digest"][:16]}...`), unchanged, and
 {len(edits)} experts for the down projection of decoder layer {settings["layer"]} (`{settings["module"]}`),
 made with scen {__version__} by SCEN (Scalable Model Editing via Customized Expert Networks),
 recipe `{settings["recipe"]["name"]}`, theta {ledger.theta()}.
@@ -41,6 +43,9 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 {_encoding(template)}
 print(tokenizer.decode(model.generate(**inputs)[0]))
 ```
+
+**Without `trust_remote_code=True` transformers loads the base alone, without any edit**, and only warns of
+unexpected keys.
 
 Prompts must be put as they were when the edits were made: template {_code(template)}. `modeling_scen.py` says how
 rows are routed, and how to give the prompt's length or the experts outright.

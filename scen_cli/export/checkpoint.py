@@ -41,6 +41,8 @@ def export_checkpoint(patched: PatchedModel, folder: Path) -> list[Path]:
         draft = Path(aside) / "draft"
         with patched.steady() as patch:
             _write(patched, patch, draft, base_class)
+        for path in draft.iterdir():  # some writers make files that only their owner may read
+            path.chmod((draft / "config.json").stat().st_mode)
         draft.replace(folder)
     return sorted(folder.iterdir())
 

@@ -206,7 +206,10 @@ class Project:
 def refuse_existing(folder: Path) -> None:
     """Raise `UsageError` if the folder already holds a project."""
     if (folder / LEDGER).exists():
-        raise UsageError(f"`{folder}` already holds a project", hint="use another `--dir`, or edit it with `scen edit`")
+        raise UsageError(
+            f"`{folder}` already holds a project",
+            hint=f"`scen status --dir {folder}` shows it; another `--dir` makes another",
+        )
 
 
 def _edit_row(

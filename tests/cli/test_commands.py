@@ -170,6 +170,9 @@ class TestEdit:
     def test_one_source_of_records_at_a_time(self, scen, at, options):
         assert "give one of" in scen("edit", *options, *at, code=2).stderr
 
+    def test_prompt_and_target_go_together(self, scen, at):
+        assert "go together" in scen("edit", "--prompt", "Who?", *at, code=2).stderr
+
     def test_the_same_edits_give_the_same_files(self, scen, tmp_path):
         names = []
         for folder in ("a", "b"):
@@ -197,6 +200,9 @@ class TestAsk:
         assert "no edit fired: the base's own answer" in result.stdout
         answer = json.loads(scen("ask", fact.phrasings[0], *edited_at, "--json").stdout)
         assert answer["base"] == answer["patched"] == fact.answer
+
+    def test_an_empty_prompt(self, scen, at):
+        assert "the prompt is empty" in scen("ask", " ", *at, code=2).stderr
 
     def test_a_project_without_edits(self, scen, at):
         answer = json.loads(scen("ask", "Who?", *at, "--json").stdout)
@@ -251,6 +257,19 @@ class TestLedgerCommands:
         assert len(shown["expert_losses"]) == 10
         assert shown["expert_losses"][-1] < shown["expert_losses"][0]
         assert "there is no edit 99" in scen("show", "99", *edited_at, code=2).stderr
+
+    def test_in_a_pipe_every_record_keeps_to_its_line(self, scen, at):
+        long = "Where, when and on which of the many rivers of that country was it that Ada was born " * 3
+        scen("edit", "--prompt", long + "?", "--target", "Riga", *at)
+        printed = scen("status", *at).stdout.splitlines()
+        assert f"   1  active  {long}?  Riga" in printed
+        assert all(line == line.rstrip() for line in printed)
+
+    def test_revert_of_an_edit_that_superseded_another_says_that_it_stays(self, scen, at):
+        for target in ("Peru", "Cuba"):
+            scen("edit", "--prompt", RECORDS[0].prompt, "--target", target, *at)
+        assert json.loads(scen("show", "2", *at, "--json").stdout)["supersedes"] == [1]
+        assert "edit 1, which it superseded, stays so" in scen("revert", "2", *at).stdout
 
     def test_revert_is_felt_at_once(self, scen, edited_at):
         assert "39 edits in force" in scen("revert", "1", *edited_at).stdout

@@ -65,6 +65,17 @@ def test_unedited_records_serve_as_locality_where_a_suite_has_none(edited):
     assert result.patched.locality.total == 60
 
 
+def test_records_taken_back_are_counted_as_left_out_and_are_no_locality_prompts(make_editor):
+    editor = make_editor()
+    records = demo_edits()[:4]
+    edit_all(editor, records)
+    editor.project.revert(1)
+    edit_all(editor, [records[1].model_copy(update={"target": "Cuba"})])
+    result = evaluate(editor, Suite("s", demo_edits()[:6], locality=[]))
+    assert (result.edits, result.left_out) == (2, 2)
+    assert result.patched.locality.total == 2
+
+
 def test_a_suite_none_of_whose_edits_was_made(edited):
     with pytest.raises(UsageError, match="none of the 5 edits"):
         evaluate(edited, Suite("s", demo_edits()[100:105], []))

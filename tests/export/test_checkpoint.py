@@ -92,6 +92,8 @@ def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path)
     assert f"| Locality | {100 * locality['share']:.1f} % ({locality['right']}/{locality['total']}) |" in card
     assert "In which country is Pesustad?" in card
     assert "and 20 more" in card
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1  # whoever may read one file may read the weights
 
 
 def test_figures_older_than_the_last_change_are_left_out_of_the_card(make_editor, tmp_path):
