@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ class PatchedModel:
         settings = project.settings
         self.project = project
         self.recipe = Recipe.model_validate(settings["recipe"])
-        self.base = base or load_base(settings["model"], settings["revision"], settings["dtype"], device)
+        name = os.environ.get("SCEN_BASE", settings["model"])  # a base that moved is checked like any other
+        self.base = base or load_base(name, settings["revision"], settings["dtype"], device)
         check_unchanged(self.base, settings)
         self.model = self.base.model
         self.edited = find_layer(self.model, settings["layer"])

@@ -15,7 +15,7 @@ from scen_cli.data.records import EditRecord, SourceLine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-for name in ("SCEN_DIR", "SCEN_DEVICE", "SCEN_MODEL"):
+for name in ("SCEN_DIR", "SCEN_DEVICE", "SCEN_MODEL", "SCEN_BASE"):
     os.environ.pop(name, None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

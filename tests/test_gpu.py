@@ -62,12 +62,12 @@ def test_decoding_modes(editor, options):
 
 def test_a_7b_shaped_random_llama_in_bfloat16(tmp_path, demo_base, capsys):
     """Twenty edits at Llama-2-7B's shape: that it fits and runs, and how long an edit takes."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=800, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # else Llama-2-7B's own shape
     with torch.device("cuda"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.requires_grad_(False)
     base = Base(model.eval(), demo_base.tokenizer, demo_base.folder)
     changes = {"expert_lr": 1e-3, "expert_steps": 10}

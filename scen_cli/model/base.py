@@ -122,7 +122,7 @@ def _fetch(repo: str, revision: str | None) -> Path:
     except HFValidationError as error:
         raise UsageError(
             f"`{repo}` is neither a folder that is there, nor an alias, nor a hub id",
-            hint=f"a base that moved must be put back; aliases: demo, {', '.join(ALIASES)}",
+            hint=f"a project's base that moved: `SCEN_BASE=FOLDER`; aliases: demo, {', '.join(ALIASES)}",
         ) from error
     except Exception as error:  # the hub client raises from many libraries: offline, gated, unknown
         raise ScenError(

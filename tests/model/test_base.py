@@ -63,6 +63,20 @@ def test_a_changed_base_is_noticed(tmp_path):
         Editor(project, "cpu")
 
 
+def test_a_base_that_moved_is_found_by_scen_base_and_another_is_not_taken_for_it(tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path / "base", *DENSE["llama"])
+    project = new_project(tmp_path / "project", str(folder), layer=1, device="cpu")
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="neither a folder that is there") as error:
+        Editor(project, "cpu")
+    assert "SCEN_BASE" in error.value.hint
+    monkeypatch.setenv("SCEN_BASE", str(tmp_path / "elsewhere"))
+    assert Editor(project, "cpu").base.folder == tmp_path / "elsewhere"
+    monkeypatch.setenv("SCEN_BASE", "demo")
+    with pytest.raises(UsageError, match="have changed since this project was made"):
+        Editor(project, "cpu")
+
+
 def test_a_base_that_was_only_touched_is_the_same(tmp_path):
     folder = save_tiny(tmp_path / "base", *DENSE["llama"])
     digest = digest_of(folder)
