@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.model.base import load_base
 from scen_cli.model.ffn import LOCATIONS, find_layer
-from scen_cli.model.patch import read_keys
+from scen_cli.model.patch import Patch, read_keys
 from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, SMALL, save_tiny
@@ -47,6 +49,18 @@ def test_edit_route_and_detach(architecture, tmp_path):
     editor.detach()
     after = base.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_expert_equal_to_the_base_changes_nothing_bias_included(tmp_path):
+    base = load_base(str(save_tiny(tmp_path / "base", *DENSE["gpt2"])), device="cpu")
+    edited = find_layer(base.model, 1)
+    bank = SimpleNamespace(neurons=torch.zeros(1, 64), expert=lambda _row: edited.base_weight())
+    ids = torch.tensor([[1, 30, 40, 50]])
+    plain = base.model(input_ids=ids).logits
+    patch = Patch(edited.down_proj, bank, theta=0.5)
+    with patch.using(torch.tensor([0])):
+        assert torch.allclose(base.model(input_ids=ids).logits, plain, atol=1e-5)
+    patch.detach()
 
 
 def test_the_key_is_the_input_of_down_proj_at_the_last_prompt_token(demo_base):

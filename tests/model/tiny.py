@@ -55,6 +55,8 @@ def save_tiny(folder: Path, config_class: str, settings: dict, seed: int = 0) ->
     for name, parameter in model.named_parameters():
         if "post_feedforward_layernorm" in name:  # Gemma 2 and 3 bound what an FFN can say: let it speak up
             parameter.data.fill_(4.0)
+        if name.endswith("mlp.c_proj.bias"):  # GPT-2 starts its biases at zero: none would be missed
+            parameter.data.normal_()
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(DEMO).save_pretrained(folder)
     return folder
