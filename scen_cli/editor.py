@@ -55,7 +55,6 @@ class Editor(PatchedModel):
         """
         started = time.perf_counter()
         ready = self.prepare(record)
-        self.detach()
         input_ids = torch.tensor([ready.input_ids], device=self.base.device)
         prefix = record_prefix(self.model, self.edited, input_ids)
         expert = fit_expert(self.model, self.edited, prefix, input_ids, ready.target_length, self.recipe)
@@ -82,6 +81,8 @@ class Editor(PatchedModel):
     def _earlier_keys(self, prompt: str) -> Tensor:
         """Keys (t-1, h) of all edits in force, but for one that this prompt's new edit supersedes."""
         earlier = [edit for edit, other in self.project.ledger.prompts_in_force() if other != prompt]
+        if not self.recipe.train_neuron:
+            earlier = []  # nothing is trained against them
         for edit in earlier:
             if edit not in self._keys:
                 self._keys[edit] = torch.from_numpy(self.project.key(edit))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from threading import Lock
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,10 @@ from scen_cli.project.project import Project
 MAX_NEW_TOKENS = 50
 BATCH = 64  # prompts generated together
 CACHE_BYTES = 4 << 30  # experts kept in memory while a patch is in use
+
+
+# The model that stays steady in this thread or task, and the patch it stays with.
+_steady: ContextVar[tuple[PatchedModel, ProjectPatch] | None] = ContextVar("scen_steady", default=None)
 
 
 @dataclass(frozen=True)
@@ -82,15 +87,14 @@ class PatchedModel:
         settings = project.settings
         self.project = project
         self.recipe = Recipe.model_validate(settings["recipe"])
-        name = os.environ.get("SCEN_BASE", settings["model"])  # a base that moved is checked like any other
+        name = os.environ.get("SCEN_BASE") or settings["model"]  # a base that moved is checked like any other
         self.base = base or load_base(name, settings["revision"], settings["dtype"], device)
         check_unchanged(self.base, settings)
         self.model = self.base.model
         self.edited = find_layer(self.model, settings["layer"])
         self.template = make_template(self.base.tokenizer, self.model, settings["template"])
         self._patch: ProjectPatch | None = None
-        self._steady = False
-        self._lock = Lock()  # of `patch`: threads may answer at once
+        self._lock = RLock()  # of `_patch`: threads may answer at once
 
     def key(self, prompt: str) -> Tensor:
         """The key (h,) of a prompt, float32, on the CPU."""
@@ -99,9 +103,10 @@ class PatchedModel:
 
     def patch(self) -> ProjectPatch:
         """The edits in force, attached to the base; made anew when the ledger has changed."""
+        steady = _steady.get()
+        if steady is not None and steady[0] is self:
+            return steady[1]
         with self._lock:
-            if self._patch is not None and self._steady:
-                return self._patch
             theta = self.project.ledger.theta()
             edits = [edit_id for edit_id, _prompt in self.project.ledger.prompts_in_force()]
             if self._patch is None or edits != self._patch.edits or theta != self._patch.theta:
@@ -111,28 +116,36 @@ class PatchedModel:
 
     @contextmanager
     def steady(self) -> Iterator[ProjectPatch]:
-        """Inside this block the edits are those in force at its start, whatever is committed meanwhile."""
-        patch, before = self.patch(), self._steady
-        self._steady = True
-        try:
-            yield patch
-        finally:
-            self._steady = before
+        """Inside this block, in this thread or task, the edits are those in force at its start,
+        whatever is committed meanwhile."""
+        with ExitStack() as stack:
+            with self._lock:  # nobody detaches the patch between its making and its keeping
+                patch = self.patch()
+                stack.enter_context(patch.kept())
+            token = _steady.set((self, patch))
+            try:
+                yield patch
+            finally:
+                _steady.reset(token)
 
     def detach(self) -> None:
         """Leave the base as it was loaded."""
-        if self._patch is not None:
-            self._patch.detach()
-        self._patch = None
+        with self._lock:
+            if self._patch is not None:
+                self._patch.detach()
+            self._patch = None
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask (rows, tokens) of prompts put into the template, padded on the left.
 
-        Raises `UsageError` for a prompt without tokens or longer than the base's context.
+        Raises `UsageError` for no prompts, a prompt without tokens, or one that leaves no room for an
+        answer in the base's context.
         """
+        if not prompts:
+            raise UsageError("there is no prompt")
         rows = [self.template.prompt_ids(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, rows, strict=True):
-            self.check_fits(prompt, len(tokens))
+            self.check_fits(prompt, len(tokens), 1)
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.pad_id)
         mask = torch.zeros_like(ids)
@@ -141,12 +154,16 @@ class PatchedModel:
             mask[row, width - len(tokens) :] = 1
         return ids.to(self.base.device), mask.to(self.base.device)
 
-    def check_fits(self, prompt: str, tokens: int) -> None:
-        """Raise `UsageError` unless a sequence of that many tokens fits the base."""
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        if tokens == 0 or (context and tokens > context):
+    @property
+    def context(self) -> int | None:
+        """The longest sequence the base takes, in tokens, if its config says."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def check_fits(self, prompt: str, tokens: int, more: int = 0) -> None:
+        """Raise `UsageError` unless a sequence of that many tokens, and so many more, fits the base."""
+        if tokens == 0 or (self.context and tokens + more > self.context):
             shown = prompt if len(prompt) <= 40 else prompt[:40] + "..."
-            raise UsageError(f"{shown!r} takes {tokens} tokens; the base's context is 1 to {context}")
+            raise UsageError(f"{shown!r} takes {tokens} tokens; the base's context is {self.context}")
 
     @property
     def pad_id(self) -> int:
@@ -172,9 +189,9 @@ class PatchedModel:
 
         Each row is routed by its prompt, or by `edits`: an edit's id for each row, None for the base.
         """
-        patch = self.patch()
-        choice = None if edits is None else patch.rows_of(edits)
-        return self._generate(patch, input_ids, attention_mask, choice, **options)
+        with self.steady() as patch:
+            choice = None if edits is None else patch.rows_of(edits)
+            return self._generate(patch, input_ids, attention_mask, choice, **options)
 
     def answer(
         self,
@@ -190,21 +207,23 @@ class PatchedModel:
         None for each prompt) by those edits' experts, whatever the neurons say. All are decided
         first, then prompts are generated in batches of few experts, so that each is read once.
         """
-        patch = self.patch()  # one and the same to the end, whatever is committed meanwhile
-        if not patched:
-            edits = [None] * len(prompts)
-        elif edits is None:
-            chunks = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-            choices = [patch.route(self.model, *self.encode(chunk)).choice for chunk in chunks]
-            edits = [edit for choice in choices for edit in patch.edits_of(choice)]
+        if edits is not None and len(edits) != len(prompts):
+            raise UsageError(f"{len(prompts)} prompts need {len(prompts)} edits, not {len(edits)}")
         texts = [""] * len(prompts)
-        for batch in batches(edits, patch.experts_at_once):
-            chosen = [edits[row] for row in batch]
-            ids, mask = self.encode([prompts[row] for row in batch])
-            usual = {"do_sample": False, "max_new_tokens": self.longest_answer(chosen)}
-            out = self._generate(patch, ids, mask, patch.rows_of(chosen), **{**usual, **options})
-            for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
-                texts[row] = self.template.answer(tokens)
+        with self.steady() as patch:
+            if not patched:
+                edits = [None] * len(prompts)
+            elif edits is None:
+                chunks = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+                edits = [edit for chunk in chunks for edit in self.route(chunk).edits]
+            for batch in batches(edits, patch.experts_at_once):
+                chosen = [edits[row] for row in batch]
+                ids, mask = self.encode([prompts[row] for row in batch])
+                room = min(self.longest_answer(chosen), (self.context or 10**9) - ids.shape[1])
+                usual = {"do_sample": False, "max_new_tokens": room}
+                out = self._generate(patch, ids, mask, patch.rows_of(chosen), **{**usual, **options})
+                for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
+                    texts[row] = self.template.answer(tokens)
         return Answers(texts, list(edits))
 
     def _generate(

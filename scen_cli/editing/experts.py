@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scen_cli.editing.prefix import standing_still
+from scen_cli.editing.prefix import in_training, standing_still
 from scen_cli.editing.recipe import Recipe
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.patch import apply_expert
@@ -43,8 +43,8 @@ def fit_expert(
     """
     weight = edited.base_weight().requires_grad_()
 
-    def use_expert(module: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> Tensor:
-        return apply_expert(weight, module, inputs[0])
+    def use_expert(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return apply_expert(weight, module, inputs[0]) if in_training(prefix) else output
 
     def target_logits() -> Tensor:
         logits = model(input_ids=input_ids, use_cache=False).logits

@@ -2,14 +2,15 @@
 
 Layers 0..l-1 are frozen and see no expert, so what enters layer l is the same at every step. It
 is recorded in one pass; then the model runs with those layers standing still, each handing on
-what it was given, and the first handing on the recording. All else (masks, positions, final
+the recording. All else (masks, positions, final
 norm, output head) is the model's own code, so every architecture keeps its own way of doing it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from scen_cli.model.ffn import EditedLayer
+
+# What this thread or task records into or stands still on: the model's layers are everybody's.
+_training: ContextVar[object | None] = ContextVar("scen_training", default=None)
 
 
 class _Recorded(Exception):
@@ -29,34 +33,49 @@ def record_prefix(model: PreTrainedModel, edited: EditedLayer, input_ids: Tensor
     seen: list[Tensor] = []
 
     def at_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _training.get() is not seen:
+            return
         seen.append(args[0] if args else kwargs["hidden_states"])
         raise _Recorded
 
     handle = edited.layers[edited.index].register_forward_pre_hook(at_layer, with_kwargs=True)
+    token = _training.set(seen)
     try:
         model(input_ids=input_ids, use_cache=False)
     except _Recorded:
         pass
     finally:
         handle.remove()
+        _training.reset(token)
     return seen[0]
 
 
 @contextmanager
 def standing_still(edited: EditedLayer, layer_input: Tensor) -> Iterator[None]:
-    """Inside this block layers below the edited one compute nothing; the first returns the recording."""
+    """Inside this block layers below the edited one compute nothing and hand on the recording.
 
-    def recorded(*_args: Any, **_kwargs: Any) -> Tensor:
-        return layer_input
-
-    def unchanged(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states
+    Other threads that run the model meanwhile meet its layers as they are.
+    """
 
     below = list(edited.layers)[: edited.index]
-    for position, layer in enumerate(below):
-        layer.forward = unchanged if position else recorded  # an instance attribute hides the class's
+    token = _training.set(layer_input)
+
+    def still(compute: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return layer_input if in_training(layer_input) else compute(*args, **kwargs)
+
+        return forward
+
+    for layer in below:
+        layer.forward = still(layer.forward)  # an instance attribute hides the class's
     try:
         yield
     finally:
+        _training.reset(token)
         for layer in below:
             del layer.forward
+
+
+def in_training(layer_input: Tensor) -> bool:
+    """Whether this thread or task is inside `standing_still(..., layer_input)`."""
+    return _training.get() is layer_input

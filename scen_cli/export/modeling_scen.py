@@ -81,6 +81,8 @@ class ScenForCausalLM(LlamaForCausalLM):
         mask, cache = options.get("attention_mask"), options.get("past_key_values")
         if experts is None:
             experts = self._choice(options.get("input_ids"), mask, prompt_lengths, cache)
+        given = options.get("input_ids")
+        self._patch.check(experts, len(options["inputs_embeds"] if given is None else given))
         if mask is not None and cache is None and options.get("position_ids") is None:
             options["position_ids"] = positions_of(mask)
         with self._patch.using(experts):

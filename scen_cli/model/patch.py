@@ -147,13 +147,23 @@ class Patch:
         A batch that holds each sequence n times in a row (beams, returned sequences) is
         understood; any other number of rows is an error.
         """
-        token = _current.set((self, choice))
+        with self.kept():
+            token = _current.set((self, choice.cpu()))
+            try:
+                yield
+            finally:
+                _current.reset(token)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside this block the hook stays, even if the patch is detached meanwhile."""
+        if self._retired and not self._users:
+            raise RuntimeError("this patch was detached: its sequences would be the base's")
         user = object()
         self._users.add(user)
         try:
             yield
         finally:
-            _current.reset(token)
             self._users.discard(user)
             if self._retired and not self._users:
                 self._handle.remove()
@@ -182,6 +192,7 @@ class Patch:
             attention_mask = mask_of(model, input_ids)
         if choice is None:
             choice = self.route(model, input_ids, attention_mask).choice
+        self.check(choice, len(input_ids))
         cache = options.get("past_key_values")
         if cache is not None and cache.get_seq_length() and self.choice_of(cache) != choice.tolist():
             options.pop("past_key_values")
@@ -190,6 +201,12 @@ class Patch:
         self.remember(getattr(out, "past_key_values", None), choice)
         self.remember(options.get("past_key_values"), choice)
         return out
+
+    def check(self, choice: Tensor, rows: int) -> None:
+        """Raise `ValueError` unless there is one choice for each row, each `BASE` or a row of W_merge."""
+        known = len(self.bank.neurons)
+        if len(choice) != rows or not all(BASE <= index < known for index in choice.tolist()):
+            raise ValueError(f"{rows} rows need {rows} choices from -1 to {known - 1}, not {choice.tolist()}")
 
     def remember(self, cache: Any, choice: Tensor) -> None:
         """Note which experts filled a KV cache (None is no cache)."""
@@ -200,6 +217,7 @@ class Patch:
         """The choice a KV cache was filled with, if this patch filled it."""
         return self._filled.get(cache)
 
+    @torch.compiler.disable  # which experts act is decided anew for every sequence: nothing to trace
     def _swap_rows(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
         current = _current.get()
         if current is None or current[0] is not self:
