@@ -51,7 +51,7 @@ def foresee(editor: Editor, entry: Entry) -> Outcome | None:
     for edit in editor.project.ledger.find_same(entry.record.prompt, entry.record.target):
         if edit.state == "active":
             return Outcome(where, "skipped", edit.id, f"already edit {edit.id}")
-        if edit.source != entry.where.source or edit.source == "command line":
+        if edit.source != entry.where.source or edit.source in ("command line", "-"):
             continue
         if edit.state == "failed":
             reason = f"target not learned when it was tried as edit {edit.id}: {edit.reason}"

@@ -165,6 +165,11 @@ class PatchedModel:
             shown = prompt if len(prompt) <= 40 else prompt[:40] + "..."
             raise UsageError(f"{shown!r} takes {tokens} tokens; the base's context is {self.context}")
 
+    def fits(self, prompt: str) -> bool:
+        """Whether a prompt can be asked at all."""
+        tokens = len(self.template.prompt_ids(prompt))
+        return tokens > 0 and not (self.context and tokens >= self.context)
+
     @property
     def pad_id(self) -> int:
         """The tokenizer's pad token if the base has a row for it, else the end token: pads are masked."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+
 import pytest
 import torch
 
 from scen_cli.data.suites import demo_edits
+from scen_cli.demo.facts import right_facts
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
-from scen_cli.model.base import load_base
+from scen_cli.model.base import DEMO, load_base
 from scen_cli.model.patch import Patch
-from scen_cli.patched_model import BATCH, batches
+from scen_cli.patched_model import BATCH, ProjectPatch, batches
 from scen_cli.project.project import Project
 from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
@@ -53,6 +59,88 @@ def test_sequences_under_way_keep_a_patch_that_is_detached(make_editor):
     assert len(editor.edited.down_proj._forward_hooks) == hooks
 
 
+def test_an_answer_keeps_its_edits_while_another_thread_meets_a_changed_ledger(make_editor, monkeypatch):
+    """Between routing and generating, another thread answers on the ledger as it has become."""
+    editor = make_editor()
+    records = demo_edits()[:3]
+    edit_all(editor, records)
+    other, rows_of = Project(editor.project.folder), ProjectPatch.rows_of
+
+    def meanwhile(self, edits):
+        if other.find(3).state == "active":
+            other.revert(3)
+            with ThreadPoolExecutor(1) as thread:
+                assert thread.submit(editor.answer, [records[2].prompt]).result().edits == [None]
+        return rows_of(self, edits)
+
+    monkeypatch.setattr(ProjectPatch, "rows_of", meanwhile)
+    assert editor.answer([records[0].prompt]).texts == [records[0].target]
+
+
+def test_steady_blocks_of_two_threads_end_each_by_itself(make_editor):
+    editor = make_editor()
+    edit_all(editor, demo_edits()[:2])
+    first, second = editor.steady(), copy_context()
+    first.__enter__()
+    block = second.run(editor.steady)
+    second.run(block.__enter__)
+    first.__exit__(None, None, None)
+    second.run(block.__exit__, None, None, None)
+    editor.project.revert(1)
+    assert editor.answer([demo_edits()[0].prompt]).edits == [None]
+
+
+def test_editing_in_one_thread_and_answering_in_another(make_editor):
+    editor = make_editor()
+    records = demo_edits()
+    edit_all(editor, records[:4])
+    prompts, targets = [r.prompt for r in records[:4]], [r.target for r in records[:4]]
+    with ThreadPoolExecutor(1) as thread:
+        editing = thread.submit(edit_all, editor, records[4:12])
+        given = [editor.answer(prompts).texts]
+        while not editing.done():
+            given.append(editor.answer(prompts).texts)
+        assert [row.state for row in editing.result()] == ["active"] * 8
+    assert all(texts == targets for texts in given)
+    assert editor.answer([r.prompt for r in records[:12]]).texts == [r.target for r in records[:12]]
+
+
+def test_choices_that_do_not_fit_their_rows_are_refused(edited):
+    prompts = [record.prompt for record in demo_edits()[:4]]
+    with pytest.raises(ValueError, match="4 rows need 4 choices"):
+        edited.generate(*edited.encode(prompts), edits=[2, 3])
+    with pytest.raises(UsageError, match="4 prompts need 4 edits"):
+        edited.answer(prompts, edits=[2])
+    with pytest.raises(UsageError, match="there is no prompt"):
+        edited.encode([])
+
+
+def test_penalties_and_sampling_that_a_checkpoint_ships_are_not_the_answers(tmp_path):
+    shutil.copytree(DEMO, tmp_path / "base")
+    shipped = {"repetition_penalty": 1.8, "do_sample": True, "temperature": 2.0, "eos_token_id": 2}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(shipped))
+    base = load_base(str(tmp_path / "base"), device="cpu")
+    editor = Editor(new_project(tmp_path / "p", str(tmp_path / "base"), layer=2, base=base), base=base)
+    facts = right_facts()[:100]
+    assert editor.answer([fact.phrasings[0] for fact in facts]).texts == [fact.answer for fact in facts]
+
+
+def test_a_prompt_that_nearly_fills_the_context_gets_what_room_is_left(edited):
+    prompt = "Where " * 300
+    while not edited.fits(prompt):
+        prompt = prompt[:-6]
+    assert len(edited.template.prompt_ids(prompt)) > 240
+    assert len(edited.answer([prompt]).texts) == 1
+
+
+def test_a_compiled_forward_has_the_experts_too(edited):
+    ids, mask = edited.encode([demo_edits()[0].prompt])
+    compiled = torch.compile(lambda: edited.model(input_ids=ids, attention_mask=mask).logits, backend="eager")
+    patch = edited.patch()
+    with patch.using(patch.rows_of([1])):
+        assert torch.allclose(compiled(), edited.model(input_ids=ids, attention_mask=mask).logits, atol=1e-4)
+
+
 def test_batches_call_no_more_experts_than_fit():
     edits = [3, None, 1, 2, 3, None, 1, 4, 2, 5] * 20
     made = list(batches(edits, experts_at_once=2))
@@ -79,7 +167,7 @@ def test_each_expert_is_read_once_however_little_memory_there_is(make_editor, mo
 
 @pytest.mark.parametrize("prompt", ["Where " * 300])
 def test_a_prompt_past_the_context_is_a_users_mistake(edited, prompt):
-    with pytest.raises(UsageError, match="the base's context is 1 to 256"):
+    with pytest.raises(UsageError, match="the base's context is 256"):
         edited.answer([prompt])
 
 

@@ -27,9 +27,13 @@ def ask(
 
     Example: scen ask "Where was Ada born?"
     """
+    from scen_cli.data.records import clean_text
+
     out = Output(as_json, quiet)
-    if not prompt.strip():
-        raise UsageError("the prompt is empty")
+    try:
+        prompt = clean_text(prompt)
+    except ValueError as error:
+        raise UsageError(f"the prompt {error}") from error
     editor = open_editor(dir, device, out)
     with editor.steady():
         return _ask(editor, prompt, out)

@@ -55,7 +55,7 @@ def demo(
     out.note(f"$ scen eval --suite demo {at}")
     evaluation = evaluate(editor, suite)
     with editor.project.writing():
-        editor.project.record_evaluation("demo", {"decoding": "greedy"}, evaluation.as_dict())
+        editor.project.record_evaluation("demo", {"decoding": "greedy"}, evaluation.as_dict(), evaluation.last_change)
     after = editor.answer([record.prompt for record in records])
 
     out.note(f"$ scen export --out {dir / 'export'} {at}")
@@ -72,7 +72,7 @@ def demo(
         f"the first {len(rows)} of {len(answers)} edits",
         table(("edit#", "prompt", "before", "after", "wanted"), rows),
         "",
-        *figures(evaluation, "greedy"),
+        *figures(evaluation),
         "",
         f"{seconds:.0f} s, not counting imports. Now try:",
         f'  {scen} ask "{records[0].rephrases[0]}" {at}',

@@ -67,7 +67,7 @@ def edit(
     if counts["failed"]:
         raise SomeEditsFailed(
             f"{counts['failed']} records were not edited",
-            hint="the reasons are above; more steps or a higher rate (`scen init --set`) may learn what was not",
+            hint="the reasons are above; what was not learned may be, with more steps (`scen init --set`)",
         )
 
 

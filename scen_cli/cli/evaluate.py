@@ -43,12 +43,12 @@ def evaluate(
         raise UsageError(f"decoding `{decoding}` is not known", hint=f"one of: {', '.join(DECODING)}")
     evaluation = run(editor, loaded, decoding)
     metrics = evaluation.as_dict()
-    out.result(metrics, *figures(evaluation, decoding))  # first: hours of figures outlive a ledger that is busy
+    out.result(metrics, *figures(evaluation))  # first: hours of figures outlive a ledger that is busy
     with editor.project.writing():
-        editor.project.record_evaluation(loaded.name, {"decoding": decoding}, metrics)
+        editor.project.record_evaluation(loaded.name, {"decoding": decoding}, metrics, evaluation.last_change)
 
 
-def figures(evaluation: Evaluation, decoding: str) -> list[RenderableType]:
+def figures(evaluation: Evaluation) -> list[RenderableType]:
     """The tables of one evaluation."""
     patched, base = evaluation.patched, evaluation.base
     rows = [
@@ -62,9 +62,11 @@ def figures(evaluation: Evaluation, decoding: str) -> list[RenderableType]:
         ("locality prompts where an edit fired", evaluation.locality_fired),
     ]
     failed = f", {evaluation.not_learned} of them not learned" if evaluation.not_learned else ""
-    title = (
-        f"{evaluation.suite}: {evaluation.edits} edits{failed}, after the last edit, {decoding} decoding, exact match"
-    )
+    how = f"after the last edit, {evaluation.decoding} decoding, exact match"
+    title = f"{evaluation.suite}: {evaluation.edits} edits{failed}, {how}"
+    never_edited = evaluation.records - evaluation.edits - evaluation.left_out
+    if never_edited:
+        title += f"\n(never edited, and not scored: {never_edited} of the suite's {evaluation.records} records)"
     if evaluation.left_out:
         title += f"\n(left out: {evaluation.left_out} whose edits were superseded or reverted since)"
     teacher = [("target tokens", patched.token_accuracy, base.token_accuracy)]

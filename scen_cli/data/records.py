@@ -34,16 +34,31 @@ class EditRecord(BaseModel):
     @field_validator("prompt", "target")
     @classmethod
     def _not_empty(cls, text: str) -> str:
-        if not text.strip():
-            raise ValueError("is empty")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):  # half of a pair: no such text exists
-            raise ValueError("holds half a Unicode character")
-        return text.strip()
+        return clean_text(text)
+
+    @field_validator("subject")
+    @classmethod
+    def _clean_subject(cls, text: str | None) -> str | None:
+        return None if text is None else clean_text(text)
 
     @field_validator("rephrases", mode="before")
     @classmethod
     def _list_to_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("rephrases")
+    @classmethod
+    def _clean_rephrases(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(clean_text(text) for text in texts)
+
+
+def clean_text(text: str) -> str:
+    """The text without space around it. Raises `ValueError` if nothing is left, or it is no text."""
+    if not text.strip():
+        raise ValueError("is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # half of a pair: no such text exists
+        raise ValueError("holds half a Unicode character")
+    return text.strip()
 
 
 @dataclass(frozen=True)

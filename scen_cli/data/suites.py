@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from scen_cli.data.records import EditRecord, check_record, read_entries, read_items
+from scen_cli.data.records import EditRecord, check_record, clean_text, read_entries, read_items
 from scen_cli.demo.facts import editable_facts, right_facts
 from scen_cli.demo.world import SEEN_PHRASINGS
 from scen_cli.errors import UsageError
@@ -62,11 +62,11 @@ def read_prompts(path: Path) -> list[str]:
     """Prompts of a JSONL or JSON file of objects with `prompt`: locality prompts of the user's own."""
     prompts = []
     for line, item in read_items(str(path)):
-        prompt = item.get("prompt") if isinstance(item, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
+        try:
+            prompts.append(clean_text(item["prompt"]))  # type: ignore[index]
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             hint = 'expected lines such as {"prompt": "Who wrote Faust?"}'
-            raise UsageError(f"{path.name}:{line}: no `prompt` here", hint=hint)
-        prompts.append(prompt)
+            raise UsageError(f"{path.name}:{line}: no `prompt` here", hint=hint) from error
     if not prompts:
         raise UsageError(f"`{path}` holds no prompts")
     return prompts

@@ -36,12 +36,16 @@ class Evaluation:
     """Both columns, and what routing did.
 
     `generality_given_expert` hands each rephrase its own edit's expert: the most that routing
-    could reach. `left_out`: records whose edits were superseded or reverted since, which are not
-    scored. `rephrases_routed`: to their own edit. `locality_fired`: locality prompts on
-    which any edit fired, rightly answered or not.
+    could reach. `edits` of the suite's `records` were tried and are scored; `left_out`: records
+    whose edits were superseded or reverted since, which are not. `last_change`: the ledger's newest
+    change when scoring began. `rephrases_routed`: to their own edit. `locality_fired`: locality
+    prompts on which any edit fired, rightly answered or not.
     """
 
     suite: str
+    decoding: str
+    last_change: int
+    records: int
     edits: int
     not_learned: int
     left_out: int
@@ -65,10 +69,10 @@ class Evaluation:
 def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy") -> Evaluation:
     """Score a suite on the edits in force now: see `_evaluate`. Others may commit meanwhile."""
     with editor.steady():
-        return _evaluate(editor, suite, DECODING[decoding])
+        return _evaluate(editor, suite, decoding)
 
 
-def _evaluate(editor: Editor, suite: Suite, options: dict[str, Any]) -> Evaluation:
+def _evaluate(editor: Editor, suite: Suite, decoding: str) -> Evaluation:
     """Score the suite's edits that this project has made, or tried and failed to make.
 
     Reliability: the edit's prompt gives exactly its target. Generality: so do its first three
@@ -77,6 +81,7 @@ def _evaluate(editor: Editor, suite: Suite, options: dict[str, Any]) -> Evaluati
 
     Raises `UsageError` if none of the suite's edits is in the project.
     """
+    options, last_change = DECODING[decoding], editor.project.ledger.last_change()
     everything = editor.project.ledger.edits()
     tried = {(e.prompt, e.target): e for e in everything if e.state in ("active", "failed")}
     taken_back = {(e.prompt, e.target) for e in everything} - set(tried)
@@ -88,7 +93,8 @@ def _evaluate(editor: Editor, suite: Suite, options: dict[str, Any]) -> Evaluati
         )
     ever_edited = {edit.prompt for edit in everything}
     unedited = suite.locality or [record.prompt for record in suite.edits]
-    locality = [prompt for prompt in dict.fromkeys(unedited) if prompt not in ever_edited][:LOCALITY_PROMPTS]
+    others = [prompt for prompt in dict.fromkeys(unedited) if prompt not in ever_edited and editor.fits(prompt)]
+    locality = others[:LOCALITY_PROMPTS]
     rephrases = [(text, record) for record in edits for text in record.rephrases[:REPHRASES]]
 
     base_locality = editor.answer(locality, patched=False, **options).texts
@@ -112,6 +118,9 @@ def _evaluate(editor: Editor, suite: Suite, options: dict[str, Any]) -> Evaluati
     given_right = [answer == edit.target for answer, (_, edit) in zip(given.texts, learned, strict=True)]
     return Evaluation(
         suite=suite.name,
+        decoding=decoding,
+        last_change=last_change,
+        records=len(suite.edits),
         edits=len(edits),
         left_out=sum((record.prompt, record.target) in taken_back for record in suite.edits),
         not_learned=sum(tried[(record.prompt, record.target)].state == "failed" for record in edits),

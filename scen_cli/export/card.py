@@ -75,7 +75,8 @@ def _figures(suite: str, metrics: dict[str, Any]) -> str:
         f"| {name.capitalize()} | {_share(metrics['patched'][name])} | {_share(metrics['base'][name])} |"
         for name in ("reliability", "generality", "locality")
     )
-    return f"""Suite `{suite}`, {metrics["edits"]} edits, generated answers, exact match, after the last edit:
+    of = f"{metrics['edits']} of its {metrics['records']} records edited ({metrics['not_learned']} not learned)"
+    return f"""Suite `{suite}`, {of}, {metrics["decoding"]} decoding, exact match, after the last edit:
 
 | | patched | base |
 |---|---|---|

@@ -31,8 +31,9 @@ def export_checkpoint(patched: PatchedModel, folder: Path) -> list[Path]:
     """
     if not patched.patch().edits:
         raise UsageError("no edit is in force: there is nothing to export", hint="`scen edit edits.jsonl` makes some")
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"`{folder}` is not empty", hint="choose another `--out`")
+    folder = folder.resolve()
+    if folder == Path.cwd() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise UsageError(f"`{folder}` is not a new or empty folder", hint="choose another `--out`")
     base_class = type(patched.model).__name__
     if not hasattr(transformers, base_class):
         raise UsageError(f"the base's class `{base_class}` is not part of transformers")

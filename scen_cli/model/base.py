@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from scen_cli.errors import ScenError, UsageError
 
@@ -68,7 +67,9 @@ def load_base(
     dtype: str = "auto",
     device: str = "auto",
 ) -> Base:
-    """Load and freeze a base; `dtype` is `auto` (the checkpoint's own) or a key of `DTYPES`.
+    """Load and freeze a base, to decode greedily unless told otherwise.
+
+    `dtype` is `auto` (the checkpoint's own) or a key of `DTYPES`.
 
     Raises `UsageError` for a base that is missing or not a causal language model.
     """
@@ -78,9 +79,15 @@ def load_base(
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES.get(dtype, "auto"), use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # a bad file can fail in any of four libraries
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
         raise UsageError(f"`{name}` cannot be loaded: {_first_line(error)}") from error
     model.requires_grad_(False)
+    own = model.generation_config  # sampling and penalties that the checkpoint ships are not the base's answers
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
     return Base(model.eval().to(where), tokenizer, folder)
 
 

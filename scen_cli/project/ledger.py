@@ -55,7 +55,9 @@ def create_tables(db: Database) -> None:
     )
     db["edits"].create_index(["prompt"])
     db["thresholds"].create({"id": int, "theta": float, "chosen_by": str, "created": str}, pk="id")
-    db["evaluations"].create({"id": int, "suite": str, "settings": str, "metrics": str, "created": str}, pk="id")
+    db["evaluations"].create(
+        {"id": int, "suite": str, "settings": str, "metrics": str, "last_change": int, "created": str}, pk="id"
+    )
     db["events"].create({"id": int, "created": str, "kind": str, "edit": int, "detail": str, "hash": str}, pk="id")
 
 
@@ -148,12 +150,14 @@ class Ledger:
         return int(self.db.execute("select coalesce(max(id), 0) + 1 from edits").fetchone()[0])
 
     def current_evaluations(self) -> dict[str, dict[str, Any]]:
-        """Metrics of each suite's newest evaluation, of those made since the last edit or revert."""
-        kinds = [event["kind"] for event in self.events()]
-        changes = [position for position, kind in enumerate(kinds) if kind in ("edit", "revert")]
-        count = kinds[changes[-1] :].count("evaluation") if changes else 0
-        newest = list(self.db["evaluations"].rows_where(order_by="id desc", limit=count))
-        return {row["suite"]: json.loads(row["metrics"]) for row in reversed(newest)}
+        """Metrics of each suite's newest evaluation, of those that scored the edits now in force."""
+        rows = self.db["evaluations"].rows_where("last_change = ?", [self.last_change()], order_by="id")
+        return {row["suite"]: json.loads(row["metrics"]) for row in rows}
+
+    def last_change(self) -> int:
+        """Id of the newest event that changed which edits are in force; 0 if there is none."""
+        query = "select coalesce(max(id), 0) from events where kind in ('edit', 'revert')"
+        return int(self.db.execute(query).fetchone()[0])
 
     def events(self) -> list[dict[str, Any]]:
         return list(self.db["events"].rows_where(order_by="id"))

@@ -138,7 +138,8 @@ class Project:
             raise UsageError(f"edit {edit_id} is not in force: it is {edit.state}")
         with self.ledger.change("revert", edit_id) as db:
             db["edits"].update(edit_id, {"state": "reverted"})
-        self.merge()
+        with suppress(DamageFound):  # another edit's file may be lost: the cache is old, and not believed
+            self.merge()
         return self.find(edit_id)
 
     def find(self, edit_id: int) -> Edit:
@@ -179,13 +180,17 @@ class Project:
             )
         return read_tensors(self.folder, name, ("expert",))[0]
 
-    def record_evaluation(self, suite: str, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
+    def record_evaluation(
+        self, suite: str, settings: dict[str, Any], metrics: dict[str, Any], last_change: int
+    ) -> None:
+        """Keep figures, with the newest change of the ledger when they were begun."""
         with self.ledger.change("evaluation", suite=suite) as db:
             db["evaluations"].insert(
                 {
                     "suite": suite,
                     "settings": json.dumps(settings),
                     "metrics": json.dumps(metrics),
+                    "last_change": last_change,
                     "created": now(),
                 }
             )

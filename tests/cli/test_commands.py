@@ -117,22 +117,23 @@ class TestEdit:
         long = json.dumps({"prompt": "Where " * 300, "target": "Riga"}) + "\n"
         result = scen("edit", "-", *at, stdin=lines(RECORDS[0]) + long, code=2)
         assert "-:2: 'Where Where" in result.stderr
-        assert "the base's context is 1 to 256" in result.stderr
+        assert "the base's context is 256" in result.stderr
         assert Project(at[1]).ledger.edits() == []
 
     def test_a_target_that_is_not_learned(self, scen, tmp_path):
         at = ("--dir", tmp_path / "p")
         scen("init", "--model", "demo", "--set", "expert_steps=1", *at)
-        result = scen("edit", "-", "--keep-going", *at, stdin=lines(*RECORDS[:2]), code=3)
-        assert "-:1: not edited: target not learned: " in result.stderr
+        (tmp_path / "e.jsonl").write_text(lines(*RECORDS[:2]))
+        result = scen("edit", tmp_path / "e.jsonl", "--keep-going", *at, code=3)
+        assert "e.jsonl:1: not edited: target not learned: " in result.stderr
         assert "still wrong after 1 steps" in result.stderr
         assert "0 edited, 0 skipped, 2 failed; 0 edits in force" in result.stdout
         strict = scen("edit", "-", *at, stdin=lines(*RECORDS[2:4]), code=3)
         assert "stopped there, 1 records before the end" in strict.stderr
-        again = scen("edit", "-", *at, stdin=lines(RECORDS[0]), code=3)
-        assert "-:1: target not learned when it was tried as edit 1" in again.stderr
-        loose = scen("edit", "-", "--keep-going", *at, stdin=lines(RECORDS[0]), code=3)
-        assert "0 edited, 0 skipped, 1 failed" in loose.stdout
+        again = scen("edit", tmp_path / "e.jsonl", *at, code=3)
+        assert "e.jsonl:1: target not learned when it was tried as edit 1" in again.stderr
+        loose = scen("edit", tmp_path / "e.jsonl", "--keep-going", *at, code=3)
+        assert "0 edited, 0 skipped, 2 failed" in loose.stdout
 
     def test_a_new_target_supersedes_explicitly(self, scen, at):
         scen("edit", "--prompt", RECORDS[0].prompt, "--target", "Peru", *at)
@@ -203,6 +204,9 @@ class TestAsk:
 
     def test_an_empty_prompt(self, scen, at):
         assert "the prompt is empty" in scen("ask", " ", *at, code=2).stderr
+
+    def test_a_prompt_that_is_no_text(self, scen, at):
+        assert "half a Unicode character" in scen("ask", "\udcff abc", *at, code=2).stderr
 
     def test_a_project_without_edits(self, scen, at):
         answer = json.loads(scen("ask", "Who?", *at, "--json").stdout)

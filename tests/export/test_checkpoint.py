@@ -83,7 +83,7 @@ def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path)
     from scen_cli.data.suites import load_suite
 
     metrics = evaluate(edited, load_suite("demo")).as_dict()
-    edited.project.record_evaluation("demo", {}, metrics)
+    edited.project.record_evaluation("demo", {}, metrics, metrics["last_change"])
     export_checkpoint(edited, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     locality = metrics["patched"]["locality"]
@@ -101,10 +101,13 @@ def test_figures_older_than_the_last_change_are_left_out_of_the_card(make_editor
     edit_all(editor, demo_edits()[:2])
     share = {"right": 2, "total": 2, "share": 1.0}
     figures = dict.fromkeys(("reliability", "generality", "locality"), share)
-    editor.project.record_evaluation("mine", {}, {"edits": 2, "patched": figures, "base": figures})
+    metrics = {"edits": 2, "records": 2, "not_learned": 0, "decoding": "greedy", "patched": figures, "base": figures}
+    then = editor.project.ledger.last_change()
+    editor.project.record_evaluation("mine", {}, metrics, then)
     export_checkpoint(editor, tmp_path / "before")
     assert "| Reliability | 100.0 % (2/2) |" in (tmp_path / "before" / "README.md").read_text()
     editor.project.revert(1)
+    editor.project.record_evaluation("mine", {}, metrics, then)  # begun before the revert, ended after it
     export_checkpoint(editor, tmp_path / "after")
     assert "Not evaluated since the last change" in (tmp_path / "after" / "README.md").read_text()
 
@@ -136,7 +139,7 @@ def test_what_cannot_be_exported(make_editor, tmp_path):
     edit_all(editor, demo_edits()[:1])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    with pytest.raises(UsageError, match="is not empty"):
+    with pytest.raises(UsageError, match="is not a new or empty folder"):
         export_checkpoint(editor, tmp_path / "full")
     assert (tmp_path / "full" / "file").read_text() == "mine"
     (tmp_path / "out.draft").mkdir()

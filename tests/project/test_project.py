@@ -110,6 +110,12 @@ def test_revert_takes_one_edit_out_and_keeps_its_record_and_file(project):
         project.revert(9)
 
 
+def test_revert_works_while_another_edits_file_is_lost(project):
+    edits = [commit(project, f"Who {n}?", number=n)[0] for n in range(2)]
+    (project.folder / edits[1].file).unlink()
+    assert project.revert(1).state == "reverted"
+
+
 def test_a_failed_edit_leaves_what_it_would_have_replaced(project):
     commit(project, "Who?", "Ada")
     training = Training(seed=1, seconds=0.1, failure="2 of 3 target tokens are still wrong")
