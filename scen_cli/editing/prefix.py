@@ -56,7 +56,6 @@ def standing_still(edited: EditedLayer, layer_input: Tensor) -> Iterator[None]:
 
     Other threads that run the model meanwhile meet its layers as they are.
     """
-
     below = list(edited.layers)[: edited.index]
     token = _training.set(layer_input)
 
