@@ -161,14 +161,17 @@ class PatchedModel:
 
     def check_fits(self, prompt: str, tokens: int, more: int = 0) -> None:
         """Raise `UsageError` unless a sequence of that many tokens, and so many more, fits the base."""
-        if tokens == 0 or (self.context and tokens + more > self.context):
+        if not self._has_room(tokens + more) or not tokens:
             shown = prompt if len(prompt) <= 40 else prompt[:40] + "..."
             raise UsageError(f"{shown!r} takes {tokens} tokens; the base's context is {self.context}")
 
     def fits(self, prompt: str) -> bool:
         """Whether a prompt can be asked at all."""
         tokens = len(self.template.prompt_ids(prompt))
-        return tokens > 0 and not (self.context and tokens >= self.context)
+        return tokens > 0 and self._has_room(tokens + 1)
+
+    def _has_room(self, tokens: int) -> bool:
+        return self.context is None or tokens <= self.context
 
     @property
     def pad_id(self) -> int:

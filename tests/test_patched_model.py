@@ -133,14 +133,6 @@ def test_a_prompt_that_nearly_fills_the_context_gets_what_room_is_left(edited):
     assert len(edited.answer([prompt]).texts) == 1
 
 
-def test_a_compiled_forward_has_the_experts_too(edited):
-    ids, mask = edited.encode([demo_edits()[0].prompt])
-    compiled = torch.compile(lambda: edited.model(input_ids=ids, attention_mask=mask).logits, backend="eager")
-    patch = edited.patch()
-    with patch.using(patch.rows_of([1])):
-        assert torch.allclose(compiled(), edited.model(input_ids=ids, attention_mask=mask).logits, atol=1e-4)
-
-
 def test_batches_call_no_more_experts_than_fit():
     edits = [3, None, 1, 2, 3, None, 1, 4, 2, 5] * 20
     made = list(batches(edits, experts_at_once=2))

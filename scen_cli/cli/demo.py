@@ -34,7 +34,7 @@ def demo(
     refuse_existing(dir)
     load_quietly("loading torch, transformers and the demo base", out)
     from scen_cli.cli.edit import train_all
-    from scen_cli.cli.evaluate import figures
+    from scen_cli.cli.evaluate import figures, keep
     from scen_cli.data.suites import load_suite
     from scen_cli.editor import Editor
     from scen_cli.evaluation.evaluate import evaluate
@@ -54,8 +54,7 @@ def demo(
 
     out.note(f"$ scen eval --suite demo {at}")
     evaluation = evaluate(editor, suite)
-    with editor.project.writing():
-        editor.project.record_evaluation("demo", {"decoding": "greedy"}, evaluation.as_dict(), evaluation.last_change)
+    keep(editor, evaluation)
     after = editor.answer([record.prompt for record in records])
 
     out.note(f"$ scen export --out {dir / 'export'} {at}")

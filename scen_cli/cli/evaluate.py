@@ -13,6 +13,7 @@ from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from scen_cli.editor import Editor
     from scen_cli.evaluation.evaluate import Evaluation
 
 
@@ -42,10 +43,15 @@ def evaluate(
     if decoding not in DECODING:
         raise UsageError(f"decoding `{decoding}` is not known", hint=f"one of: {', '.join(DECODING)}")
     evaluation = run(editor, loaded, decoding)
-    metrics = evaluation.as_dict()
-    out.result(metrics, *figures(evaluation))  # first: hours of figures outlive a ledger that is busy
+    out.result(evaluation.as_dict(), *figures(evaluation))  # first: hours of figures outlive a busy ledger
+    keep(editor, evaluation)
+
+
+def keep(editor: Editor, evaluation: Evaluation) -> None:
+    """Write the figures into the ledger."""
+    settings, last_change = {"decoding": evaluation.decoding}, evaluation.last_change
     with editor.project.writing():
-        editor.project.record_evaluation(loaded.name, {"decoding": decoding}, metrics, evaluation.last_change)
+        editor.project.record_evaluation(evaluation.suite, settings, evaluation.as_dict(), last_change)
 
 
 def figures(evaluation: Evaluation) -> list[RenderableType]:

@@ -68,11 +68,12 @@ class Evaluation:
 
 def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy") -> Evaluation:
     """Score a suite on the edits in force now: see `_evaluate`. Others may commit meanwhile."""
-    with editor.steady():
-        return _evaluate(editor, suite, decoding)
+    last_change = editor.project.ledger.last_change()  # read first: a change from here on makes figures old
+    with editor.steady() as patch:
+        return _evaluate(editor, set(patch.edits), suite, decoding, last_change)
 
 
-def _evaluate(editor: Editor, suite: Suite, decoding: str) -> Evaluation:
+def _evaluate(editor: Editor, in_force: set[int], suite: Suite, decoding: str, last_change: int) -> Evaluation:
     """Score the suite's edits that this project has made, or tried and failed to make.
 
     Reliability: the edit's prompt gives exactly its target. Generality: so do its first three
@@ -81,9 +82,9 @@ def _evaluate(editor: Editor, suite: Suite, decoding: str) -> Evaluation:
 
     Raises `UsageError` if none of the suite's edits is in the project.
     """
-    options, last_change = DECODING[decoding], editor.project.ledger.last_change()
+    options = DECODING[decoding]
     everything = editor.project.ledger.edits()
-    tried = {(e.prompt, e.target): e for e in everything if e.state in ("active", "failed")}
+    tried = {(e.prompt, e.target): e for e in everything if e.id in in_force or e.state == "failed"}
     taken_back = {(e.prompt, e.target) for e in everything} - set(tried)
     edits = [record for record in suite.edits if (record.prompt, record.target) in tried]
     if not edits:
@@ -104,18 +105,18 @@ def _evaluate(editor: Editor, suite: Suite, decoding: str) -> Evaluation:
         of_rephrases = editor.answer([text for text, _ in rephrases], patched=patched, **options)
         of_locality = editor.answer(locality, patched=True, **options) if patched else None
         columns[patched] = Figures(
-            reliability=Share.of(_right(of_edits.texts, edits)),
-            generality=Share.of(_right(of_rephrases.texts, [record for _, record in rephrases])),
-            locality=Share.of(_same(of_locality.texts if of_locality else base_locality, base_locality)),
+            reliability=Share.of(_equal(of_edits.texts, [record.target for record in edits])),
+            generality=Share.of(_equal(of_rephrases.texts, [record.target for _, record in rephrases])),
+            locality=Share.of(_equal(of_locality.texts if of_locality else base_locality, base_locality)),
             token_accuracy=Share.of(token_accuracy(editor, edits, patched)),
         )
         if of_locality:
             edits_fired = {"rephrases": of_rephrases.edits, "locality": of_locality.edits}
 
     own = [tried[(record.prompt, record.target)] for _, record in rephrases]
-    learned = [(text, edit) for (text, _), edit in zip(rephrases, own, strict=True) if edit.state == "active"]
+    learned = [(text, edit) for (text, _), edit in zip(rephrases, own, strict=True) if edit.state != "failed"]
     given = editor.answer([text for text, _ in learned], edits=[edit.id for _, edit in learned], **options)
-    given_right = [answer == edit.target for answer, (_, edit) in zip(given.texts, learned, strict=True)]
+    given_right = _equal(given.texts, [edit.target for _, edit in learned])
     return Evaluation(
         suite=suite.name,
         decoding=decoding,
@@ -150,9 +151,5 @@ def token_accuracy(editor: Editor, records: list[EditRecord], patched: bool) -> 
     return outcomes
 
 
-def _right(answers: list[str], records: list[EditRecord]) -> list[bool]:
-    return [answer == record.target for answer, record in zip(answers, records, strict=True)]
-
-
-def _same(answers: list[str], others: list[str]) -> list[bool]:
-    return [answer == other for answer, other in zip(answers, others, strict=True)]
+def _equal(answers: list[str], wanted: list[str]) -> list[bool]:
+    return [answer == text for answer, text in zip(answers, wanted, strict=True)]

@@ -9,6 +9,7 @@ becomes the base's own class. Nothing of scen needs to be installed there.
 - `experts` (rows,), to either: the choice outright, an index into `config.scen["edits"]`, or -1
   for the base.
 - `model(new_ids, past_key_values=cache)`: the experts that filled the cache go on.
+- `torch.compile` of a forward of your own is not supported: it can leave the experts out unsaid.
 """
 
 from __future__ import annotations

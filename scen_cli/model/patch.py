@@ -217,7 +217,6 @@ class Patch:
         """The choice a KV cache was filled with, if this patch filled it."""
         return self._filled.get(cache)
 
-    @torch.compiler.disable  # which experts act is decided anew for every sequence: nothing to trace
     def _swap_rows(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
         current = _current.get()
         if current is None or current[0] is not self:
