@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from scen_cli.data.records import EditRecord, Entry
+from scen_cli.data.entries import Entry
+from scen_cli.data.records import EditRecord
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 

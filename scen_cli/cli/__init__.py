@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from scen_cli import __version__
 from scen_cli.cli import (
     ask,
+    data,
     demo,
     edit,
     evaluate,
@@ -78,6 +79,7 @@ app.command("log")(ledger.log)
 app.command("show")(ledger.show)
 app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

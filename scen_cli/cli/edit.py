@@ -15,7 +15,7 @@ from scen_cli.cli.output import Json, Output, Quiet
 from scen_cli.errors import SomeEditsFailed, UsageError
 
 if TYPE_CHECKING:
-    from scen_cli.data.records import Entry
+    from scen_cli.data.entries import Entry
     from scen_cli.data.suites import Suite
     from scen_cli.edit_run import Outcome
     from scen_cli.editor import Editor
@@ -49,11 +49,13 @@ def edit(
     Example: scen edit --prompt "Where was Ada born?" --target Riga
     """
     out = Output(as_json, quiet)
+    from scen_cli.data.entries import bad_lines
+
     entries = _entries(file, prompt, target, suite, data)[:first]
     bad = [entry for entry in entries if entry.record is None]
     if bad and strict:
         raise UsageError(
-            "\n".join(f"{entry.where}: {entry.problem}" for entry in bad[:10]) + "\nnothing was edited",
+            bad_lines(bad) + "\nnothing was edited",
             hint="mend the file, or skip such records with `--keep-going`",
         )
     editor = open_editor(dir, device, out)
@@ -78,7 +80,8 @@ def train_all(editor: Editor, suite: Suite, out: Output) -> list[Outcome]:
 
 
 def _suite_entries(suite: Suite) -> list[Entry]:
-    from scen_cli.data.records import Entry, SourceLine
+    from scen_cli.data.entries import Entry
+    from scen_cli.data.records import SourceLine
 
     return [Entry(SourceLine(f"suite {suite.name}", n), record) for n, record in enumerate(suite.edits, start=1)]
 
@@ -87,7 +90,8 @@ def _entries(
     file: str | None, prompt: str | None, target: str | None, suite: str | None, data: Path | None
 ) -> list[Entry]:
     """The records asked for, whichever way they were given."""
-    from scen_cli.data.records import Entry, SourceLine, check_record, read_entries
+    from scen_cli.data.entries import Entry, read_entries
+    from scen_cli.data.records import SourceLine, check_record
     from scen_cli.data.suites import load_suite
 
     if [file is not None, suite is not None, prompt is not None or target is not None].count(True) != 1:

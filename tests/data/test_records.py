@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from scen_cli.data.records import EditRecord, read_entries
+from scen_cli.data.entries import read_entries
+from scen_cli.data.records import EditRecord
 from scen_cli.errors import UsageError
 
 GOOD = {"prompt": "Where was Ada born?", "target": "Riga"}
@@ -49,8 +50,8 @@ def test_line_numbers_count_blank_lines(tmp_path):
         ({**GOOD, "prompt": ""}, "`prompt` is empty"),
         ({**GOOD, "target": 7}, "`target` must be text"),
         ({**GOOD, "rephrase": "Where?"}, "`rephrase` is not a known field"),
-        ({**GOOD, "rephrases": "Where?"}, "`rephrases` must be a list of texts"),
-        ({**GOOD, "rephrases": ["Where?", ""]}, "`rephrases` is empty"),
+        ({**GOOD, "rephrases": "Where?"}, "`rephrases` must be a list"),
+        ({**GOOD, "rephrases": ["Where?", ""]}, "`rephrases.1` is empty"),
         ('{"prompt": "a", "target": "b", "subject": "\\ud800"}', "`subject` holds half a Unicode character"),
         ({**GOOD, "rephrases": [1]}, "`rephrases.0` must be text"),
     ],

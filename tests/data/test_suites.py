@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from scen_cli.data.records import EditRecord
+from scen_cli.data.records import EditRecord, Neighbour
 from scen_cli.data.suites import load_suite
 from scen_cli.errors import UsageError
 
@@ -39,8 +39,19 @@ def test_every_published_form_of_zsre(tmp_path):
     path = tmp_path / "zsre.json"
     path.write_text(json.dumps([KNOWEDIT, MEND, SCEN, KNOWEDIT]))
     assert load_suite("zsre", path).edits == [
-        EditRecord(prompt=KNOWEDIT["prompt"], target="male", subject="ZIC3", rephrases=(KNOWEDIT["rephrase_prompt"],)),
-        EditRecord(prompt=MEND["src"], target="Schiller", rephrases=(MEND["rephrase"],)),
+        EditRecord(
+            prompt=KNOWEDIT["prompt"],
+            target="male",
+            subject="ZIC3",
+            rephrases=(KNOWEDIT["rephrase_prompt"],),
+            truth=("human",),
+        ),
+        EditRecord(
+            prompt=MEND["src"],
+            target="Schiller",
+            rephrases=(MEND["rephrase"],),
+            locality=(Neighbour(prompt="x", target="y", kind="unrelated"),),
+        ),
         EditRecord(prompt=SCEN["Q"], target="Dali", rephrases=tuple(SCEN["rephrases"])),
     ]
 
@@ -56,11 +67,11 @@ def test_the_real_zsre_file(shared_data):
 def test_a_record_of_no_known_form_is_named(tmp_path):
     path = tmp_path / "zsre.jsonl"
     path.write_text(json.dumps(MEND) + "\n" + json.dumps({"question": "?"}) + "\n")
-    with pytest.raises(UsageError, match="record 2: is of none of the known forms"):
+    with pytest.raises(UsageError, match="zsre.jsonl:2: is of none of the known forms"):
         load_suite("zsre", path)
     for bad in ("[1]", '[{"src": "x"}]', '[{"prompt": "a", "target_new": []}]', '[{"Q": "a", "A": null}]'):
         path.write_text(bad)
-        with pytest.raises(UsageError, match="record 1: "):
+        with pytest.raises(UsageError, match="zsre.jsonl:1: "):
             load_suite("zsre", path)
     with pytest.raises(UsageError, match="--data FILE"):
         load_suite("zsre")
@@ -70,13 +81,13 @@ def test_a_users_own_file_and_locality_prompts(tmp_path):
     edits, prompts = tmp_path / "mine.jsonl", tmp_path / "keep.jsonl"
     edits.write_text('{"prompt": "a?", "target": "b"}\n')
     prompts.write_text('{"prompt": "c?"}\n{"prompt": "d?"}\n')
-    suite = load_suite(str(edits), prompts)
+    suite = load_suite(str(edits), locality=prompts)
     assert suite.name == "mine.jsonl"
     assert suite.locality == ["c?", "d?"]
-    for bad in ('{"text": "d?"}', '{"prompt": null}', '{"prompt": ""}', "7", "{"):
+    for bad in ('{"q": "d?"}', '{"prompt": null}', '{"prompt": ""}', "7", "{"):
         prompts.write_text('{"prompt": "c?"}\n' + bad + "\n")
         with pytest.raises(UsageError, match="keep.jsonl:2: no `prompt`"):
-            load_suite(str(edits), prompts)
+            load_suite(str(edits), locality=prompts)
     prompts.write_text("\n")
     with pytest.raises(UsageError, match="holds no prompts"):
-        load_suite(str(edits), prompts)
+        load_suite(str(edits), locality=prompts)

@@ -1,0 +1,28 @@
+"""Writing records in scen's own form: a file appears whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jsonlines
+
+from scen_cli.data.records import EditRecord
+from scen_cli.errors import UsageError
+
+
+def write_records(path: Path, records: Iterable[EditRecord]) -> None:
+    """Write records as JSON lines. Raises `UsageError` if there is such a file already."""
+    if path.exists():
+        raise UsageError(f"`{path}` is there already", hint="choose another name")
+    write_lines(path, (record.as_json() for record in records))
+
+
+def write_lines(path: Path, items: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines under a temporary name, then give the file its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with jsonlines.open(temporary, "w") as lines:
+        lines.write_all(items)
+    temporary.replace(path)
