@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scen_cli.demo.facts import editable_facts, right_facts
-from scen_cli.editing.experts import fit_expert
+from scen_cli.editing.experts import Sample, fit_expert
 from scen_cli.editing.neurons import fit_neuron
 from scen_cli.editing.prefix import record_prefix
 from scen_cli.editing.recipe import Recipe
@@ -51,7 +51,7 @@ class Bench:
     def answers(self, expert: torch.Tensor, prompts: list[str]) -> list[str]:
         """Greedy answers, one prompt at a time, with this expert for all."""
         bank = SimpleNamespace(neurons=torch.empty(0), expert=lambda _index: expert)
-        patch = Patch(self.edited.down_proj, bank, theta=1.0)
+        patch = Patch(self.edited.projection, self.edited.down_proj, bank, theta=1.0)
         texts = []
         with patch.using(torch.tensor([0])):
             for prompt in prompts:
@@ -72,8 +72,8 @@ class Bench:
             )
             ids = torch.tensor([prompt + target])
             prefix = record_prefix(self.model, self.edited, ids)
-            fit = fit_expert(self.model, self.edited, prefix, ids, len(target), recipe)
-            learned.append(not fit.wrong_tokens)
+            fit = fit_expert(self.model, self.edited, [Sample(prefix, ids, len(target))], recipe)
+            learned.append(fit.wrong_tokens == [[]])
             other = self.others[position % len(self.others)]
             texts = self.answers(fit.weight, [*fact.phrasings[1:4], *fact.never_seen, other.phrasings[0]])
             seen += [text == fact.answer for text in texts[:3]]
@@ -84,7 +84,7 @@ class Bench:
 
     def neurons(self, recipe: Recipe) -> dict[str, float]:
         keys = torch.stack([self.key(fact.phrasings[0]) for fact in self.facts])
-        rows = [fit_neuron(keys[t], keys[:t], recipe, seed=t).neuron for t in range(len(keys))]
+        rows = [fit_neuron(keys[t : t + 1], keys[:t], recipe, seed=t).neuron for t in range(len(keys))]
         merged = torch.stack(rows)
 
         def routed(prompts: list[str]) -> torch.Tensor:

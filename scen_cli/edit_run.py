@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scen_cli.data.entries import Entry
-from scen_cli.data.records import EditRecord
+from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
+from scen_cli.project.ledger import Edit
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,24 @@ def foresee(editor: Editor, entry: Entry) -> Outcome | None:
     return None
 
 
-def train(editor: Editor, entry: Entry, record: EditRecord) -> Outcome:
-    """Train a record that `foresee` has let through, and commit it."""
-    edit = editor.edit(record, entry.where)
+def train(editor: Editor, entries: list[tuple[EditRecord, SourceLine]]) -> list[Outcome]:
+    """Train records that `foresee` has let through, one or those that are to share an expert, and commit them."""
+    return [
+        _outcome(editor, edit, where)
+        for edit, (_record, where) in zip(editor.edit_together(entries), entries, strict=True)
+    ]
+
+
+def _outcome(editor: Editor, edit: Edit, where: SourceLine) -> Outcome:
     if edit.state == "failed":
-        return Outcome(str(entry.where), "failed", edit.id, f"target not learned: {edit.reason}")
+        return Outcome(str(where), "failed", edit.id, f"target not learned: {edit.reason}")
     theta, warning = editor.project.ledger.theta(), ""
+    if edit.reason:
+        warning = f"target not learned, but in force: {edit.reason}"
     if edit.activation is not None and edit.activation <= theta:
         warning = f"it does not fire on its own prompt: activation {edit.activation:.3f}, theta {theta}"
     return Outcome(
-        str(entry.where),
+        str(where),
         "edited",
         edit.id,
         prompt=edit.prompt,

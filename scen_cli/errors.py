@@ -3,6 +3,7 @@
 ScenError            1   something failed
 ├── UsageError       2   the command, a file or a value in it is wrong
 ├── SomeEditsFailed  3   the rest was done and kept
+├── GateNotMet       3   a figure is not what `--gate` asks for
 ├── NoProject       10   no project in this folder
 ├── ProjectLocked   11   another process is writing to the project
 ├── DamageFound     12   files and ledger disagree
@@ -27,6 +28,10 @@ class UsageError(ScenError):
 
 
 class SomeEditsFailed(ScenError):
+    exit_code = 3
+
+
+class GateNotMet(ScenError):
     exit_code = 3
 
 

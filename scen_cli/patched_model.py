@@ -20,7 +20,7 @@ from scen_cli.errors import UsageError
 from scen_cli.model.base import Base, digest_of, files_stamp, load_base
 from scen_cli.model.ffn import EditedLayer, find_layer
 from scen_cli.model.patch import BASE, Patch, read_keys
-from scen_cli.model.template import make_template
+from scen_cli.model.template import Prompt, make_template
 from scen_cli.project.project import Project
 
 MAX_NEW_TOKENS = 50
@@ -34,16 +34,18 @@ _steady: ContextVar[tuple[PatchedModel, ProjectPatch] | None] = ContextVar("scen
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to some prompts, and which edit gave each (None: the base)."""
+    """Answers to some prompts, which edit gave each (None: the base), and the tokens generated for each,
+    up to the end token."""
 
     texts: list[str]
     edits: list[int | None]
+    tokens: list[list[int]]
 
 
 @dataclass(frozen=True)
 class Routed:
     """Which edit each prompt calls (None: the base), and `activations` (rows, t) of the neurons of
-    the edits `in_force`, column by column."""
+    the experts `in_force`, column by column. An expert that edits share is called by the first of them."""
 
     edits: list[int | None]
     activations: Tensor
@@ -51,22 +53,25 @@ class Routed:
 
 
 class ProjectPatch(Patch):
-    """A patch whose rows are edits of a project. Experts are read as they are asked for."""
+    """A patch whose rows are a project's experts, each called by the id of its (first) edit. They are read
+    as they are asked for."""
 
     def __init__(self, project: Project, edited: EditedLayer, theta: float, normalise: bool) -> None:
-        merged = project.merged()
-        device = edited.down_proj.weight.device
-        self.edits = merged.edits
-        self.experts_at_once = max(1, CACHE_BYTES // (edited.down_proj.weight.numel() * 4))
+        merged, expert_of = project.merged(), project.ledger.experts_in_force()
+        device = edited.projection.weight.device
+        self.edits = merged.experts
+        self.expert_of = expert_of  # of each edit in force
+        self.experts_at_once = max(1, CACHE_BYTES // (edited.projection.weight.numel() * 4))
         expert = lru_cache(self.experts_at_once)(
-            lambda row: torch.from_numpy(project.expert(merged.edits[row])).to(device)
+            lambda row: torch.from_numpy(project.expert(merged.experts[row])).to(device)
         )
         bank = SimpleNamespace(neurons=torch.from_numpy(merged.neurons).to(device), expert=expert)
-        super().__init__(edited.down_proj, bank, theta, normalise)
+        super().__init__(edited.projection, edited.down_proj, bank, theta, normalise)
 
     def rows_of(self, edits: Sequence[int | None]) -> Tensor:
         """The choice for these edits. Raises `UsageError` for one that is not in force."""
-        rows = {edit: row for row, edit in enumerate(self.edits)}
+        of_expert = {expert: row for row, expert in enumerate(self.edits)}
+        rows = {edit: of_expert[expert] for edit, expert in self.expert_of.items()}
         gone = [edit for edit in edits if edit is not None and edit not in rows]
         if gone:
             raise UsageError(f"edit {gone[0]} is not in force")
@@ -91,7 +96,7 @@ class PatchedModel:
         self.base = base or load_base(name, settings["revision"], settings["dtype"], device)
         check_unchanged(self.base, settings)
         self.model = self.base.model
-        self.edited = find_layer(self.model, settings["layer"])
+        self.edited = find_layer(self.model, settings["layer"], settings.get("place", "down"))
         self.template = make_template(self.base.tokenizer, self.model, settings["template"])
         self._patch: ProjectPatch | None = None
         self._lock = RLock()  # of `_patch`: threads may answer at once
@@ -108,8 +113,8 @@ class PatchedModel:
             return steady[1]
         with self._lock:
             theta = self.project.ledger.theta()
-            edits = [edit_id for edit_id, _prompt in self.project.ledger.prompts_in_force()]
-            if self._patch is None or edits != self._patch.edits or theta != self._patch.theta:
+            expert_of = self.project.ledger.experts_in_force()
+            if self._patch is None or expert_of != self._patch.expert_of or theta != self._patch.theta:
                 self.detach()
                 self._patch = ProjectPatch(self.project, self.edited, theta, self.recipe.normalise)
             return self._patch
@@ -135,7 +140,7 @@ class PatchedModel:
                 self._patch.detach()
             self._patch = None
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask (rows, tokens) of prompts put into the template, padded on the left.
 
         Raises `UsageError` for no prompts, a prompt without tokens, or one that leaves no room for an
@@ -145,12 +150,16 @@ class PatchedModel:
             raise UsageError("there is no prompt")
         rows = [self.template.prompt_ids(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, rows, strict=True):
-            self.check_fits(prompt, len(tokens), 1)
+            self.check_fits(str(prompt), len(tokens), 1)
+        return self.pad(rows)
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and attention mask (rows, tokens) of token sequences, padded on the left."""
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.pad_id)
         mask = torch.zeros_like(ids)
         for row, tokens in enumerate(rows):
-            ids[row, width - len(tokens) :] = torch.tensor(tokens)
+            ids[row, width - len(tokens) :] = torch.tensor(tokens, dtype=torch.long)
             mask[row, width - len(tokens) :] = 1
         return ids.to(self.base.device), mask.to(self.base.device)
 
@@ -165,7 +174,7 @@ class PatchedModel:
             shown = prompt if len(prompt) <= 40 else prompt[:40] + "..."
             raise UsageError(f"{shown!r} takes {tokens} tokens; the base's context is {self.context}")
 
-    def fits(self, prompt: str) -> bool:
+    def fits(self, prompt: Prompt) -> bool:
         """Whether a prompt can be asked at all."""
         tokens = len(self.template.prompt_ids(prompt))
         return tokens > 0 and self._has_room(tokens + 1)
@@ -180,10 +189,17 @@ class PatchedModel:
         rows = self.model.get_input_embeddings().weight.shape[0]
         return int(pad) if pad is not None and pad < rows else self.template.end_id
 
-    def route(self, prompts: Sequence[str]) -> Routed:
+    def route(self, prompts: Sequence[Prompt]) -> Routed:
         """Which edit each prompt calls."""
+        return self._route(*self.encode(prompts))
+
+    def route_ids(self, rows: Sequence[Sequence[int]]) -> Routed:
+        """Which edit each token sequence calls, read at its last token."""
+        return self._route(*self.pad(rows))
+
+    def _route(self, ids: Tensor, mask: Tensor) -> Routed:
         patch = self.patch()
-        route = patch.route(self.model, *self.encode(prompts))
+        route = patch.route(self.model, ids, mask)
         return Routed(patch.edits_of(route.choice), route.activations, patch.edits)
 
     def generate(
@@ -203,7 +219,7 @@ class PatchedModel:
 
     def answer(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         *,
         patched: bool = True,
         edits: Sequence[int | None] | None = None,
@@ -217,7 +233,7 @@ class PatchedModel:
         """
         if edits is not None and len(edits) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts need {len(prompts)} edits, not {len(edits)}")
-        texts = [""] * len(prompts)
+        generated: list[list[int]] = [[]] * len(prompts)
         with self.steady() as patch:
             if not patched:
                 edits = [None] * len(prompts)
@@ -231,8 +247,8 @@ class PatchedModel:
                 usual = {"do_sample": False, "max_new_tokens": room}
                 out = self._generate(patch, ids, mask, patch.rows_of(chosen), **{**usual, **options})
                 for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
-                    texts[row] = self.template.answer(tokens)
-        return Answers(texts, list(edits))
+                    generated[row] = self.template.until_end(tokens)
+        return Answers([self.template.answer(tokens) for tokens in generated], list(edits), generated)
 
     def _generate(
         self, patch: ProjectPatch, ids: Tensor, mask: Tensor | None, choice: Tensor | None, **options: Any
@@ -242,7 +258,8 @@ class PatchedModel:
 
     def longest_answer(self, edits: Sequence[int | None]) -> int:
         """Tokens to allow an answer: `MAX_NEW_TOKENS`, or what the longest of these edits' targets takes."""
-        made = [self.project.find(edit) for edit in set(edits) if edit is not None]
+        experts = {self.project.find(edit).expert for edit in set(edits) if edit is not None}
+        made = [edit for edit in self.project.ledger.edits("active") if edit.expert in experts] if experts else []
         return max([MAX_NEW_TOKENS, *(len(self.template.target_ids(edit.prompt, edit.target)) for edit in made)])
 
 

@@ -23,6 +23,7 @@ def new_project(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    place: str = "down",
     template: str = DEFAULT_TEMPLATE,
     recipe: str = "paper",
     changes: dict[str, str | float] | None = None,
@@ -31,6 +32,7 @@ def new_project(
 ) -> Project:
     """Create a project on a base and return it.
 
+    `place` says where experts sit: `down`, or for the paper's Table 3 `up` or `attn`.
     `changes` are recipe settings that differ from the named recipe (`theta`, `expert_steps`, ...).
     A local folder is remembered by its absolute path. Nothing is written if anything is wrong:
     raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
@@ -50,7 +52,7 @@ def new_project(
     rates = DEMO_RATES if model == "demo" else {}
     chosen = make_recipe(recipe, {**rates, **(changes or {})})
     base = base or load_base(model, revision, dtype, device)
-    edited = find_layer(base.model, layer)
+    edited = find_layer(base.model, layer, place)
     make_template(base.tokenizer, base.model, template)
     is_local = model != "demo" and Path(model).expanduser().is_dir()
     settings = {
@@ -60,6 +62,7 @@ def new_project(
         "weights_digest": digest_of(base.folder),
         "files_stamp": files_stamp(base.folder),
         "layer": layer,
+        "place": place,
         "module": edited.module_name,
         "ffn_width": edited.ffn_width,
         "dtype": dtype,

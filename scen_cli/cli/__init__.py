@@ -22,6 +22,7 @@ from scen_cli.cli import (
     ledger,
     merge,
     revert,
+    study,
     verify,
 )
 from scen_cli.cli.failures import explain
@@ -80,6 +81,7 @@ app.command("show")(ledger.show)
 app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
 app.add_typer(data.app, name="data")
+app.add_typer(study.app, name="study")
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def demo(
 
     out.note(f"$ scen eval --suite demo {at}")
     evaluation = evaluate(editor, suite)
-    keep(editor, evaluation)
+    keep(editor.project, evaluation)
     after = editor.answer([record.prompt for record in records])
 
     out.note(f"$ scen export --out {dir / 'export'} {at}")

@@ -1,28 +1,43 @@
-"""`scen eval`: Reliability, Generality, Locality after the last edit."""
+"""`scen eval`: Reliability, Generality, Locality after the last edit, and more."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
 
-from scen_cli.cli.opening import HERE, Device, Dir, open_editor
+from scen_cli.cli.opening import HERE, Device, Dir, open_editor, open_project
 from scen_cli.cli.output import Json, Output, Quiet, table
-from scen_cli.errors import UsageError
+from scen_cli.errors import GateNotMet, ScenError, UsageError
 
 if TYPE_CHECKING:
-    from scen_cli.editor import Editor
     from scen_cli.evaluation.evaluate import Evaluation
+    from scen_cli.project.project import Project
+
+CHANGES_SHOWN = 40
+
+# Heading, then the figures under it: by name, or by the part of their names before the slash.
+SECTIONS = {
+    "portability: what follows from the edit": "portability",
+    "near-miss locality: prompts beside the edit, same answer as the base": "near-miss",
+    "robustness: the edit's own prompt, otherwise put": "robustness",
+}
 
 
 def evaluate(
-    suite: Annotated[str, typer.Option(help="demo, zsre (with --data), or a file of edit records.")],
-    data: Annotated[
-        Path | None, typer.Option(help="zsre: its data file. A file of edits: JSONL of prompts that must not change.")
-    ] = None,
+    suite: Annotated[str, typer.Option(help="demo; zsre, counterfact or hallucination with --data; or a file.")],
+    data: Annotated[Path | None, typer.Option(help="The data file of a named suite, in any published form.")] = None,
+    locality: Annotated[Path | None, typer.Option(help="JSONL of prompts that must not change.")] = None,
+    accurate: Annotated[Path | None, typer.Option(help="hallucination: the accurate sentences (WikiBio-A).")] = None,
+    openwebtext: Annotated[Path | None, typer.Option(help="hallucination: plain texts (OpenWebText).")] = None,
     decoding: Annotated[str, typer.Option(help="greedy, or paper (4 beams, repetition penalty 1.1).")] = "greedy",
+    quick: Annotated[bool, typer.Option("--quick", help="The paper's three figures alone.")] = False,
+    gate: Annotated[
+        list[str] | None, typer.Option(help="Exit 3 unless a figure holds, e.g. 'reliability>=0.99'. Repeatable.")
+    ] = None,
+    against: Annotated[int | None, typer.Option(help="Compare with an earlier evaluation, by its number.")] = None,
     device: Device = "auto",
     dir: Dir = HERE,
     as_json: Json = False,
@@ -30,58 +45,166 @@ def evaluate(
 ) -> None:
     """Score the edits by real generation and exact match, beside the base's own figures.
 
-    Example: scen eval --suite demo
+    Example: scen eval --suite demo --gate 'reliability>=0.95'
     """
     out = Output(as_json, quiet)
+    from scen_cli.evaluation.gates import not_met, parse_gates
+
+    gates = parse_gates(gate or [])
+    earlier = _earlier(dir, against) if against is not None else None
+    if suite == "hallucination":
+        evaluation = _perplexity((data, accurate, openwebtext), dir, device, out)
+    else:
+        evaluation = _generation(suite, data, locality, decoding, quick, dir, device, out)
+    problems = not_met(gates, evaluation.figures)
+    number, trouble = None, None
+    try:
+        number = keep(open_project(dir), evaluation)
+    except ScenError as error:  # hours of figures outlive a busy ledger
+        trouble = error
+    result = {"evaluation": number, **evaluation.as_dict(), "samples": [s.as_dict() for s in evaluation.samples]}
+    shown = figures(evaluation)
+    if earlier:
+        result["against"], lines = _compare(earlier, result)
+        shown += lines
+    out.result({**result, "gates_not_met": problems}, *shown)
+    if trouble:
+        raise trouble
+    out.note(f"kept as evaluation {number}: `--against {number}` compares a later one with it")
+    if problems:
+        raise GateNotMet("\n".join(problems))
+
+
+def _generation(
+    suite: str,
+    data: Path | None,
+    locality: Path | None,
+    decoding: str,
+    quick: bool,
+    dir: Path,
+    device: str,
+    out: Output,
+) -> Evaluation:
     from scen_cli.data.suites import load_suite
 
-    loaded = load_suite(suite, data)
+    loaded = load_suite(suite, data, locality)
     editor = open_editor(dir, device, out)
-    from scen_cli.evaluation.evaluate import DECODING
-    from scen_cli.evaluation.evaluate import evaluate as run
+    from scen_cli.evaluation.evaluate import evaluate
 
-    if decoding not in DECODING:
-        raise UsageError(f"decoding `{decoding}` is not known", hint=f"one of: {', '.join(DECODING)}")
-    evaluation = run(editor, loaded, decoding)
-    out.result(evaluation.as_dict(), *figures(evaluation))  # first: hours of figures outlive a busy ledger
-    keep(editor, evaluation)
+    return evaluate(editor, loaded, decoding, quick)
 
 
-def keep(editor: Editor, evaluation: Evaluation) -> None:
-    """Write the figures into the ledger."""
-    settings, last_change = {"decoding": evaluation.decoding}, evaluation.last_change
-    with editor.project.writing():
-        editor.project.record_evaluation(evaluation.suite, settings, evaluation.as_dict(), last_change)
+def _perplexity(files: tuple[Path | None, Path | None, Path | None], dir: Path, device: str, out: Output) -> Evaluation:
+    from scen_cli.data.passages import load_passages
+
+    passages = load_passages(*files)
+    editor = open_editor(dir, device, out)
+    from scen_cli.evaluation.hallucination import evaluate_perplexity
+
+    return evaluate_perplexity(editor, passages)
+
+
+def keep(project: Project, evaluation: Evaluation) -> int:
+    """Write the figures into the ledger; returns the evaluation's number."""
+    settings = {"decoding": evaluation.decoding, "theta": evaluation.theta}
+    samples = [sample.as_dict() for sample in evaluation.samples]
+    with project.writing():
+        return project.record_evaluation(
+            evaluation.suite, settings, evaluation.as_dict(), evaluation.last_change, samples
+        )
 
 
 def figures(evaluation: Evaluation) -> list[RenderableType]:
     """The tables of one evaluation."""
-    patched, base = evaluation.patched, evaluation.base
-    rows = [
-        ("Reliability", patched.reliability, base.reliability),
-        ("Generality", patched.generality, base.generality),
-        ("Locality", patched.locality, base.locality),
+    from scen_cli.evaluation.samples import PAPERS_ROLES
+
+    found = evaluation.figures
+    teacher_forced = evaluation.suite == "hallucination"
+    shown: list[RenderableType] = [_title(evaluation)]
+    if teacher_forced:
+        rows = [(name, figure.patched, figure.base, figure.fired) for name, figure in found.items()]
+        shown.append(table(("perplexity", "patched", "base", "an edit fired"), rows))
+        shown += [f"({count} texts of {name} were cut to the base's context)" for name, count in _cut(evaluation)]
+        return [*shown, "\neach figure: mean (samples; 95 % interval)"]
+    main = [(name.capitalize(), found[name].patched, found[name].base) for name in PAPERS_ROLES]
+    shown.append(table(("", "patched", "base"), main))
+    routing = [
+        ("Generality, right expert given", found["generality-given-expert"].patched),
+        ("rephrases routed to their edit", found["generality"].routed),
+        ("locality prompts where an edit fired", found["locality"].fired),
     ]
-    more = [
-        ("Generality, right expert given", evaluation.generality_given_expert),
-        ("rephrases routed to their edit", evaluation.rephrases_routed),
-        ("locality prompts where an edit fired", evaluation.locality_fired),
-    ]
+    shown += ["\nrouting", table(("", ""), routing)]
+    for heading, role in SECTIONS.items():
+        rows = [
+            (name.split("/")[1], f.patched, f.base, f.fired) for name, f in found.items() if name.startswith(f"{role}/")
+        ]
+        if rows:
+            shown += [f"\n{heading}", table(("", "patched", "base", "an edit fired"), rows)]
+    if "drift-kl" in found:
+        changed, kl = found["drift-changed"], found["drift-kl"]
+        moves = [("greedy output changed", changed.patched), ("KL of the next token, nats", kl.patched)]
+        shown += ["\ndrift: prompts that were never edited", table(("", ""), moves)]
+    if evaluation.curves:
+        curve = [f"{point['reliability']['right']}/{point['edits']}" for point in evaluation.curves["retention"]]
+        shown += ["\nretention: Reliability of edits 1..t when there were t", "  ".join(curve)]
+    if "token-accuracy" in found:
+        teacher = found["token-accuracy"]
+        shown += ["\nteacher-forced token accuracy (not generation)"]
+        shown.append(table(("", "patched", "base"), [("target tokens", teacher.patched, teacher.base)]))
+    return [*shown, "\neach figure: share (right/total; 95 % interval)"]
+
+
+def _title(evaluation: Evaluation) -> str:
     failed = f", {evaluation.not_learned} of them not learned" if evaluation.not_learned else ""
     how = f"after the last edit, {evaluation.decoding} decoding, exact match"
+    if evaluation.suite == "hallucination":
+        how = "after the last edit, routed at the passage's last token"
     title = f"{evaluation.suite}: {evaluation.edits} edits{failed}, {how}"
     never_edited = evaluation.records - evaluation.edits - evaluation.left_out
     if never_edited:
         title += f"\n(never edited, and not scored: {never_edited} of the suite's {evaluation.records} records)"
     if evaluation.left_out:
         title += f"\n(left out: {evaluation.left_out} whose edits were superseded or reverted since)"
-    teacher = [("target tokens", patched.token_accuracy, base.token_accuracy)]
-    return [
-        title,
-        table(("", "patched", "base"), rows),
-        "\nrouting",
-        table(("", ""), more),
-        "\nteacher-forced token accuracy (not generation)",
-        table(("", "patched", "base"), teacher),
-        "\neach figure: share (right/total; 95 % interval)",
-    ]
+    return title
+
+
+def _cut(evaluation: Evaluation) -> list[tuple[str, int]]:
+    return [(name, count) for name, count in evaluation.curves["cut"].items() if count]
+
+
+def _earlier(dir: Path, number: int) -> dict[str, Any]:
+    """The evaluation to compare with. Raises `UsageError` if there is none of that number."""
+    ledger = open_project(dir).ledger
+    earlier = ledger.evaluation(number)
+    if earlier is None:
+        known = ", ".join(f"{row['id']} ({row['suite']}, {row['created']})" for row in ledger.evaluations())
+        raise UsageError(f"there is no evaluation {number}", hint=f"evaluations: {known or 'none yet'}")
+    return earlier
+
+
+def _compare(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, Any], list[RenderableType]]:
+    from scen_cli.evaluation.against import changes, moved
+
+    if earlier["suite"] != now["suite"]:
+        raise UsageError(f"evaluation {earlier['id']} is of suite `{earlier['suite']}`, this one of `{now['suite']}`")
+    figures_moved = moved(earlier["metrics"]["figures"], now["figures"])
+    found = changes(earlier["samples"], now["samples"])
+    rows = [(name, _short(was), _short(now_is)) for name, was, now_is in figures_moved if was != now_is]
+    order = sorted(found, key=lambda change: ("lost", "won", "changed").index(change.verdict))
+    lines: list[RenderableType] = [f"\nagainst evaluation {earlier['id']} of {earlier['created']}"]
+    lines += [table(("", "before#", "now#"), rows)] if rows else ["no figure moved"]
+    if found:
+        shown = [(c.verdict, c.role, c.edit, c.prompt, c.before, c.now, c.wanted) for c in order[:CHANGES_SHOWN]]
+        lines.append(table(("", "", "edit#", "prompt", "before", "now", "wanted"), shown))
+    if len(found) > CHANGES_SHOWN:
+        lines.append(f"and {len(found) - CHANGES_SHOWN} more: `--json` has them all")
+    data = {
+        "evaluation": earlier["id"],
+        "figures": [{"figure": name, "before": was, "now": now_is} for name, was, now_is in figures_moved],
+        "changes": [change.as_dict() for change in order],
+    }
+    return data, lines
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

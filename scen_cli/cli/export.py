@@ -27,7 +27,7 @@ def export(
     from scen_cli.export.checkpoint import export_checkpoint
 
     files = export_checkpoint(editor, to)
-    edits = len(editor.patch().edits)
+    edits = len(editor.patch().expert_of)
     size = sum(path.stat().st_size for path in files)
     out.result(
         {"out": str(to), "edits": edits, "bytes": size, "files": [path.name for path in files]},

@@ -20,7 +20,10 @@ def init(
     template: Annotated[
         str, typer.Option(help="A string with {prompt} in it; `chat` for the tokenizer's own template; `none`.")
     ] = "[INST]{prompt}[/INST]",
-    recipe: Annotated[str, typer.Option(help="paper, or key (the edit's own key is its neuron).")] = "paper",
+    place: Annotated[str, typer.Option(help="Where experts sit: down (the paper's choice), up, or attn.")] = "down",
+    recipe: Annotated[
+        str, typer.Option(help="paper, paper-hallucination, or key (the edit's own key is its neuron).")
+    ] = "paper",
     theta: Annotated[float | None, typer.Option(help="Activation threshold (paper: 0.65; key: 0.8).")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe's setting, e.g. expert_steps=20. Repeatable.")
@@ -52,6 +55,7 @@ def init(
         revision=revision,
         dtype=dtype,
         device=device,
+        place=place,
         template=template,
         recipe=recipe,
         changes=dict(changes),

@@ -11,12 +11,12 @@ from scen_cli.cli.output import Json, Output, Quiet
 
 
 def revert(
-    edit_id: Annotated[int, typer.Argument(metavar="ID", help="The edit's number, as `scen status` shows it.")],
+    edit_ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Numbers, as `scen status` shows them.")],
     dir: Dir = HERE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take an edit out of routing at once. Its record and file are kept.
+    """Take edits out of routing at once. Their records and files are kept.
 
     An older edit that it had superseded stays superseded: the base answers again.
 
@@ -24,11 +24,12 @@ def revert(
     """
     project = open_project(dir)
     with project.writing():
-        edit = project.revert(edit_id)
-    older = project.ledger.superseded_by(edit_id)
-    stays = f"; edit {', '.join(map(str, older))}, which it superseded, stays so" if older else ""
+        edits = project.revert(*dict.fromkeys(edit_ids))
     in_force = len(project.ledger.prompts_in_force())
-    Output(as_json, quiet).result(
-        {"edit": edit.id, "state": edit.state, "in_force": in_force},
-        f"edit {edit.id} reverted: {edit.prompt} -> {edit.target}; {in_force} edits in force{stays}",
-    )
+    lines = []
+    for edit in edits:
+        older = project.ledger.superseded_by(edit.id)
+        stays = f"; edit {', '.join(map(str, older))}, which it superseded, stays so" if older else ""
+        lines.append(f"edit {edit.id} reverted: {edit.prompt} -> {edit.target}; {in_force} edits in force{stays}")
+    reverted = [{"edit": edit.id, "state": edit.state} for edit in edits]
+    Output(as_json, quiet).result({"reverted": reverted, "in_force": in_force}, *lines)

@@ -16,11 +16,15 @@ class Recipe(BaseModel):
     expert_lr: float = Field(1e-4, gt=0, description="Adam's rate for the expert")
     expert_steps: int = Field(10, ge=1, description="Adam steps for the expert")
     neuron_lr: float = Field(1e-4, gt=0, description="Adam's rate for the neuron")
-    neuron_steps: int = Field(20, ge=0, description="Adam steps for the neuron (the paper's Hallucination: 30)")
+    neuron_steps: int = Field(20, ge=0, description="Adam steps for the neuron")
     alpha: float = Field(0.7, description="equation 6")
     beta: float = Field(0.3, description="equation 7")
     m: float = Field(1.0, ge=0, description="equation 8")
-    theta: float = Field(0.65, gt=0, lt=1, description="activation threshold (the paper's Hallucination: 0.60)")
+    disactivate: bool = Field(True, description="false: the neuron's loss goes without equation 6")
+    margin: bool = Field(True, description="false: the neuron's loss goes without equation 7")
+    edits_per_expert: int = Field(1, ge=1, description="edits that share one expert and one neuron")
+    require_learned: bool = Field(True, description="false: an expert that misses its target is used all the same")
+    theta: float = Field(0.65, gt=0, lt=1, description="activation threshold")
     train_neuron: bool = Field(True, description="false: the edit's own key is its neuron, nothing is trained")
     normalise: bool = Field(False, description="false: activation is sigmoid(w.k); true: cosine of w and k")
 
@@ -28,12 +32,19 @@ class Recipe(BaseModel):
         """Name and settings, without those the recipe has no use for."""
         unused = {"name", "train_neuron", "normalise"}
         if not self.train_neuron:
-            unused |= {"neuron_lr", "neuron_steps", "alpha", "beta", "m"}
+            unused |= {"neuron_lr", "neuron_steps", "alpha", "beta", "m", "disactivate", "margin"}
+        unused |= {name for name in _SWITCHES if getattr(self, name) == Recipe.model_fields[name].default}
         return ", ".join([self.name, *(f"{name} {value}" for name, value in self.model_dump(exclude=unused).items())])
+
+
+_SWITCHES = ("disactivate", "margin", "edits_per_expert", "require_learned")  # shown only when they differ
 
 
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
+    "paper-hallucination": Recipe(
+        name="paper-hallucination", neuron_steps=30, theta=0.60, require_learned=False
+    ),  # whole sentences, scored by perplexity
     "key": Recipe(name="key", train_neuron=False, normalise=True, theta=0.8),
 }
 

@@ -1,155 +1,173 @@
-"""Score a project on a suite, after its last edit, by generation and exact match (spec: equations 1 to 3)."""
+"""Score a project on a suite, after its last edit, by generation and exact match."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
-from scen_cli.evaluation.metrics import Share
+from scen_cli.evaluation.asking import Asker
+from scen_cli.evaluation.curves import activation_map, confusions, retention, theta_sweep, thetas_around
+from scen_cli.evaluation.metrics import Figure, Mean, Share
+from scen_cli.evaluation.samples import (
+    LOCALITY_PROMPTS,
+    Asked,
+    Sample,
+    Scored,
+    ask,
+    figures_of,
+    further_prompts,
+    papers_prompts,
+    scored_edits,
+)
+from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
+from scen_cli.patched_model import ProjectPatch
 
-REPHRASES = 3  # Generality is scored on the first three rephrases of each edit
-LOCALITY_PROMPTS = 1000  # Locality on the first 1,000 unedited questions
 DECODING: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "paper": {"do_sample": False, "max_new_tokens": 50, "num_beams": 4, "repetition_penalty": 1.1},
 }
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One column of the table: the patched model's figures, or the base's own."""
-
-    reliability: Share
-    generality: Share
-    locality: Share
-    token_accuracy: Share
+OPENING = ("How are you today?", "I am well, thank you.")  # an earlier turn, where the suite has none to offer
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Both columns, and what routing did.
+    """Figures by name, and what they were counted from.
 
-    `generality_given_expert` hands each rephrase its own edit's expert: the most that routing
-    could reach. `edits` of the suite's `records` were tried and are scored; `left_out`: records
-    whose edits were superseded or reverted since, which are not. `last_change`: the ledger's newest
-    change when scoring began. `rephrases_routed`: to their own edit. `locality_fired`: locality
-    prompts on which any edit fired, rightly answered or not.
+    `reliability`: the edit's prompt gives exactly its target. `generality`: so do its first three
+    rephrases. `locality` (equation 2): a prompt that was never edited gives exactly what the base
+    gives. `generality-given-expert` hands each rephrase its own edit's expert: the most that routing
+    could reach. `portability/KIND`, `near-miss/KIND` and `robustness/KIND` likewise, by generation.
+    `drift-changed`: locality prompts whose greedy output changed at all; `drift-kl`: KL divergence of
+    their next-token distributions. `token-accuracy` is teacher-forced.
+
+    `edits` of the suite's `records` were tried and are scored; `left_out`: records whose edits were
+    superseded or reverted since, which are not. `last_change`: the ledger's newest change when scoring
+    began. `curves`: retention, threshold sweep, activation map, confusions.
     """
 
     suite: str
     decoding: str
+    theta: float
     last_change: int
     records: int
     edits: int
     not_learned: int
     left_out: int
-    patched: Figures
-    base: Figures
-    generality_given_expert: Share
-    rephrases_routed: Share
-    locality_fired: Share
+    figures: dict[str, Figure]
+    curves: dict[str, Any] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        def plain(value: Any) -> Any:
-            if isinstance(value, Share):
-                return value.as_dict()
-            if isinstance(value, Figures):
-                return {name: plain(share) for name, share in vars(value).items()}
-            return value
-
-        return {name: plain(value) for name, value in vars(self).items()}
+        """All but the samples, in plain types."""
+        plain = {name: value for name, value in vars(self).items() if name != "samples"}
+        return {**plain, "figures": {name: figure.as_dict() for name, figure in self.figures.items()}}
 
 
-def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy") -> Evaluation:
-    """Score a suite on the edits in force now: see `_evaluate`. Others may commit meanwhile."""
-    last_change = editor.project.ledger.last_change()  # read first: a change from here on makes figures old
-    with editor.steady() as patch:
-        return _evaluate(editor, set(patch.edits), suite, decoding, last_change)
-
-
-def _evaluate(editor: Editor, in_force: set[int], suite: Suite, decoding: str, last_change: int) -> Evaluation:
-    """Score the suite's edits that this project has made, or tried and failed to make.
-
-    Reliability: the edit's prompt gives exactly its target. Generality: so do its first three
-    rephrases. Locality (equation 2): a locality prompt gives exactly what the base gives. An edit
-    that could not be learned counts as wrong in both of the first two.
+def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy", quick: bool = False) -> Evaluation:
+    """Score the suite's edits that this project has made, or tried and failed to make; the latter count
+    as wrong. `quick`: the paper's three figures and nothing more. Others may commit meanwhile.
 
     Raises `UsageError` if none of the suite's edits is in the project.
     """
-    options = DECODING[decoding]
-    everything = editor.project.ledger.edits()
-    tried = {(e.prompt, e.target): e for e in everything if e.id in in_force or e.state == "failed"}
-    taken_back = {(e.prompt, e.target) for e in everything} - set(tried)
-    edits = [record for record in suite.edits if (record.prompt, record.target) in tried]
-    if not edits:
-        raise UsageError(
-            f"none of the {len(suite.edits)} edits of suite `{suite.name}` is in this project",
-            hint=f"`scen edit --suite {suite.name} --first 100` makes them",
+    if decoding not in DECODING:
+        raise UsageError(f"decoding `{decoding}` is not known", hint=f"one of: {', '.join(DECODING)}")
+    last_change = editor.project.ledger.last_change()  # read first: a change from here on makes figures old
+    with editor.steady() as patch:
+        everything = editor.project.ledger.edits()
+        scored = scored_edits(everything, set(patch.expert_of), suite)
+        made = {(one.record.prompt, one.record.target) for one in scored}
+        gone = {(edit.prompt, edit.target) for edit in everything} - made
+        asker = Asker(editor, patch, DECODING[decoding])
+        claimed = {edit.prompt for edit in everything} | {text for one in scored for text in one.record.rephrases}
+        locality = locality_prompts(editor, suite, claimed)
+        asked = list(papers_prompts(scored, locality))
+        if not quick:
+            asked += _further(asker, scored, locality, claimed)
+        samples = ask(asker, asked)
+        figures = figures_of(samples)
+        figures["generality-given-expert"] = _given_expert(asker, scored, asked)
+        if not quick:
+            figures |= _drift(asker, scored, locality) | _token_accuracy(editor, scored, samples)
+        return Evaluation(
+            suite=suite.name,
+            decoding=decoding,
+            theta=patch.theta,
+            last_change=last_change,
+            records=len(suite.edits),
+            edits=len(scored),
+            not_learned=sum(one.edit.state == "failed" for one in scored),
+            left_out=sum((record.prompt, record.target) in gone for record in suite.edits),
+            figures=figures,
+            curves={} if quick else _curves(asker, patch, scored, asked, samples),
+            samples=samples,
         )
-    ever_edited = {edit.prompt for edit in everything}
+
+
+def locality_prompts(editor: Editor, suite: Suite, claimed: set[str]) -> list[str]:
+    """The suite's prompts that must not change, or those of its records that were never edited; without
+    any that an edit claims, or that the base cannot take."""
     unedited = suite.locality or [record.prompt for record in suite.edits]
-    others = [prompt for prompt in dict.fromkeys(unedited) if prompt not in ever_edited and editor.fits(prompt)]
-    locality = others[:LOCALITY_PROMPTS]
-    rephrases = [(text, record) for record in edits for text in record.rephrases[:REPHRASES]]
+    free = [prompt for prompt in dict.fromkeys(unedited) if prompt not in claimed and editor.fits(prompt)]
+    return free[:LOCALITY_PROMPTS]
 
-    base_locality = editor.answer(locality, patched=False, **options).texts
-    columns, edits_fired = {}, {}
-    for patched in (True, False):
-        of_edits = editor.answer([record.prompt for record in edits], patched=patched, **options)
-        of_rephrases = editor.answer([text for text, _ in rephrases], patched=patched, **options)
-        of_locality = editor.answer(locality, patched=True, **options) if patched else None
-        columns[patched] = Figures(
-            reliability=Share.of(_equal(of_edits.texts, [record.target for record in edits])),
-            generality=Share.of(_equal(of_rephrases.texts, [record.target for _, record in rephrases])),
-            locality=Share.of(_equal(of_locality.texts if of_locality else base_locality, base_locality)),
-            token_accuracy=Share.of(token_accuracy(editor, edits, patched)),
-        )
-        if of_locality:
-            edits_fired = {"rephrases": of_rephrases.edits, "locality": of_locality.edits}
 
-    own = [tried[(record.prompt, record.target)] for _, record in rephrases]
-    learned = [(text, edit) for (text, _), edit in zip(rephrases, own, strict=True) if edit.state != "failed"]
-    given = editor.answer([text for text, _ in learned], edits=[edit.id for _, edit in learned], **options)
-    given_right = _equal(given.texts, [edit.target for _, edit in learned])
-    return Evaluation(
-        suite=suite.name,
-        decoding=decoding,
-        last_change=last_change,
-        records=len(suite.edits),
-        edits=len(edits),
-        left_out=sum((record.prompt, record.target) in taken_back for record in suite.edits),
-        not_learned=sum(tried[(record.prompt, record.target)].state == "failed" for record in edits),
-        patched=columns[True],
-        base=columns[False],
-        generality_given_expert=Share.of(given_right + [False] * (len(rephrases) - len(learned))),
-        rephrases_routed=Share.of(
-            [fired == edit.id for fired, edit in zip(edits_fired["rephrases"], own, strict=True)]
-        ),
-        locality_fired=Share.of([fired is not None for fired in edits_fired["locality"]]),
+def _further(asker: Asker, scored: Sequence[Scored], locality: Sequence[str], claimed: set[str]) -> list[Asked]:
+    """The further prompts, without those that do not fit the base, and neighbours that an edit claims."""
+    earlier = OPENING
+    if locality:
+        earlier = (locality[0], asker.texts(locality[:1], [None])[0] or OPENING[1])
+    return [
+        one
+        for one in further_prompts(scored, earlier)
+        if asker.patched.fits(one.prompt) and not (one.role == "near-miss" and one.prompt in claimed)
+    ]
+
+
+def _given_expert(asker: Asker, scored: Sequence[Scored], asked: Sequence[Asked]) -> Figure:
+    """Generality when each rephrase is handed its own edit's expert; what was not learned stays wrong."""
+    rephrases = [one for one in asked if one.role == "generality"]
+    experts = [one.edit.expert if one.edit else None for one in rephrases]
+    learned = [(one, expert) for one, expert in zip(rephrases, experts, strict=True) if expert is not None]
+    answers = asker.texts([one.prompt for one, _ in learned], [expert for _, expert in learned])
+    right = [answer == one.target for answer, (one, _) in zip(answers, learned, strict=True)]
+    return Figure(Share.of(right + [False] * (len(rephrases) - len(learned))))
+
+
+def _drift(asker: Asker, scored: Sequence[Scored], locality: list[str]) -> dict[str, Figure]:
+    """On prompts the data calls unrelated where it does, else on the locality prompts."""
+    unrelated = [n.prompt for one in scored for n in one.record.locality if n.kind == "unrelated"]
+    prompts = [prompt for prompt in dict.fromkeys(unrelated) if asker.patched.fits(prompt)] or locality
+    fired = asker.route(prompts)
+    before, after = asker.tokens(prompts, [None] * len(prompts)), asker.tokens(prompts, fired)
+    changed = Share.of([old != new for old, new in zip(before, after, strict=True)])
+    any_fired = Share.of([edit is not None for edit in fired])
+    kl = Mean.of(next_token_kl(asker.patched, prompts, fired))
+    return {"drift-changed": Figure(changed, fired=any_fired), "drift-kl": Figure(kl)}
+
+
+def _token_accuracy(editor: Editor, scored: Sequence[Scored], samples: Sequence[Sample]) -> dict[str, Figure]:
+    """For each target token, whether it is the likeliest one given the *right* tokens before it. Flatters
+    every editor, since a model that really generates has no such help."""
+    ready = [editor.prepare(one.record) for one in scored]
+    texts = [Text(one.input_ids, one.target_length) for one in ready]
+    fired = [sample.fired for sample in samples if sample.role == "reliability"]
+    patched, base = (
+        Share.of([right for scores in score(editor, texts, edits) for right in scores.likeliest])
+        for edits in (fired, [None] * len(texts))
     )
+    return {"token-accuracy": Figure(patched, base)}
 
 
-@torch.no_grad()
-def token_accuracy(editor: Editor, records: list[EditRecord], patched: bool) -> list[bool]:
-    """Teacher-forced: for each target token, whether it is the likeliest one given the *right*
-    tokens before it. Flatters every editor, since a model that really generates has no such help."""
-    outcomes: list[bool] = []
-    for record in records:
-        ready = editor.prepare(record)
-        ids = torch.tensor([ready.input_ids], device=editor.base.device)
-        chosen = editor.route([record.prompt]).edits if patched else [None]
-        with editor.patch().using(editor.patch().rows_of(chosen)):
-            logits = editor.model(input_ids=ids, use_cache=False).logits
-        predicted = logits[0, -ready.target_length - 1 : -1].argmax(dim=-1)
-        outcomes += (predicted == ids[0, -ready.target_length :]).tolist()
-    return outcomes
-
-
-def _equal(answers: list[str], wanted: list[str]) -> list[bool]:
-    return [answer == text for answer, text in zip(answers, wanted, strict=True)]
+def _curves(
+    asker: Asker, patch: ProjectPatch, scored: Sequence[Scored], asked: Sequence[Asked], samples: Sequence[Sample]
+) -> dict[str, Any]:
+    return {
+        "retention": retention(asker, scored),
+        "theta": theta_sweep(asker, asked, thetas_around(patch.theta)),
+        "activations": activation_map(asker, scored),
+        "confusions": confusions(samples),
+    }

@@ -1,9 +1,13 @@
-"""Shares of right answers, with their counts and intervals."""
+"""Figures with their counts and 95 % intervals: shares of right answers, and means."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import isfinite, sqrt
+from typing import Any
+
+Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -17,14 +21,15 @@ class Share:
     high: float | None
 
     @classmethod
-    def of(cls, outcomes: list[bool]) -> Share:
+    def of(cls, outcomes: Sequence[bool]) -> Share:
         right, total = sum(outcomes), len(outcomes)
         if not total:
             return cls(0, 0, None, None, None)
         return cls(right, total, right / total, *wilson(right, total))
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        return asdict(self)
+    @property
+    def value(self) -> float | None:
+        return self.share
 
     def __str__(self) -> str:
         if self.share is None or self.low is None or self.high is None:
@@ -32,7 +37,56 @@ class Share:
         return f"{100 * self.share:.1f} % ({self.right}/{self.total}; {100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
-def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Mean:
+    """The mean of `total` values, with its 95 % interval by the normal law; all None when total is 0."""
+
+    total: int
+    mean: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        total = len(values)
+        if not total:
+            return cls(0, None, None, None)
+        mean = sum(values) / total
+        if total == 1 or not isfinite(mean):
+            return cls(total, mean, mean, mean)
+        spread = Z * sqrt(sum((value - mean) ** 2 for value in values) / (total - 1) / total)
+        return cls(total, mean, mean - spread, mean + spread)
+
+    @property
+    def value(self) -> float | None:
+        return self.mean
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.4g} ({self.total}; {self.low:.4g} to {self.high:.4g})"
+
+
+Measure = Share | Mean
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a table: of the patched model, of the base, and what routing did on the same prompts.
+
+    `fired`: any edit did. `routed`: the right one did (None where no edit is the right one).
+    """
+
+    patched: Measure
+    base: Measure | None = None
+    fired: Share | None = None
+    routed: Share | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: asdict(measure) for name, measure in vars(self).items() if measure is not None}
+
+
+def wilson(right: int, total: int, z: float = Z) -> tuple[float, float]:
     """Wilson's score interval of a share, 95 % by default. It stays within [0, 1] at the ends,
     where editing figures live and the usual normal interval does not."""
     share = right / total

@@ -71,12 +71,15 @@ def _encoding(template: str) -> str:
 
 
 def _figures(suite: str, metrics: dict[str, Any]) -> str:
+    figures = metrics["figures"]
     rows = "\n".join(
-        f"| {name.capitalize()} | {_share(metrics['patched'][name])} | {_share(metrics['base'][name])} |"
-        for name in ("reliability", "generality", "locality")
+        f"| {name.capitalize()} | {_measure(figures[name]['patched'])} | {_measure(figures[name].get('base'))} |"
+        for name in figures
+        if "/" not in name and name != "token-accuracy"
     )
     of = f"{metrics['edits']} of its {metrics['records']} records edited ({metrics['not_learned']} not learned)"
-    return f"""Suite `{suite}`, {of}, {metrics["decoding"]} decoding, exact match, after the last edit:
+    how = "mean perplexities" if suite == "hallucination" else f"{metrics['decoding']} decoding, exact match"
+    return f"""Suite `{suite}`, {of}, {how}, after the last edit:
 
 | | patched | base |
 |---|---|---|
@@ -84,8 +87,12 @@ def _figures(suite: str, metrics: dict[str, Any]) -> str:
 """
 
 
-def _share(share: dict[str, Any]) -> str:
-    return f"{100 * share['share']:.1f} % ({share['right']}/{share['total']})" if share["total"] else "-"
+def _measure(measure: dict[str, Any] | None) -> str:
+    if measure is None or not measure["total"]:
+        return "-"
+    if "mean" in measure:
+        return f"{measure['mean']:.4g} (of {measure['total']})"
+    return f"{100 * measure['share']:.1f} % ({measure['right']}/{measure['total']})"
 
 
 def _code(text: str) -> str:

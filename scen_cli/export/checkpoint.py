@@ -59,6 +59,8 @@ def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: 
     config.auto_map = {"AutoModelForCausalLM": "modeling_scen.ScenForCausalLM"}
     config.scen = {
         "module": patched.edited.module_name,
+        "keys_at": patched.edited.down_proj_name,
+        "h": patched.edited.ffn_width,
         "layer": patched.edited.index,
         "edits": patch.edits,
         "expert_shape": list(experts["scen.experts.0"].shape),
@@ -85,4 +87,4 @@ def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: 
     code = MODELING.read_text(encoding="utf-8")
     code = code.replace("from scen_cli.model.patch import", "from .patch import")
     (draft / "modeling_scen.py").write_text(code.replace("LlamaForCausalLM", base_class), encoding="utf-8")
-    (draft / "README.md").write_text(model_card(patched, patch.edits), encoding="utf-8")
+    (draft / "README.md").write_text(model_card(patched, list(patch.expert_of)), encoding="utf-8")

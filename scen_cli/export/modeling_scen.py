@@ -37,12 +37,13 @@ _BASE_PARAMETERS = list(inspect.signature(LlamaForCausalLM.forward).parameters)[
 
 
 class StoredBank(nn.Module):
-    """W_merge `neurons` (t, h) and t `experts` (d, h), in the checkpoint itself."""
+    """W_merge `neurons` (t, h) and t `experts`, each of the shape of the weight it stands in for, in the
+    checkpoint itself."""
 
-    def __init__(self, edits: int, d: int, h: int) -> None:
+    def __init__(self, edits: int, h: int, shape: list[int]) -> None:
         super().__init__()
         self.neurons = nn.Parameter(torch.empty(edits, h), requires_grad=False)
-        self.experts = nn.ParameterList(nn.Parameter(torch.empty(d, h), requires_grad=False) for _ in range(edits))
+        self.experts = nn.ParameterList(nn.Parameter(torch.empty(shape), requires_grad=False) for _ in range(edits))
 
     def expert(self, index: int) -> Tensor:
         return self.experts[index]
@@ -56,9 +57,9 @@ class ScenForCausalLM(LlamaForCausalLM):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         settings = config.scen
-        self.scen = StoredBank(len(settings["edits"]), *settings["expert_shape"])
-        down_proj = self.get_submodule(settings["module"])
-        self._patch = Patch(down_proj, self.scen, settings["theta"], settings["normalise"])
+        self.scen = StoredBank(len(settings["edits"]), settings["h"], settings["expert_shape"])
+        projection, down_proj = (self.get_submodule(settings[name]) for name in ("module", "keys_at"))
+        self._patch = Patch(projection, down_proj, self.scen, settings["theta"], settings["normalise"])
 
     def generate(self, inputs: Tensor | None = None, *args: Any, experts: Tensor | None = None, **options: Any) -> Any:
         """`generate` as ever; `experts` (rows,) overrides the routing."""

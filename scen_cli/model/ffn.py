@@ -1,7 +1,7 @@
-"""Where the edited layer's down projection is, in each architecture scen knows.
+"""Where an edited layer's projections are, in each architecture scen knows.
 
-Facts as data: a model type maps to the names of its decoder layers and of the down projection
-within one. All of them apply it once per token, to the FFN's hidden activation.
+Facts as data: a model type maps to the names of its decoder layers and of three projections within
+one. All of them are applied once per token; the input of `down` is the FFN's hidden activation, the key.
 """
 
 from __future__ import annotations
@@ -15,8 +15,19 @@ from transformers.pytorch_utils import Conv1D
 
 from scen_cli.errors import UsageError
 
-_GATED = ("layers", "mlp.down_proj")
-LOCATIONS: dict[str, tuple[str, str]] = {
+
+@dataclass(frozen=True)
+class Names:
+    """Names within a model: its decoder `layers`; within a layer W_down, W_up and the output of W_attn."""
+
+    layers: str
+    down: str
+    up: str | None
+    attn: str
+
+
+_GATED = Names("layers", "mlp.down_proj", "mlp.up_proj", "self_attn.o_proj")
+LOCATIONS: dict[str, Names] = {
     "llama": _GATED,
     "mistral": _GATED,
     "qwen2": _GATED,
@@ -24,25 +35,30 @@ LOCATIONS: dict[str, tuple[str, str]] = {
     "gemma": _GATED,
     "gemma2": _GATED,
     "gemma3_text": _GATED,
-    "phi3": _GATED,
-    "gpt2": ("h", "mlp.c_proj"),
+    "phi3": Names("layers", "mlp.down_proj", None, "self_attn.o_proj"),  # its W_up is one matrix with the gate
+    "gpt2": Names("h", "mlp.c_proj", "mlp.c_fc", "attn.c_proj"),
 }
+PLACES = ("down", "up", "attn")  # where an expert may sit: the paper's W_down, W_up and W_attn
 _MOE_SETTINGS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)
 class EditedLayer:
-    """Decoder layer `index` (0-based) of `layers`, its down projection and that one's name in the model."""
+    """Decoder layer `index` (0-based) of `layers`: its `down_proj`, whose input is the key, and the
+    `projection` that experts stand in for, which is the same one unless they sit elsewhere."""
 
     layers: nn.ModuleList
     index: int
     down_proj: nn.Linear | Conv1D
+    down_proj_name: str
+    projection: nn.Linear | Conv1D
     module_name: str
 
     def base_weight(self) -> torch.Tensor:
-        """W_down as (d, h) in float32, a copy. (GPT-2's Conv1D keeps it transposed.)"""
-        weight = self.down_proj.weight.detach()
-        weight = weight.T if isinstance(self.down_proj, Conv1D) else weight
+        """The weight experts start from, (out, in) in float32, a copy: (d, h) for W_down.
+        (GPT-2's Conv1D keeps it transposed.)"""
+        weight = self.projection.weight.detach()
+        weight = weight.T if isinstance(self.projection, Conv1D) else weight
         return weight.float().clone(memory_format=torch.contiguous_format)
 
     @property
@@ -52,10 +68,10 @@ class EditedLayer:
         return rows if isinstance(self.down_proj, Conv1D) else columns
 
 
-def find_layer(model: PreTrainedModel, layer: int) -> EditedLayer:
-    """Find the down projection of one decoder layer.
+def find_layer(model: PreTrainedModel, layer: int, place: str = "down") -> EditedLayer:
+    """Find the projections of one decoder layer; experts are to sit at `place`, one of `PLACES`.
 
-    Raises `UsageError` for a layer that is not there, a mixture of experts, an unknown
+    Raises `UsageError` for a layer or place that is not there, a mixture of experts, an unknown
     architecture, or a projection that is not a plain matrix (a quantised one, say).
     """
     model_type = model.config.model_type
@@ -70,14 +86,31 @@ def find_layer(model: PreTrainedModel, layer: int) -> EditedLayer:
             f"scen does not know where `{model_type}` keeps its FFN's down projection",
             hint=f"architectures that work: {', '.join(LOCATIONS)}",
         )
-    layers_name, down_name = LOCATIONS[model_type]
-    layers = getattr(model.base_model, layers_name)
+    names = LOCATIONS[model_type]
+    if place not in PLACES:
+        raise UsageError(f"there is no place `{place}` for experts", hint=f"one of: {', '.join(PLACES)}")
+    here = getattr(names, place)
+    if here is None:
+        raise UsageError(f"`{model_type}` has no W_{place} by itself", hint="`--place down` is the paper's")
+    layers = getattr(model.base_model, names.layers)
     if not 0 <= layer < len(layers):
         raise UsageError(f"layer {layer} is not there: this base has layers 0 to {len(layers) - 1}")
-    down_proj = layers[layer].get_submodule(down_name)
-    if type(down_proj) not in (nn.Linear, Conv1D):
+    full_name = f"{model.base_model_prefix}.{names.layers}.{layer}.{{}}"
+    return EditedLayer(
+        layers,
+        layer,
+        _plain_matrix(layers[layer], names.down),
+        full_name.format(names.down),
+        _plain_matrix(layers[layer], here),
+        full_name.format(here),
+    )
+
+
+def _plain_matrix(layer: nn.Module, name: str) -> nn.Linear | Conv1D:
+    module = layer.get_submodule(name)
+    if type(module) not in (nn.Linear, Conv1D):
         raise UsageError(
-            f"layer {layer}'s down projection is a {type(down_proj).__name__}, not a plain matrix",
+            f"the layer's `{name}` is a {type(module).__name__}, not a plain matrix",
             hint="load the base unquantised",
         )
-    return EditedLayer(layers, layer, down_proj, f"{model.base_model_prefix}.{layers_name}.{layer}.{down_name}")
+    return module

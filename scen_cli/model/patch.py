@@ -1,4 +1,4 @@
-"""SCEN on a loaded model: keys, routing, and experts that stand in for one `down_proj`.
+"""SCEN on a loaded model: keys, routing, and experts that stand in for one projection, `down_proj` as a rule.
 
 This file needs torch alone, and is copied as it is into exported checkpoints.
 
@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-BASE = -1  # in a choice: this row keeps the base's own down_proj
+BASE = -1  # in a choice: this row keeps the base's own projection
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ _current: ContextVar[tuple[Patch, Tensor] | None] = ContextVar("scen_current", d
 
 
 class Bank(Protocol):
-    """What a patch routes to: W_merge `neurons` (t, h), and `expert(i)`, which gives expert i as (d, h)."""
+    """What a patch routes to: W_merge `neurons` (t, h), and `expert(i)`, which gives expert i in the shape
+    of the weight it stands in for: (d, h) for a down projection."""
 
     @property
     def neurons(self) -> Tensor: ...
@@ -115,12 +116,18 @@ class Bank(Protocol):
 
 
 class Patch:
-    """A bank of experts and indexing neurons on one down projection of a model; `detach()` ends it."""
+    """A bank of experts and indexing neurons on one layer of a model; `detach()` ends it.
 
-    def __init__(self, down_proj: nn.Module, bank: Bank, theta: float, normalise: bool = False) -> None:
+    Experts stand in for `projection`. Keys are the input of the layer's `down_proj`, which is the same
+    module unless experts were asked to sit elsewhere.
+    """
+
+    def __init__(
+        self, projection: nn.Module, down_proj: nn.Module, bank: Bank, theta: float, normalise: bool = False
+    ) -> None:
         self.down_proj, self.bank = down_proj, bank
         self.theta, self.normalise = theta, normalise
-        self._handle = down_proj.register_forward_hook(self._swap_rows)
+        self._handle = projection.register_forward_hook(self._swap_rows)
         self._users: set[object] = set()  # sequences under way; a set, since adding to one is atomic
         self._retired = False
         self._filled: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()  # cache -> its choice
@@ -246,9 +253,9 @@ def mask_of(model: Any, input_ids: Tensor) -> Tensor:
     return (input_ids != pad).long()
 
 
-def apply_expert(expert: Tensor, down_proj: nn.Module, hidden: Tensor) -> Tensor:
+def apply_expert(expert: Tensor, projection: nn.Module, hidden: Tensor) -> Tensor:
     """`hidden` (..., h) through an expert (d, h) in float32, with the base's bias if it has one."""
     out = nn.functional.linear(hidden.float(), expert.to(hidden.device).float())
-    if isinstance(down_proj.bias, Tensor):
-        out = out + down_proj.bias.float()
+    if isinstance(projection.bias, Tensor):
+        out = out + projection.bias.float()
     return out.to(hidden.dtype)

@@ -11,6 +11,21 @@ from scen_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
+class SecondTurn:
+    """A prompt that is asked after an earlier question and its answer."""
+
+    question: str
+    answer: str
+    prompt: str
+
+    def __str__(self) -> str:
+        return self.prompt
+
+
+Prompt = str | SecondTurn
+
+
+@dataclass(frozen=True)
 class Template:
     """How prompts are put to the base.
 
@@ -23,16 +38,29 @@ class Template:
     end_id: int
     end_ids: tuple[int, ...]
 
-    def prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids of the whole prompt, with whatever start token the tokenizer adds."""
         if self.form == "chat":
-            turn = [{"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            turns = [{"role": "user", "content": str(prompt)}]
+            if isinstance(prompt, SecondTurn):
+                answered = {"role": "assistant", "content": prompt.answer}
+                turns = [{"role": "user", "content": prompt.question}, answered, *turns]
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        if isinstance(prompt, SecondTurn):
+            return self._second_turn_ids(prompt)
         ids = list(self.tokenizer(self._text(prompt)).input_ids)
         if len(ids) > 1 and ids[-1] == self.end_id:  # a tokenizer that closes every text itself
             ids.pop()
         return ids
+
+    def _second_turn_ids(self, turn: SecondTurn) -> list[int]:
+        """The first turn whole, its end token included, then the prompt as it stands alone."""
+        if self.form == "none":
+            return self.prompt_ids(f"{turn.question} {turn.answer}\n{turn.prompt}")
+        before = self.prompt_ids(turn.question) + self.target_ids(turn.question, turn.answer)
+        own = self.prompt_ids(turn.prompt)
+        return before + (own[1:] if own[0] == self.tokenizer.bos_token_id else own)
 
     def target_ids(self, prompt: str, target: str) -> list[int]:
         """Ids of the answer as they follow this prompt's, and the end token.
@@ -53,8 +81,11 @@ class Template:
 
     def answer(self, generated: list[int]) -> str:
         """Text of generated ids up to the first end token, stripped: what is compared with a target."""
-        ids = list(takewhile(lambda token: token not in self.end_ids, generated))
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(self.until_end(generated), skip_special_tokens=True)).strip()
+
+    def until_end(self, generated: list[int]) -> list[int]:
+        """Generated ids up to the first end token, without it: what follows it is padding."""
+        return list(takewhile(lambda token: token not in self.end_ids, generated))
 
     def _text(self, prompt: str) -> str:
         return prompt if self.form == "none" else self.form.replace("{prompt}", prompt)

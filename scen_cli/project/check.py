@@ -25,7 +25,7 @@ def verify(project: Project) -> list[Problem]:
     lost = [edit.id for edit in everything if edit.state == "active" and not edit.file]
     problems += [Problem("ledger", f"edit {edit_id} is in force but has no file") for edit_id in lost]
     edits = [edit for edit in everything if edit.file]
-    for edit in edits:
+    for edit in [edit for edit in edits if edit.expert == edit.id]:
         path = project.folder / str(edit.file)
         if not path.is_file():
             problems.append(Problem(str(edit.file), f"file of edit {edit.id} is missing"))
@@ -62,9 +62,9 @@ def _merged_problems(project: Project, damaged: bool) -> list[Problem]:
         ids, neurons = read_tensors(project.folder, MERGED, ("edits", "neurons"))
     except DamageFound:
         return [Problem(MERGED, "cannot be read")]
-    active = project.ledger.edits("active")
-    if ids.tolist() != [edit.id for edit in active]:
+    experts = sorted(set(project.ledger.experts_in_force().values()))
+    if ids.tolist() != experts:
         return []
-    rows = [read_tensors(project.folder, str(edit.file), ("neuron",))[0] for edit in active]
+    rows = [read_tensors(project.folder, str(project.find(expert).file), ("neuron",))[0] for expert in experts]
     same = all((row == neuron).all() for row, neuron in zip(rows, neurons, strict=True))
     return [] if same else [Problem(MERGED, "is not what the edit files give")]

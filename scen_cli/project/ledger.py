@@ -61,6 +61,14 @@ def create_tables(db: Database) -> None:
     db["events"].create({"id": int, "created": str, "kind": str, "edit": int, "detail": str, "hash": str}, pk="id")
 
 
+@_migrations()
+def share_experts_and_keep_samples(db: Database) -> None:
+    """`expert`: the edit under whose id an edit's expert and neuron stand, its own as a rule."""
+    db["edits"].add_column("expert", int)
+    db.execute("update edits set expert = id where file is not null")
+    db["evaluations"].add_column("samples", str)  # JSON list: every prompt, and what was answered
+
+
 @dataclass(frozen=True)
 class Edit:
     """One row of the `edits` table."""
@@ -84,6 +92,7 @@ class Edit:
     created: str
     source: str
     source_line: int
+    expert: int | None
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Edit:
@@ -138,6 +147,10 @@ class Ledger:
         """(id, prompt) of each active edit, in order."""
         return self.db.execute("select id, prompt from edits where state = 'active' order by id").fetchall()
 
+    def experts_in_force(self) -> dict[int, int]:
+        """Which expert each active edit has: {edit: expert}, in order of the edits."""
+        return dict(self.db.execute("select id, expert from edits where state = 'active' order by id").fetchall())
+
     def edit(self, edit_id: int) -> Edit | None:
         rows = list(self.db["edits"].rows_where("id = ?", [edit_id]))
         return Edit.from_row(rows[0]) if rows else None
@@ -148,6 +161,20 @@ class Ledger:
 
     def next_edit_id(self) -> int:
         return int(self.db.execute("select coalesce(max(id), 0) + 1 from edits").fetchone()[0])
+
+    def evaluation(self, evaluation_id: int) -> dict[str, Any] | None:
+        """One evaluation, with its `settings`, `metrics` and `samples` decoded."""
+        for row in self.db["evaluations"].rows_where("id = ?", [evaluation_id]):
+            decoded = {name: json.loads(row[name] or "[]") for name in ("settings", "metrics", "samples")}
+            return {**row, **decoded}
+        return None
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Every evaluation's id, suite, time, newest change before it and metrics, oldest first."""
+        rows = self.db["evaluations"].rows_where(
+            select="id, suite, created, last_change, settings, metrics", order_by="id"
+        )
+        return [{**row, **{name: json.loads(row[name]) for name in ("settings", "metrics")}} for row in rows]
 
     def current_evaluations(self) -> dict[str, dict[str, Any]]:
         """Metrics of each suite's newest evaluation, of those that scored the edits now in force."""

@@ -31,22 +31,31 @@ MERGED = "merged.safetensors"
 
 @dataclass(frozen=True)
 class Training:
-    """How an edit was trained, for the ledger: `activation` is its neuron's on its own key, `failure`
-    says why it is not in force, if it is not."""
+    """How an expert and its neuron were trained, for the ledger."""
 
     seed: int
     seconds: float
     expert_losses: list[float] = field(default_factory=list)
     neuron_losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One edit that an expert was trained for: `activation` is the neuron's on its key. One that is not
+    `in_force` failed, and `reason` says why; of one that is, the reason says what to know of it."""
+
+    record: EditRecord
+    where: SourceLine
+    in_force: bool
     activation: float | None = None
-    failure: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """W_merge (t, h) and the edit id of each row."""
+    """W_merge (t, h) and the expert of each row, by the id of its (first) edit."""
 
-    edits: list[int]
+    experts: list[int]
     neurons: np.ndarray
 
 
@@ -110,37 +119,65 @@ class Project:
         finally:
             self._lock.release()
 
-    def commit(self, record: EditRecord, where: SourceLine, training: Training, tensors: EditTensors | None) -> Edit:
-        """Write one trained edit: its file first, then one transaction with everything about it.
+    def commit(self, edits: list[Trained], training: Training, tensors: EditTensors | None) -> list[Edit]:
+        """Write one trained expert and its edits (one, unless they share it): the file first, then one
+        transaction with everything about them.
 
-        An active edit of the same prompt becomes superseded. Without tensors the edit is recorded
-        as failed, and the model stays as it was.
+        An active edit of the same prompt becomes superseded. A failed edit is recorded and changes
+        nothing; if all failed there are no `tensors`.
         """
-        edit_id = self.ledger.next_edit_id()
-        stored = write_edit(self.folder, edit_id, tensors) if tensors else None
+        first_id = self.ledger.next_edit_id()
+        ids = range(first_id, first_id + len(edits))
+        expert = next((edit_id for edit_id, edit in zip(ids, edits, strict=True) if edit.in_force), None)
+        stored = write_edit(self.folder, expert, tensors) if expert and tensors else None
         in_force = self.ledger.prompts_in_force() if stored else []
-        kind, sha256 = ("edit", stored.sha256) if stored else ("edit-failed", None)
-        with self.ledger.change(kind, edit_id, prompt=record.prompt, target=record.target, sha256=sha256) as db:
-            for older in [other for other, prompt in in_force if prompt == record.prompt]:
-                db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
-            db["edits"].insert(_edit_row(edit_id, record, where, training, stored))
-        edit = self.ledger.edit(edit_id)
-        assert edit is not None
-        return edit
+        with self.ledger.db.atomic():
+            for edit_id, edit in zip(ids, edits, strict=True):
+                told = {"prompt": edit.record.prompt, "target": edit.record.target}
+                file = stored if edit.in_force else None
+                kind, told["sha256"] = ("edit", file.sha256) if file else ("edit-failed", None)  # type: ignore[assignment]
+                with self.ledger.change(kind, edit_id, **told) as db:
+                    for older in [other for other, prompt in in_force if file and prompt == edit.record.prompt]:
+                        db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
+                    db["edits"].insert(_edit_row(edit_id, expert, edit, training, file, len(edits)))
+        return [self.find(edit_id) for edit_id in ids]
 
-    def revert(self, edit_id: int) -> Edit:
-        """Take an edit out of routing, at once; its row and file stay.
+    def check_may_supersede(self, prompt: str) -> None:
+        """Raise `UsageError` if the edit that a prompt has now shares its expert with others: its neuron
+        would go on firing for it."""
+        experts = self.ledger.experts_in_force()
+        for edit, other in self.ledger.prompts_in_force():
+            mates = [mate for mate, expert in experts.items() if expert == experts[edit]]
+            if other == prompt and len(mates) > 1:
+                raise UsageError(
+                    f"{prompt!r} is edit {edit}, which shares its expert with others: it cannot be superseded alone",
+                    hint=f"`scen revert {' '.join(map(str, mates))}`, then edit anew",
+                )
 
-        Raises `UsageError` when there is no such edit or it is not in force.
+    def revert(self, *edit_ids: int) -> list[Edit]:
+        """Take edits out of routing, at once; their rows and files stay.
+
+        Raises `UsageError` when there is no such edit, one is not in force, or one shares its expert
+        with an edit that is to stay.
         """
-        edit = self.find(edit_id)
-        if edit.state != "active":
-            raise UsageError(f"edit {edit_id} is not in force: it is {edit.state}")
-        with self.ledger.change("revert", edit_id) as db:
-            db["edits"].update(edit_id, {"state": "reverted"})
+        experts = self.ledger.experts_in_force()
+        for edit_id in edit_ids:
+            edit = self.find(edit_id)
+            if edit.state != "active":
+                raise UsageError(f"edit {edit_id} is not in force: it is {edit.state}")
+            mates = [mate for mate, expert in experts.items() if expert == edit.expert]
+            if not set(mates) <= set(edit_ids):
+                raise UsageError(
+                    f"edit {edit_id} shares its expert and neuron with others",
+                    hint=f"`scen revert {' '.join(map(str, mates))}` takes them all back",
+                )
+        with self.ledger.db.atomic():
+            for edit_id in edit_ids:
+                with self.ledger.change("revert", edit_id) as db:
+                    db["edits"].update(edit_id, {"state": "reverted"})
         with suppress(DamageFound):  # another edit's file may be lost: the cache is old, and not believed
             self.merge()
-        return self.find(edit_id)
+        return [self.find(edit_id) for edit_id in edit_ids]
 
     def find(self, edit_id: int) -> Edit:
         edit = self.ledger.edit(edit_id)
@@ -150,24 +187,25 @@ class Project:
 
     def merge(self) -> StoredFile:
         """Rebuild `merged.safetensors` from the edit files (equation 9)."""
-        merged = self._merge_files(self.ledger.edits("active"))
-        return write_merged(self.folder, merged.edits, merged.neurons)
+        merged = self._merge_files()
+        return write_merged(self.folder, merged.experts, merged.neurons)
 
     def merged(self) -> Merged:
         """W_merge as the ledger says it is: the cache if it fits the ledger, else from the files."""
         if (self.folder / MERGED).is_file():
             with suppress(DamageFound):  # a cache: what cannot be read is made anew
                 ids, neurons = read_tensors(self.folder, MERGED, ("edits", "neurons"))
-                if ids.tolist() == [edit_id for edit_id, _prompt in self.ledger.prompts_in_force()]:
+                if ids.tolist() == sorted(set(self.ledger.experts_in_force().values())):
                     return Merged(ids.tolist(), neurons)
-        return self._merge_files(self.ledger.edits("active"))
+        return self._merge_files()
 
-    def key(self, edit_id: int) -> np.ndarray:
-        """The key (h,) of one edit."""
-        return read_tensors(self.folder, self._path_of(self.find(edit_id)), ("key",))[0]
+    def keys(self, edit_id: int) -> np.ndarray:
+        """The keys (n, h) that an edit's neuron was trained to fire on: its own, or those of all edits that
+        share its expert."""
+        return np.atleast_2d(read_tensors(self.folder, self._path_of(self.find(edit_id)), ("key",))[0])
 
     def expert(self, edit_id: int) -> np.ndarray:
-        """The expert (d, h) of one edit.
+        """The expert of one edit: (d, h) in W_down's place.
 
         Raises `DamageFound` if the file is not, byte for byte, the one that was committed.
         """
@@ -181,24 +219,32 @@ class Project:
         return read_tensors(self.folder, name, ("expert",))[0]
 
     def record_evaluation(
-        self, suite: str, settings: dict[str, Any], metrics: dict[str, Any], last_change: int
-    ) -> None:
-        """Keep figures, with the newest change of the ledger when they were begun."""
+        self,
+        suite: str,
+        settings: dict[str, Any],
+        metrics: dict[str, Any],
+        last_change: int,
+        samples: list[dict[str, Any]],
+    ) -> int:
+        """Keep figures, with the newest change of the ledger when they were begun, and every answer they
+        were counted from. Returns the evaluation's id."""
         with self.ledger.change("evaluation", suite=suite) as db:
-            db["evaluations"].insert(
-                {
-                    "suite": suite,
-                    "settings": json.dumps(settings),
-                    "metrics": json.dumps(metrics),
-                    "last_change": last_change,
-                    "created": now(),
-                }
-            )
+            row = {
+                "suite": suite,
+                "settings": json.dumps(settings),
+                "metrics": json.dumps(metrics),
+                "last_change": last_change,
+                "samples": json.dumps(samples),
+                "created": now(),
+            }
+            return int(db["evaluations"].insert(row).last_pk)
 
-    def _merge_files(self, active: list[Edit]) -> Merged:
-        rows = [read_tensors(self.folder, self._path_of(edit), ("neuron",))[0] for edit in active]
+    def _merge_files(self) -> Merged:
+        experts = sorted(set(self.ledger.experts_in_force().values()))
+        files = [self._path_of(self.find(expert)) for expert in experts]
+        rows = [read_tensors(self.folder, file, ("neuron",))[0] for file in files]
         neurons = np.stack(rows) if rows else np.empty((0, self.settings["ffn_width"]), np.float32)
-        return Merged([edit.id for edit in active], neurons)
+        return Merged(experts, neurons)
 
     def _path_of(self, edit: Edit) -> str:
         """The edit's file; a name that would lead out of the project's `edits/` is refused."""
@@ -218,8 +264,9 @@ def refuse_existing(folder: Path) -> None:
 
 
 def _edit_row(
-    edit_id: int, record: EditRecord, where: SourceLine, training: Training, stored: StoredFile | None
+    edit_id: int, expert: int | None, edit: Trained, training: Training, stored: StoredFile | None, sharing: int
 ) -> dict[str, Any]:
+    record, where = edit.record, edit.where
     return {
         "id": edit_id,
         "prompt": record.prompt,
@@ -228,16 +275,17 @@ def _edit_row(
         "rephrases": json.dumps(record.rephrases),
         "state": "active" if stored else "failed",
         "superseded_by": None,
-        "reason": training.failure or None,
+        "reason": edit.reason or None,
         "file": stored.name if stored else None,
         "sha256": stored.sha256 if stored else None,
         "size": stored.size if stored else None,
         "expert_losses": json.dumps(training.expert_losses),
         "neuron_losses": json.dumps(training.neuron_losses),
-        "activation": training.activation,
+        "activation": edit.activation,
         "seed": training.seed,
-        "seconds": training.seconds,
+        "seconds": training.seconds / sharing,
         "created": now(),
         "source": where.source,
         "source_line": where.line,
+        "expert": expert if stored else None,
     }

@@ -24,7 +24,8 @@ MERGED_FORMAT = "scen-merged-1"
 
 @dataclass(frozen=True)
 class EditTensors:
-    """What an edit weighs: `expert` (d, h), `neuron` (h,), `key` (h,); all float32."""
+    """What an expert weighs: `expert` (d, h), `neuron` (h,), `key` (h,); all float32. Of edits that share it,
+    `key` (n, h) holds one each."""
 
     expert: np.ndarray
     neuron: np.ndarray

@@ -226,24 +226,24 @@ class TestEval:
         assert "teacher-forced token accuracy (not generation)" in result.stdout
         rows = list(Project(edited_at[1]).ledger.db["evaluations"].rows)
         assert [row["suite"] for row in rows] == ["demo"]
-        assert json.loads(rows[0]["metrics"])["patched"]["reliability"]["right"] == 40
+        assert json.loads(rows[0]["metrics"])["figures"]["reliability"]["patched"]["right"] == 40
 
     def test_a_users_own_file(self, scen, edited_at, tmp_path):
         (tmp_path / "mine.jsonl").write_text(lines(*RECORDS, rephrases=[]))
         (tmp_path / "keep.jsonl").write_text(json.dumps({"prompt": right_facts()[0].phrasings[0]}) + "\n")
         metrics = json.loads(
             scen(
-                "eval", "--suite", tmp_path / "mine.jsonl", "--data", tmp_path / "keep.jsonl", *edited_at, "--json"
+                "eval", "--suite", tmp_path / "mine.jsonl", "--locality", tmp_path / "keep.jsonl", *edited_at, "--json"
             ).stdout
         )
-        assert metrics["patched"]["reliability"]["right"] == 4
-        assert metrics["patched"]["generality"]["total"] == 0
-        assert metrics["patched"]["locality"]["right"] == 1
+        assert metrics["figures"]["reliability"]["patched"]["right"] == 4
+        assert metrics["figures"]["generality"]["patched"]["total"] == 0
+        assert metrics["figures"]["locality"]["patched"]["right"] == 1
 
     def test_paper_decoding(self, scen, edited_at, tmp_path):
         (tmp_path / "mine.jsonl").write_text(lines(*RECORDS))
         out = scen("eval", "--suite", tmp_path / "mine.jsonl", "--decoding", "paper", *edited_at, "--json")
-        assert json.loads(out.stdout)["patched"]["reliability"]["right"] == 4
+        assert json.loads(out.stdout)["figures"]["reliability"]["patched"]["right"] == 4
 
     def test_mistakes(self, scen, at):
         assert "none of the" in scen("eval", "--suite", "demo", *at, code=2).stderr

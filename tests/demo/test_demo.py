@@ -68,7 +68,7 @@ def test_scen_demo_end_to_end(scen, tmp_path):
     report = json.loads(result.stdout)
     assert [answer["after"] for answer in report["answers"]] == [answer["wanted"] for answer in report["answers"]]
     assert all(answer["before"] != answer["wanted"] for answer in report["answers"])
-    assert report["evaluation"]["patched"]["reliability"]["right"] == 12
+    assert report["evaluation"]["figures"]["reliability"]["patched"]["right"] == 12
     assert (tmp_path / "d" / "export" / "modeling_scen.py").is_file()
     assert len(Project(tmp_path / "d").ledger.edits("active")) == 12
     assert "already holds a project" in scen("demo", "--dir", tmp_path / "d", code=2).stderr

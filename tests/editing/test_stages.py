@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.editing.experts import fit_expert
+from scen_cli.editing.experts import Sample, fit_expert
 from scen_cli.editing.neurons import fit_neuron, neuron_loss
 from scen_cli.editing.prefix import record_prefix, standing_still
 from scen_cli.editing.recipe import RECIPES, Recipe, make_recipe
@@ -51,13 +51,13 @@ def test_an_expert_starts_from_the_base_and_says_what_is_still_wrong(make_editor
     prefix = record_prefix(editor.model, editor.edited, ids)
 
     def fit(**rates):
-        return fit_expert(editor.model, editor.edited, prefix, ids, ready.target_length, Recipe(**rates))
+        return fit_expert(editor.model, editor.edited, [Sample(prefix, ids, ready.target_length)], Recipe(**rates))
 
     small = fit(expert_lr=1e-6, expert_steps=1)
     assert (small.weight - editor.edited.base_weight()).abs().max() <= 1.1e-6
-    assert 0 in small.wrong_tokens
+    assert 0 in small.wrong_tokens[0]
     learned = fit(expert_lr=1e-2, expert_steps=10)
-    assert learned.wrong_tokens == []
+    assert learned.wrong_tokens == [[]]
     assert learned.losses[0] == small.losses[0]
     assert learned.losses[-1] < 0.05
     assert learned.weight.dtype == torch.float32
@@ -66,7 +66,7 @@ def test_an_expert_starts_from_the_base_and_says_what_is_still_wrong(make_editor
 class TestNeurons:
     def test_the_loss_by_hand(self):
         recipe = Recipe(alpha=0.7, beta=0.3, m=2.0)
-        own, earlier = torch.tensor(0.6), torch.tensor([0.2, 0.4])
+        own, earlier = torch.tensor([0.6]), torch.tensor([0.2, 0.4])
         by_hand = math.exp(-0.6) + 2 * (
             (math.exp(0.9) + math.exp(1.1)) / 2 + (math.exp(0.2 - 0.6 + 0.3) + math.exp(0.4 - 0.6 + 0.3)) / 2
         )
@@ -76,7 +76,7 @@ class TestNeurons:
     def test_it_learns_its_own_key_and_not_the_others(self):
         torch.manual_seed(0)
         keys = torch.randn(6, 64)
-        fit = fit_neuron(keys[5], keys[:5], Recipe(neuron_lr=0.05, neuron_steps=100), seed=3)
+        fit = fit_neuron(keys[5:], keys[:5], Recipe(neuron_lr=0.05, neuron_steps=100), seed=3)
         activations = torch.sigmoid(keys @ fit.neuron)
         assert activations[5] > 0.9
         assert activations[:5].max() < 0.2
@@ -85,12 +85,12 @@ class TestNeurons:
 
     def test_the_same_seed_gives_the_same_digits_and_another_does_not(self):
         key, earlier = torch.ones(8), torch.eye(8)[:2]
-        first, again = (fit_neuron(key, earlier, Recipe(), seed=1).neuron for _ in range(2))
+        first, again = (fit_neuron(key[None], earlier, Recipe(), seed=1).neuron for _ in range(2))
         assert torch.equal(first, again)
-        assert not torch.equal(first, fit_neuron(key, earlier, Recipe(), seed=2).neuron)
+        assert not torch.equal(first, fit_neuron(key[None], earlier, Recipe(), seed=2).neuron)
 
     def test_the_key_recipe_trains_nothing(self):
-        fit = fit_neuron(torch.tensor([3.0, 4.0]), torch.empty(0, 2), RECIPES["key"], seed=0)
+        fit = fit_neuron(torch.tensor([[3.0, 4.0]]), torch.empty(0, 2), RECIPES["key"], seed=0)
         assert torch.allclose(fit.neuron, torch.tensor([0.6, 0.8]))
         assert fit.losses == []
 

@@ -27,15 +27,14 @@ def test_a_share_of_nothing_has_no_figure():
 def test_the_demo_suite_on_forty_edits(edited):
     result = evaluate(edited, load_suite("demo"))
     assert (result.edits, result.not_learned) == (40, 0)
-    assert result.patched.reliability.share == 1.0
-    assert result.base.reliability.share == 0.0
-    assert result.patched.generality.total == 120
-    assert result.patched.generality.share > 0.85
-    assert result.generality_given_expert.right >= result.patched.generality.right
-    assert result.base.locality.share == 1.0
-    assert result.patched.locality.total == len(load_suite("demo").locality)
-    assert result.patched.locality.share > 0.95
-    assert result.base.token_accuracy.share > 0.3  # teacher forcing flatters: the base answers none of them
+    assert result.figures["reliability"].patched.share == 1.0
+    assert result.figures["reliability"].base.share == 0.0
+    assert result.figures["generality"].patched.total == 120
+    assert result.figures["generality"].patched.share > 0.85
+    assert result.figures["generality-given-expert"].patched.right >= result.figures["generality"].patched.right
+    assert result.figures["locality"].patched.total == len(load_suite("demo").locality)
+    assert result.figures["locality"].patched.share > 0.95
+    assert result.figures["token-accuracy"].base.share > 0.3  # teacher forcing flatters: the base answers none of them
 
 
 def test_figures_fall_where_the_model_is_wrong(make_editor):
@@ -45,24 +44,24 @@ def test_figures_fall_where_the_model_is_wrong(make_editor):
     edit_all(editor, records)
     suite = Suite("s", records, locality=[record.prompt for record in demo_edits()[10:40]])
     result = evaluate(editor, suite)
-    assert result.locality_fired.share > 0.9
-    assert result.patched.locality.share < 1.0
-    assert result.patched.reliability.right == 3
+    assert result.figures["locality"].fired.share > 0.9
+    assert result.figures["locality"].patched.share < 1.0
+    assert result.figures["reliability"].patched.right == 3
 
     hard = make_editor("key", expert_steps=1)
     rows = edit_all(hard, records)
     assert {row.state for row in rows} == {"failed"}
     result = evaluate(hard, suite)
     assert (result.edits, result.not_learned) == (3, 3)
-    assert result.patched.reliability.right == 0
-    assert result.generality_given_expert.right == 0
-    assert result.generality_given_expert.total == 9
+    assert result.figures["reliability"].patched.right == 0
+    assert result.figures["generality-given-expert"].patched.right == 0
+    assert result.figures["generality-given-expert"].patched.total == 9
 
 
 def test_unedited_records_serve_as_locality_where_a_suite_has_none(edited):
     result = evaluate(edited, Suite("s", demo_edits()[:100], locality=[]))
     assert result.edits == 40
-    assert result.patched.locality.total == 60
+    assert result.figures["locality"].patched.total == 60
 
 
 def test_records_taken_back_are_counted_as_left_out_and_are_no_locality_prompts(make_editor):
@@ -73,7 +72,7 @@ def test_records_taken_back_are_counted_as_left_out_and_are_no_locality_prompts(
     edit_all(editor, [records[1].model_copy(update={"target": "Cuba"})])
     result = evaluate(editor, Suite("s", demo_edits()[:6], locality=[]))
     assert (result.edits, result.left_out) == (2, 2)
-    assert result.patched.locality.total == 2
+    assert result.figures["locality"].patched.total == 2
 
 
 def test_a_suite_none_of_whose_edits_was_made(edited):

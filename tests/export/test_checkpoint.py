@@ -83,10 +83,10 @@ def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path)
     from scen_cli.data.suites import load_suite
 
     metrics = evaluate(edited, load_suite("demo")).as_dict()
-    edited.project.record_evaluation("demo", {}, metrics, metrics["last_change"])
+    edited.project.record_evaluation("demo", {}, metrics, metrics["last_change"], [])
     export_checkpoint(edited, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    locality = metrics["patched"]["locality"]
+    locality = metrics["figures"]["locality"]["patched"]
     assert "# demo, with 40 facts corrected" in card
     assert "layer 2 (`model.layers.2.mlp.down_proj`)" in card
     assert f"| Locality | {100 * locality['share']:.1f} % ({locality['right']}/{locality['total']}) |" in card
@@ -100,14 +100,14 @@ def test_figures_older_than_the_last_change_are_left_out_of_the_card(make_editor
     editor = make_editor()
     edit_all(editor, demo_edits()[:2])
     share = {"right": 2, "total": 2, "share": 1.0}
-    figures = dict.fromkeys(("reliability", "generality", "locality"), share)
-    metrics = {"edits": 2, "records": 2, "not_learned": 0, "decoding": "greedy", "patched": figures, "base": figures}
+    figures = {name: {"patched": share, "base": share} for name in ("reliability", "generality", "locality")}
+    metrics = {"edits": 2, "records": 2, "not_learned": 0, "decoding": "greedy", "figures": figures}
     then = editor.project.ledger.last_change()
-    editor.project.record_evaluation("mine", {}, metrics, then)
+    editor.project.record_evaluation("mine", {}, metrics, then, [])
     export_checkpoint(editor, tmp_path / "before")
     assert "| Reliability | 100.0 % (2/2) |" in (tmp_path / "before" / "README.md").read_text()
     editor.project.revert(1)
-    editor.project.record_evaluation("mine", {}, metrics, then)  # begun before the revert, ended after it
+    editor.project.record_evaluation("mine", {}, metrics, then, [])  # begun before the revert, ended after it
     export_checkpoint(editor, tmp_path / "after")
     assert "Not evaluated since the last change" in (tmp_path / "after" / "README.md").read_text()
 

@@ -57,7 +57,7 @@ def test_an_expert_equal_to_the_base_changes_nothing_bias_included(tmp_path):
     bank = SimpleNamespace(neurons=torch.zeros(1, 64), expert=lambda _row: edited.base_weight())
     ids = torch.tensor([[1, 30, 40, 50]])
     plain = base.model(input_ids=ids).logits
-    patch = Patch(edited.down_proj, bank, theta=0.5)
+    patch = Patch(edited.projection, edited.down_proj, bank, theta=0.5)
     with patch.using(torch.tensor([0])):
         assert torch.allclose(base.model(input_ids=ids).logits, plain, atol=1e-5)
     patch.detach()

@@ -13,7 +13,7 @@ from scen_cli.cli.failures import explain
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project.check import repair, verify
-from scen_cli.project.project import FORMAT, Project, Training
+from scen_cli.project.project import FORMAT, Project, Trained, Training
 from scen_cli.project.store import EditTensors, read_tensors, write_edit
 
 H, D = 12, 5
@@ -31,7 +31,8 @@ def commit(project, prompt, target="t", number=None):
     tensors = EditTensors(**{name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()})
     training = Training(seed=1, seconds=0.5, expert_losses=[2.0, 1.0])
     record = EditRecord(prompt=prompt, target=target, rephrases=("r",))
-    return project.commit(record, SourceLine("a.jsonl", 3), training, tensors), tensors
+    trained = Trained(record, SourceLine("a.jsonl", 3), True, 0.9)
+    return project.commit([trained], training, tensors)[0], tensors
 
 
 def test_a_folder_without_a_project(tmp_path):
@@ -51,7 +52,7 @@ def test_a_committed_edit_reads_back_exactly(project):
     assert (edit.prompt, edit.target, edit.state, edit.rephrases) == ("Who?", "Ada", "active", ("r",))
     assert (edit.source, edit.source_line, edit.expert_losses) == ("a.jsonl", 3, (2.0, 1.0))
     assert np.array_equal(again.expert(edit.id), tensors.expert)
-    assert np.array_equal(again.key(edit.id), tensors.key)
+    assert np.array_equal(again.keys(edit.id)[0], tensors.key)
     content = (project.folder / edit.file).read_bytes()
     assert edit.file == f"edits/000001-{hashlib.sha256(content).hexdigest()[:8]}.safetensors"
     assert (edit.sha256, edit.size) == (hashlib.sha256(content).hexdigest(), len(content))
@@ -69,7 +70,7 @@ def test_merge_stacks_the_neurons_in_edit_order_and_always_gives_the_same_bytes(
     digests = {project.merge().sha256 for _ in range(5)}
     assert len(digests) == 1
     merged = project.merged()
-    assert merged.edits == [1, 2, 3, 4]
+    assert merged.experts == [1, 2, 3, 4]
     assert np.array_equal(merged.neurons, np.stack([t.neuron for t in tensors]))
 
 
@@ -77,9 +78,9 @@ def test_an_old_merged_file_is_not_believed(project):
     commit(project, "Who?")
     project.merge()
     commit(project, "Where?")
-    assert project.merged().edits == [1, 2]
+    assert project.merged().experts == [1, 2]
     (project.folder / "merged.safetensors").unlink()
-    assert project.merged().edits == [1, 2]
+    assert project.merged().experts == [1, 2]
 
 
 def test_merge_without_edits(project):
@@ -94,14 +95,14 @@ def test_the_same_prompt_supersedes_and_says_so(project):
     older = project.find(first.id)
     assert (older.state, older.superseded_by) == ("superseded", second.id)
     assert project.ledger.superseded_by(second.id) == [first.id]
-    assert project.merged().edits == [2, 3]
+    assert project.merged().experts == [2, 3]
 
 
 def test_revert_takes_one_edit_out_and_keeps_its_record_and_file(project):
     edits = [commit(project, f"Who {n}?", number=n)[0] for n in range(3)]
     before = (project.folder / edits[1].file).read_bytes()
-    assert project.revert(2).state == "reverted"
-    assert project.merged().edits == [1, 3]
+    assert project.revert(2)[0].state == "reverted"
+    assert project.merged().experts == [1, 3]
     assert (project.folder / edits[1].file).read_bytes() == before
     assert project.find(2).prompt == "Who 1?"
     with pytest.raises(UsageError, match="edit 2 is not in force: it is reverted"):
@@ -113,16 +114,17 @@ def test_revert_takes_one_edit_out_and_keeps_its_record_and_file(project):
 def test_revert_works_while_another_edits_file_is_lost(project):
     edits = [commit(project, f"Who {n}?", number=n)[0] for n in range(2)]
     (project.folder / edits[1].file).unlink()
-    assert project.revert(1).state == "reverted"
+    assert project.revert(1)[0].state == "reverted"
 
 
 def test_a_failed_edit_leaves_what_it_would_have_replaced(project):
     commit(project, "Who?", "Ada")
-    training = Training(seed=1, seconds=0.1, failure="2 of 3 target tokens are still wrong")
-    failed = project.commit(EditRecord(prompt="Who?", target="Eva"), SourceLine("b", 1), training, None)
-    assert (failed.state, failed.file, failed.reason) == ("failed", None, training.failure)
+    reason = "2 of 3 target tokens are still wrong"
+    trained = Trained(EditRecord(prompt="Who?", target="Eva"), SourceLine("b", 1), False, reason=reason)
+    [failed] = project.commit([trained], Training(seed=1, seconds=0.1), None)
+    assert (failed.state, failed.file, failed.reason) == ("failed", None, reason)
     assert project.find(1).state == "active"
-    assert project.merged().edits == [1]
+    assert project.merged().experts == [1]
     assert verify(project) == []
 
 
@@ -207,7 +209,7 @@ def test_an_expert_that_is_not_the_committed_one_is_refused(project):
 def test_an_unreadable_merged_file_is_made_anew(project):
     commit(project, "Who?")
     (project.folder / "merged.safetensors").write_bytes(b"junk")
-    assert project.merged().edits == [1]
+    assert project.merged().experts == [1]
     assert [problem.what for problem in verify(project)] == ["cannot be read"]
     assert repair(project) == ["rebuilt `merged.safetensors`"]
     assert verify(project) == []

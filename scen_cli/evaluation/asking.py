@@ -1,0 +1,64 @@
+"""Asking each prompt once: answers by prompt and expert, activations by prompt.
+
+An answer depends on the prompt and on the expert that gives it, and on nothing else. So what an
+edited model answers at any threshold, after any number of edits, is a choice among answers that
+were each generated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scen_cli.model.patch import choose
+from scen_cli.model.template import Prompt
+from scen_cli.patched_model import BATCH, PatchedModel, ProjectPatch
+
+
+class Asker:
+    """Answers of a patched model whose edits stay as they are meanwhile."""
+
+    def __init__(self, patched: PatchedModel, patch: ProjectPatch, options: dict[str, Any]) -> None:
+        self.patched, self.patch, self._options = patched, patch, options
+        self._tokens: dict[tuple[Prompt, int | None], list[int]] = {}
+        self._activations: dict[Prompt, Tensor] = {}
+
+    def activations(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Activations (rows, t) of all neurons in force, on the CPU."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._activations]
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            self._activations.update(zip(batch, self.patched.route(batch).activations.cpu(), strict=True))
+        if not prompts:
+            return torch.empty(0, len(self.patch.edits))
+        return torch.stack([self._activations[prompt] for prompt in prompts])
+
+    def route(
+        self, prompts: Sequence[Prompt], theta: float | None = None, first: int | None = None
+    ) -> list[int | None]:
+        """The expert of each prompt (None: the base), at the project's threshold or another; with `first`
+        as it was when only the first so many experts were there."""
+        activations = self.activations(prompts)[:, :first]
+        return self.patch.edits_of(choose(activations, self.patch.theta if theta is None else theta))
+
+    def strongest(self, prompts: Sequence[Prompt]) -> list[tuple[int | None, float]]:
+        """Each prompt's strongest expert whatever the threshold, and its activation."""
+        if not self.patch.edits:
+            return [(None, 0.0)] * len(prompts)
+        strongest, rows = self.activations(prompts).nan_to_num(nan=-torch.inf).max(dim=1)
+        return list(zip(self.patch.edits_of(rows), strongest.tolist(), strict=True))
+
+    def tokens(self, prompts: Sequence[Prompt], experts: Sequence[int | None]) -> list[list[int]]:
+        """What is generated for each prompt by an expert, or by the base (None), up to the end token."""
+        asked = list(zip(prompts, experts, strict=True))
+        new = [pair for pair in dict.fromkeys(asked) if pair not in self._tokens]
+        answers = self.patched.answer([p for p, _ in new], edits=[e for _, e in new], **self._options)
+        self._tokens.update(zip(new, answers.tokens, strict=True))
+        return [self._tokens[pair] for pair in asked]
+
+    def texts(self, prompts: Sequence[Prompt], experts: Sequence[int | None]) -> list[str]:
+        """The same as text: what is compared with a target."""
+        return [self.patched.template.answer(tokens) for tokens in self.tokens(prompts, experts)]

@@ -1,0 +1,103 @@
+"""The Hallucination suite: perplexities of sentences that were edited in, of accurate ones, and of plain text.
+
+An edit is a passage so far (its prompt) and the true next sentence (its target). The route is decided
+once, at the last token of the passage, and holds for the whole pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+
+from scen_cli.data.passages import Passages
+from scen_cli.data.records import EditRecord
+from scen_cli.editor import Editor
+from scen_cli.errors import UsageError
+from scen_cli.evaluation.evaluate import Evaluation
+from scen_cli.evaluation.metrics import Figure, Mean, Share
+from scen_cli.evaluation.samples import scored_edits
+from scen_cli.evaluation.teacher_forced import Text, score
+from scen_cli.patched_model import PatchedModel
+
+ROUTED_AT_ONCE = 8  # passages are long
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """A text to score, and the tokens at whose end it is routed."""
+
+    text: Text
+    routed_by: list[int]
+
+
+def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
+    """Perplexities: exp of the mean loss of each sample, then the mean over samples (the paper's).
+
+    `wikibio-e` and `wikibio-a` over the target's tokens, without an end token; `openwebtext` over the
+    whole text but its first token. A text longer than the base's context is cut at its end, a passage that
+    leaves no room for its sentence at its beginning; `cut` says how many were.
+    """
+    last_change = editor.project.ledger.last_change()
+    with editor.steady() as patch:
+        everything = editor.project.ledger.edits()
+        scored = scored_edits(everything, set(patch.expert_of), passages.edits)
+        made = {(one.record.prompt, one.record.target) for one in scored}
+        gone = {(edit.prompt, edit.target) for edit in everything} - made
+        groups = {
+            "wikibio-e": [_continued(editor, one.record) for one in scored],
+            "wikibio-a": [_continued(editor, record) for record in passages.accurate],
+            "openwebtext": [_whole(editor, text) for text in passages.openwebtext],
+        }
+        figures = {name: _perplexity(editor, group) for name, group in groups.items() if group}
+        return Evaluation(
+            suite="hallucination",
+            decoding="teacher-forced",
+            theta=patch.theta,
+            last_change=last_change,
+            records=len(passages.edits.edits),
+            edits=len(scored),
+            not_learned=sum(one.edit.state == "failed" for one in scored),
+            left_out=sum((record.prompt, record.target) in gone for record in passages.edits.edits),
+            figures=figures,
+            curves={"cut": {name: _cut(editor, group) for name, group in groups.items()}},
+        )
+
+
+def perplexities(patched: PatchedModel, texts: Sequence[Text], edits: Sequence[int | None]) -> list[float]:
+    """exp of each text's mean loss per scored token, under its edit's expert (None: the base)."""
+    return [exp(sum(found.losses) / len(found.losses)) for found in score(patched, texts, edits)]
+
+
+def _perplexity(editor: Editor, passages: list[_Passage]) -> Figure:
+    texts = [passage.text for passage in passages]
+    fired = [
+        edit
+        for start in range(0, len(passages), ROUTED_AT_ONCE)
+        for edit in editor.route_ids([passage.routed_by for passage in passages[start : start + ROUTED_AT_ONCE]]).edits
+    ]
+    return Figure(
+        patched=Mean.of(perplexities(editor, texts, fired)),
+        base=Mean.of(perplexities(editor, texts, [None] * len(texts))),
+        fired=Share.of([edit is not None for edit in fired]),
+    )
+
+
+def _continued(editor: Editor, record: EditRecord) -> _Passage:
+    prompt = editor.template.prompt_ids(record.prompt)
+    target = editor.template.target_ids(record.prompt, record.target)[:-1]
+    room = (editor.context or 10**9) - len(target)
+    if not target or room < 1:
+        raise UsageError(f"{record.target[:40]!r}... leaves no room for a passage before it")
+    prompt = prompt if len(prompt) <= room else prompt[-room:]
+    return _Passage(Text(prompt + target, len(target)), prompt)
+
+
+def _whole(editor: Editor, text: str) -> _Passage:
+    ids = editor.template.prompt_ids(text)[: editor.context]
+    return _Passage(Text(ids, len(ids) - 1), ids)
+
+
+def _cut(editor: Editor, passages: list[_Passage]) -> int:
+    """How many of these fill the base's context to the last token: those that had to be cut."""
+    return sum(len(passage.text.ids) == editor.context for passage in passages)

@@ -1,0 +1,147 @@
+"""Every prompt that an evaluation asks, what was wanted and what came: all figures are counted from these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scen_cli.data.records import EditRecord
+from scen_cli.data.suites import Suite
+from scen_cli.errors import UsageError
+from scen_cli.evaluation.asking import Asker
+from scen_cli.evaluation.metrics import Figure, Share
+from scen_cli.evaluation.variants import variants
+from scen_cli.model.template import Prompt
+from scen_cli.project.ledger import Edit
+
+PAPERS_ROLES = ("reliability", "generality", "locality")
+REPHRASES = 3  # Generality is scored on the first three rephrases of each edit
+LOCALITY_PROMPTS = 1000  # Locality on the first 1,000 unedited questions
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt to ask: its `role` in the evaluation, the `kind` within it, the edit it belongs to if any.
+    Without a target the base's own answer is wanted."""
+
+    role: str
+    prompt: Prompt
+    target: str | None = None
+    kind: str = ""
+    edit: Edit | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and its answers. `edit` is the edit it belongs to, `fired` the one whose expert answered;
+    `owner` the one whose expert would be right. An expert that edits share goes by the first of them."""
+
+    role: str
+    kind: str
+    prompt: str
+    wanted: str
+    base: str
+    patched: str
+    edit: int | None
+    owner: int | None
+    fired: int | None
+
+    @property
+    def right(self) -> bool:
+        return self.patched == self.wanted
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A record of the suite that this project has edited, or tried to: failed edits count as wrong."""
+
+    record: EditRecord
+    edit: Edit
+
+
+def scored_edits(edits: Sequence[Edit], in_force: set[int], suite: Suite) -> list[Scored]:
+    """The suite's records that are to be scored. Raises `UsageError` if none of them was edited."""
+    tried = {(e.prompt, e.target): e for e in edits if e.id in in_force or e.state == "failed"}
+    scored = [
+        Scored(record, tried[record.prompt, record.target])
+        for record in suite.edits
+        if (record.prompt, record.target) in tried
+    ]
+    if not scored:
+        raise UsageError(
+            f"none of the {len(suite.edits)} edits of suite `{suite.name}` is in this project",
+            hint=f"`scen edit --suite {suite.name} --first 100` makes them",
+        )
+    return scored
+
+
+def papers_prompts(scored: Sequence[Scored], locality: Sequence[str]) -> Iterator[Asked]:
+    """Reliability, Generality and Locality (the paper's equations 1 to 3)."""
+    for one in scored:
+        yield Asked("reliability", one.record.prompt, one.record.target, edit=one.edit)
+    for one in scored:
+        for text in one.record.rephrases[:REPHRASES]:
+            yield Asked("generality", text, one.record.target, edit=one.edit)
+    for prompt in locality:
+        yield Asked("locality", prompt)
+
+
+def further_prompts(scored: Sequence[Scored], earlier: tuple[str, str]) -> Iterator[Asked]:
+    """Portability and near-miss locality, where the data has them, and robustness."""
+    for one in scored:
+        for question in one.record.portability:
+            yield Asked("portability", question.prompt, question.target, question.kind or "unnamed", one.edit)
+    for one in scored:
+        for neighbour in one.record.locality:
+            yield Asked("near-miss", neighbour.prompt, kind=neighbour.kind or "unnamed", edit=one.edit)
+    for one in scored:
+        for kind, prompt in variants(one.record.prompt, one.edit.id, earlier):
+            yield Asked("robustness", prompt, one.record.target, kind, one.edit)
+
+
+def ask(asker: Asker, asked: Sequence[Asked]) -> list[Sample]:
+    """Route and answer every prompt, by the patched model and by the base."""
+    prompts = [one.prompt for one in asked]
+    fired = asker.route(prompts)
+    patched = asker.texts(prompts, fired)
+    base = asker.texts(prompts, [None] * len(prompts))
+    return [
+        Sample(
+            role=one.role,
+            kind=one.kind,
+            prompt=str(one.prompt),
+            wanted=own if one.target is None else one.target,
+            base=own,
+            patched=answer,
+            edit=one.edit.id if one.edit else None,
+            owner=one.edit.expert if one.edit and one.target is not None else None,
+            fired=expert,
+        )
+        for one, own, answer, expert in zip(asked, base, patched, fired, strict=True)
+    ]
+
+
+def figures_of(samples: Sequence[Sample]) -> dict[str, Figure]:
+    """A figure for each role, and for each kind within one: `locality`, `near-miss/same-subject`."""
+    groups: dict[str, list[Sample]] = {role: [] for role in PAPERS_ROLES}
+    for sample in samples:
+        groups.setdefault(sample.role, []).append(sample)
+        if sample.kind:
+            groups.setdefault(f"{sample.role}/{sample.kind}", []).append(sample)
+    return {name: _figure(name, group) for name, group in groups.items()}
+
+
+def _figure(name: str, samples: list[Sample]) -> Figure:
+    stays = name.split("/")[0] in ("locality", "near-miss")
+    return Figure(
+        patched=Share.of([sample.right for sample in samples]),
+        base=None if stays else Share.of([sample.base == sample.wanted for sample in samples]),
+        fired=Share.of([sample.fired is not None for sample in samples]),
+        routed=None
+        if stays
+        else Share.of([sample.fired is not None and sample.fired == sample.owner for sample in samples]),
+    )
