@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from scen_cli.data.entries import Entry
-from scen_cli.data.records import EditRecord, SourceLine
+from scen_cli.data.records import SourceLine
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.project.ledger import Edit
@@ -67,12 +68,19 @@ def foresee(editor: Editor, entry: Entry) -> Outcome | None:
     return None
 
 
-def train(editor: Editor, entries: list[tuple[EditRecord, SourceLine]]) -> list[Outcome]:
-    """Train records that `foresee` has let through, one or those that are to share an expert, and commit them."""
-    return [
-        _outcome(editor, edit, where)
-        for edit, (_record, where) in zip(editor.edit_together(entries), entries, strict=True)
+def train(editor: Editor, entries: Sequence[Entry], outcomes: Sequence[Outcome | None]) -> Iterator[dict[int, Outcome]]:
+    """Train and commit what `foresee` has let through (an outcome of None), in order; one record after the
+    other, or as many together as share an expert. Yields what became of each, by its place."""
+    wanted = [
+        (place, entry.record, entry.where)
+        for place, entry in enumerate(entries)
+        if outcomes[place] is None and entry.record is not None
     ]
+    size = editor.recipe.edits_per_expert
+    for start in range(0, len(wanted), size):
+        group = wanted[start : start + size]
+        edits = editor.edit_together([(record, where) for _place, record, where in group])
+        yield {place: _outcome(editor, edit, where) for (place, _record, where), edit in zip(group, edits, strict=True)}
 
 
 def _outcome(editor: Editor, edit: Edit, where: SourceLine) -> Outcome:

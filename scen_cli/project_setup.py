@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scen_cli.editing.recipe import DEMO_RATES, make_recipe
+from scen_cli.editing.recipe import DEMO_RATES, Recipe, make_recipe
 from scen_cli.errors import UsageError
 from scen_cli.model.base import DTYPES, Base, commit_of, digest_of, files_stamp, load_base
 from scen_cli.model.ffn import find_layer
@@ -25,7 +25,7 @@ def new_project(
     device: str = "auto",
     place: str = "down",
     template: str = DEFAULT_TEMPLATE,
-    recipe: str = "paper",
+    recipe: str | Recipe = "paper",
     changes: dict[str, str | float] | None = None,
     seed: int = 0,
     base: Base | None = None,
@@ -33,7 +33,8 @@ def new_project(
     """Create a project on a base and return it.
 
     `place` says where experts sit: `down`, or for the paper's Table 3 `up` or `attn`.
-    `changes` are recipe settings that differ from the named recipe (`theta`, `expert_steps`, ...).
+    `recipe` is a name, or a recipe as it is; `changes` are settings that differ from the named one's
+    (`theta`, `expert_steps`, ...).
     A local folder is remembered by its absolute path. Nothing is written if anything is wrong:
     raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
     """
@@ -50,7 +51,7 @@ def new_project(
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"dtype `{dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
     rates = DEMO_RATES if model == "demo" else {}
-    chosen = make_recipe(recipe, {**rates, **(changes or {})})
+    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, {**rates, **(changes or {})})
     base = base or load_base(model, revision, dtype, device)
     edited = find_layer(base.model, layer, place)
     make_template(base.tokenizer, base.model, template)

@@ -123,28 +123,21 @@ def _run(editor: Editor, entries: list[Entry], strict: bool, out: Output) -> lis
         )
     for known in filter(None, outcomes):
         (out.warn if known.needs_attention else out.note)(str(known))
-    wanted = [
-        (position, entry.record)
-        for position, entry in enumerate(entries)
-        if outcomes[position] is None and entry.record is not None
-    ]
-    size = editor.recipe.edits_per_expert
-    groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     started, trained = time.perf_counter(), 0
     try:
         with out.progress(outcomes.count(None), "editing") as tell, interruptible(out.note) as check:
-            for group in groups:
-                check()
-                made = train(editor, [(record, entries[position].where) for position, record in group])
-                for (position, _record), outcome in zip(group, made, strict=True):
-                    outcomes[position] = outcome
+            check()
+            for made in train(editor, entries, list(outcomes)):
+                for place, outcome in made.items():
+                    outcomes[place] = outcome
                     trained += 1
                     if outcome.needs_attention:
                         out.warn(str(outcome))
                     pace = f"{(time.perf_counter() - started) / trained:.2f} s/edit"
                     tell("" if outcome.needs_attention else str(outcome), pace)
-                if strict and any(outcome.outcome == "failed" for outcome in made):
+                if strict and any(outcome.outcome == "failed" for outcome in made.values()):
                     break
+                check()
     finally:
         editor.project.merge()
     done = [outcome for outcome in outcomes if outcome is not None]

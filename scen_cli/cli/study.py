@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scen_cli.cli.opening import Device, load_quietly
-from scen_cli.cli.output import Json, Output, Quiet
+from scen_cli.cli.opening import HERE, Device, Dir, load_quietly, open_editor
+from scen_cli.cli.output import Json, Output, Quiet, table
+
+if TYPE_CHECKING:
+    from scen_cli.data.suites import Suite as Suite_
+    from scen_cli.editor import Editor
+
+SHOWN = 20  # rows of a long table printed
 
 app = typer.Typer(help="The paper's protocol, tables and figures on any base.", no_args_is_help=True)
 
@@ -50,3 +57,129 @@ def sft(
     result = {"out": str(to), "train": len(d_train), "test": len(d_test)}
     out.result(result, f"{to}: a base tuned on {len(d_train)} questions; {len(d_test)} others in d_test.jsonl")
     out.note(f"next: `scen init --model {to} --layer N`, then `scen study divide --data {to / 'd_test.jsonl'}`")
+
+
+Suite = Annotated[str, typer.Option(help="demo; zsre or counterfact with --data; or a file of questions.")]
+Data = Annotated[Path | None, typer.Option(help="The data file of a named suite.")]
+Decoding = Annotated[str, typer.Option(help="greedy, or paper (4 beams, repetition penalty 1.1).")]
+To = Annotated[Path | None, typer.Option("--out", help="Where results go.", show_default="DIR/studies")]
+
+STUDIES = {
+    "table1": ("SCEN's row of Table 1: Reliability, Generality, Locality after 200 edits", 200),
+    "table2": ("SCEN's row of Table 2: the same after 1,000 edits", 1000),
+    "table3": ("Table 3: experts at W_attn, W_up or W_down; the neuron's losses left out one by one", 200),
+    "table4": ("Table 4: one, two and four edits for each expert", 200),
+    "fig3": ("Fig. 3: activations of every neuron on every edit", 100),
+    "fig4": ("Fig. 4: the three figures at each threshold", 200),
+    "fig5": ("Fig. 5: the three figures with edits at every second layer", 200),
+}
+
+
+def _register(name: str, about: str, edits_in_paper: int) -> None:
+    def study(
+        suite: Suite = "demo",
+        data: Data = None,
+        edits: Annotated[int, typer.Option(min=1, help="How many edits.")] = edits_in_paper,
+        decoding: Decoding = "greedy",
+        to: To = None,
+        device: Device = "auto",
+        dir: Dir = HERE,
+        as_json: Json = False,
+        quiet: Quiet = False,
+    ) -> None:
+        _study(name, (suite, data), edits, decoding, to, device, dir, Output(as_json, quiet))
+
+    study.__doc__ = f"""{about}.
+
+    With the current project's base and settings, in projects of its own; writes JSON, CSV and pictures, and
+    goes on where it was stopped. A suite other than demo is divided first: what the base answers wrongly is
+    edited, what it answers rightly must stay.
+
+    Example: scen study {name} --suite demo --edits 100
+    """
+    app.command(name)(study)
+
+
+for _name, (_about, _edits) in STUDIES.items():
+    _register(_name, _about, _edits)
+
+
+@app.command("divide")
+def divide(
+    data: Annotated[Path, typer.Option(help="Questions, in any form `scen data inspect` knows.")],
+    decoding: Decoding = "greedy",
+    to: Annotated[Path | None, typer.Option("--out", help="The folder to write.", show_default="DIR/studies")] = None,
+    device: Device = "auto",
+    dir: Dir = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask the base every question: D_edit, which it answers wrongly, and D_loc, which it answers rightly.
+
+    Example: scen study divide --data tuned/d_test.jsonl
+    """
+    out = Output(as_json, quiet)
+    from scen_cli.data.suites import load_suite
+
+    loaded = load_suite(str(data))
+    editor = open_editor(dir, device, out)
+    found, folder = _divided(editor, loaded, decoding, to or dir / "studies", out)
+    counts = {"out": str(folder), "d_edit": len(found.edits), "d_loc": len(found.locality)}
+    out.result(counts, f"{folder}: {len(found.edits)} answered wrongly (d_edit), {len(found.locality)} rightly (d_loc)")
+    out.note(f"next: `scen edit {folder / 'd_edit.jsonl'} --first 200`, then")
+    out.note(f"`scen eval --suite {folder / 'd_edit.jsonl'} --locality {folder / 'd_loc.jsonl'}`")
+
+
+def _divided(editor: Editor, questions: Suite_, decoding: str, to: Path, out: Output) -> tuple[Suite_, Path]:
+    from scen_cli.studies.division import divide as run
+
+    folder = to / f"divided-{Path(questions.name).stem}"
+    with out.progress(1 + len(questions.edits) // 64, "asking the base") as tell:
+        return run(editor, questions.edits, folder, decoding, tell), folder
+
+
+def _study(
+    name: str,
+    source: tuple[str, Path | None],
+    edits: int,
+    decoding: str,
+    to: Path | None,
+    device: str,
+    dir: Path,
+    out: Output,
+) -> None:
+    from scen_cli.data.suites import load_suite
+    from scen_cli.report.pictures import require_matplotlib
+
+    if name.startswith("fig"):
+        require_matplotlib()
+    suite = load_suite(*source)
+    folder = to or dir / "studies"
+    editor = open_editor(dir, device, out)
+    from scen_cli.studies.division import fitting
+    from scen_cli.studies.paper import STUDIES as BY_NAME
+    from scen_cli.studies.paper import projects_of
+    from scen_cli.studies.variants import Bench
+    from scen_cli.studies.writing import write_finding
+
+    if source[0] != "demo":
+        suite, _folder = _divided(editor, suite, decoding, folder, out)
+    for warning in fitting(suite, edits):
+        out.warn(warning)
+    suite = replace(suite, edits=suite.edits[:edits])
+    settings, theta = editor.project.settings, editor.project.ledger.theta()
+    bench = Bench(settings, theta, editor.base, suite, decoding, folder / "projects", lambda _line, _pace: None)
+    with out.progress(len(suite.edits) * projects_of(name, bench), name) as tell:
+        finding = BY_NAME[name](replace(bench, tell=tell))
+    about = {"study": name, "suite": suite.name, "edits": len(suite.edits), "decoding": decoding, "theta": theta}
+    about |= {key: settings[key] for key in ("model", "weights_digest", "layer", "recipe", "seed")}
+    files = write_finding(name, finding, about, folder)
+    columns = list(finding.rows[0])
+    rows = [[_cell(row[column]) for column in columns] for row in finding.rows]
+    shown = rows if len(rows) <= SHOWN else rows[:: max(1, len(rows) // SHOWN)]
+    written = ", ".join(str(path) for path in files)
+    out.result({**about, "rows": finding.rows}, STUDIES[name][0], table([f"{c}#" for c in columns], shown), written)
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

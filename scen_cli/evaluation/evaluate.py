@@ -107,6 +107,18 @@ def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy", quick: bool
         )
 
 
+def sweep_theta(
+    editor: Editor, suite: Suite, thetas: Sequence[float], decoding: str = "greedy"
+) -> list[dict[str, Any]]:
+    """Reliability, Generality and Locality of the edits in force at each of these thresholds (Fig. 4)."""
+    with editor.steady() as patch:
+        everything = editor.project.ledger.edits()
+        scored = scored_edits(everything, set(patch.expert_of), suite)
+        claimed = {edit.prompt for edit in everything} | {text for one in scored for text in one.record.rephrases}
+        asked = list(papers_prompts(scored, locality_prompts(editor, suite, claimed)))
+        return theta_sweep(Asker(editor, patch, DECODING[decoding]), asked, thetas)
+
+
 def locality_prompts(editor: Editor, suite: Suite, claimed: set[str]) -> list[str]:
     """The suite's prompts that must not change, or those of its records that were never edited; without
     any that an edit claims, or that the base cannot take."""

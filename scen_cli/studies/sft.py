@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -145,7 +145,7 @@ def _rate(step: int, steps: int, tuning: Tuning) -> float:
 
 
 def _save_checkpoint(
-    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: dict[str, object]
+    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
     """Weights and Adam's moments, as safetensors; the folder is whole or the one before it stands."""
     new, old = folder.with_name("checkpoint.new"), folder.with_name("checkpoint.old")
@@ -170,7 +170,7 @@ def _save_checkpoint(
 
 
 def _resume(
-    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, about: dict[str, object]
+    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, about: dict[str, Any]
 ) -> tuple[list[float], float]:
     """Losses of the epochs that are done and the seconds they took, with weights and moments put back."""
     old = folder.with_name("checkpoint.old")
@@ -193,8 +193,8 @@ def _resume(
     return state["losses"], state["seconds"]
 
 
-def _check_same(path: Path, about: dict[str, object]) -> dict[str, object]:
-    state: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+def _check_same(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     other = [name for name, value in about.items() if state.get(name) != value]
     if other:
         raise UsageError(
@@ -203,7 +203,7 @@ def _check_same(path: Path, about: dict[str, object]) -> dict[str, object]:
     return state
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

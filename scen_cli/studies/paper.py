@@ -1,0 +1,133 @@
+"""The paper's tables and figures: which variants each compares, and what it shows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from scen_cli.evaluation.asking import Asker
+from scen_cli.evaluation.curves import activation_map
+from scen_cli.evaluation.evaluate import DECODING, sweep_theta
+from scen_cli.evaluation.samples import PAPERS_ROLES, scored_edits
+from scen_cli.studies.variants import Bench, Variant, edited, score
+
+SCEN = Variant("scen")
+PLACES = [Variant("W_attn", place="attn"), Variant("W_up", place="up"), SCEN]
+LOSSES = [
+    Variant("without-disactivate-and-margin", {"disactivate": False, "margin": False}),
+    Variant("without-margin", {"margin": False}),
+    SCEN,
+]
+SHARED = [SCEN, Variant("two-per-expert", {"edits_per_expert": 2}), Variant("four-per-expert", {"edits_per_expert": 4})]
+THETAS = [round(0.40 + step / 100, 2) for step in range(60)]  # the paper's 0.60 to 0.70, and beyond
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Rows of a table or points of a figure, and for Fig. 3 the activation maps to draw."""
+
+    rows: list[dict[str, Any]]
+    maps: dict[str, dict[str, Any]] | None = None
+
+
+def scen_row(bench: Bench) -> Finding:
+    """SCEN's row of Tables 1 and 2."""
+    return Finding([_row("SCEN", score(bench, SCEN))])
+
+
+def table3(bench: Bench) -> Finding:
+    """Table 3: where the expert sits, and which losses train its neuron."""
+    names = {"scen": "W_down"}
+    rows = [_row(names.get(variant.name, variant.name), score(bench, variant)) for variant in PLACES]
+    names = {"scen": "SCEN loss (equation 8)"}
+    return Finding(rows + [_row(names.get(variant.name, variant.name), score(bench, variant)) for variant in LOSSES])
+
+
+def table4(bench: Bench) -> Finding:
+    """Table 4: one, two and four edits for each expert."""
+    rows = []
+    for variant in SHARED:
+        metrics = score(bench, variant)
+        with edited(bench, variant) as editor:
+            experts = len(editor.patch().edits)
+        rows.append({**_row(str(variant.recipe.get("edits_per_expert", 1)), metrics), "experts": experts})
+    return Finding(rows)
+
+
+def fig3(bench: Bench) -> Finding:
+    """Fig. 3: activations of every neuron on every edit's prompt, with one, two and four edits to an expert."""
+    maps, rows = {}, []
+    for variant in SHARED:
+        shared = variant.recipe.get("edits_per_expert", 1)
+        with edited(bench, variant) as editor, editor.steady() as patch:
+            scored = scored_edits(editor.project.ledger.edits(), set(patch.expert_of), bench.suite)
+            found = activation_map(Asker(editor, patch, DECODING["greedy"]), scored)
+            of = dict(patch.expert_of)
+        maps[f"{shared} to 1"] = found
+        for edit, activations in zip(found["edits"], found["activations"], strict=True):
+            own = dict(zip(found["experts"], activations, strict=True))
+            others = max((value for expert, value in own.items() if expert != of[edit]), default=None)
+            rows.append({"edits per expert": shared, "edit": edit, "own": own[of[edit]], "strongest other": others})
+    return Finding(rows, maps)
+
+
+def fig4(bench: Bench) -> Finding:
+    """Fig. 4: the three figures at each threshold. Nothing is trained again: theta acts at inference alone."""
+    with edited(bench, SCEN) as editor:
+        points = sweep_theta(editor, bench.suite, THETAS, bench.decoding)
+    return Finding([{"theta": point["theta"], **_shares(point)} for point in points])
+
+
+def fig5(bench: Bench) -> Finding:
+    """Fig. 5: the three figures with the edits at every second layer."""
+    rows = []
+    for variant in _every_second_layer(bench):
+        layer = bench.settings["layer"] if variant.layer is None else variant.layer
+        rows.append({"layer": layer, **_row(variant.name, score(bench, variant))})
+    return Finding(rows)
+
+
+def _every_second_layer(bench: Bench) -> list[Variant]:
+    count = bench.base.model.config.num_hidden_layers
+    layers = range(0, count, 2 if count >= 8 else 1)  # of a base with few layers, every one
+    return [SCEN if layer == bench.settings["layer"] else Variant(f"layer-{layer}", layer=layer) for layer in layers]
+
+
+def projects_of(name: str, bench: Bench) -> int:
+    """How many projects a study edits."""
+    many = {"table3": len(PLACES) + len(LOSSES) - 1, "table4": len(SHARED), "fig3": len(SHARED)}
+    return len(_every_second_layer(bench)) if name == "fig5" else many.get(name, 1)
+
+
+STUDIES: dict[str, Callable[[Bench], Finding]] = {
+    "table1": scen_row,
+    "table2": scen_row,
+    "table3": table3,
+    "table4": table4,
+    "fig3": fig3,
+    "fig4": fig4,
+    "fig5": fig5,
+}
+
+
+def _row(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """A line of the paper's tables: the three figures and their average, in shares; what was counted besides."""
+    figures = {role: metrics["figures"][role]["patched"] for role in PAPERS_ROLES}
+    shares = _shares(figures)
+    known = [shares[role] for role in PAPERS_ROLES if shares[role] is not None]
+    average = sum(known) / len(known) if len(known) == len(PAPERS_ROLES) else None
+    counts = {f"{role}_of": figures[role]["total"] for role in PAPERS_ROLES}
+    fired = metrics["figures"]["locality"]["fired"]["share"]
+    return {
+        "variant": name,
+        **shares,
+        "average": average,
+        "locality_fired": fired,
+        "not_learned": metrics["not_learned"],
+        **counts,
+    }
+
+
+def _shares(figures: dict[str, Any]) -> dict[str, Any]:
+    return {role: figures[role]["share"] for role in PAPERS_ROLES}

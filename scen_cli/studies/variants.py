@@ -1,0 +1,120 @@
+"""Projects that differ from the current one in a setting: edited, scored and kept, so that a study goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scen_cli.data.entries import Entry
+from scen_cli.data.records import SourceLine
+from scen_cli.data.suites import Suite
+from scen_cli.edit_run import foresee, train
+from scen_cli.editing.recipe import Recipe
+from scen_cli.editor import Editor
+from scen_cli.errors import UsageError
+from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.model.base import Base
+from scen_cli.project.project import LEDGER, Project
+from scen_cli.project_setup import new_project
+from scen_cli.studies.sft import Tell
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a project has otherwise than the current one: recipe settings, place, layer, template."""
+
+    name: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    place: str | None = None
+    layer: int | None = None
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the variants of a study share: `settings` and theta of the current project, its base, the suite
+    (its edits are all made), and the folder that their projects are kept in."""
+
+    settings: dict[str, Any]
+    theta: float
+    base: Base
+    suite: Suite
+    decoding: str
+    folder: Path
+    tell: Tell
+
+
+@contextmanager
+def edited(bench: Bench, variant: Variant) -> Iterator[Editor]:
+    """The variant's project with every edit of the suite made; what an earlier run has made stands."""
+    editor = Editor(_project(bench, variant), base=bench.base)
+    try:
+        entries = [Entry(SourceLine(bench.suite.name, n), record) for n, record in enumerate(bench.suite.edits, 1)]
+        with editor.project.writing():
+            known = [foresee(editor, entry) for entry in entries]
+            for made in train(editor, entries, known):
+                for outcome in made.values():
+                    bench.tell("", f"{variant.name}: {outcome.where}")
+            editor.project.merge()
+        yield editor
+    finally:
+        editor.detach()
+        editor.project.close()
+
+
+def score(bench: Bench, variant: Variant) -> dict[str, Any]:
+    """The paper's three figures of a variant, as `Evaluation.as_dict` gives them, kept in its project."""
+    with edited(bench, variant) as editor:
+        for known in editor.project.ledger.evaluations():
+            same = known["metrics"]["decoding"] == bench.decoding and known["suite"] == bench.suite.name
+            if same and known["last_change"] == editor.project.ledger.last_change():
+                metrics: dict[str, Any] = known["metrics"]
+                return metrics
+        evaluation = evaluate(editor, bench.suite, bench.decoding, quick=True)
+        with editor.project.writing():
+            editor.project.record_evaluation(
+                bench.suite.name,
+                {"decoding": bench.decoding, "theta": evaluation.theta},
+                evaluation.as_dict(),
+                evaluation.last_change,
+                [sample.as_dict() for sample in evaluation.samples],
+            )
+        bench.tell(f"{variant.name}: scored", variant.name)
+        return evaluation.as_dict()
+
+
+def _project(bench: Bench, variant: Variant) -> Project:
+    now = bench.settings
+    recipe = Recipe.model_validate({**now["recipe"], "theta": bench.theta, **variant.recipe})
+    wanted = {
+        "weights_digest": now["weights_digest"],
+        "layer": now["layer"] if variant.layer is None else variant.layer,
+        "place": variant.place or now.get("place", "down"),
+        "template": variant.template or now["template"],
+        "recipe": recipe.model_dump(),
+        "seed": now["seed"],
+    }
+    folder = bench.folder / f"{bench.suite.name}-{len(bench.suite.edits)}" / variant.name
+    if (folder / LEDGER).exists():
+        project = Project(folder)
+        other = [name for name, value in wanted.items() if project.settings[name] != value]
+        if other:
+            raise UsageError(
+                f"`{folder}` was made with another {other[0]}", hint="remove it, or give the study another --out"
+            )
+        return project
+    return new_project(
+        folder,
+        now["model"],
+        wanted["layer"],
+        revision=now["revision"],
+        dtype=now["dtype"],
+        place=wanted["place"],
+        template=wanted["template"],
+        recipe=recipe,
+        seed=now["seed"],
+        base=bench.base,
+    )
