@@ -53,9 +53,10 @@ def make_editor(tmp_path, demo_base):
 
     made = []
 
-    def make(recipe: str = "key", **changes) -> Editor:
+    def make(recipe: str = "key", place: str = "down", **changes) -> Editor:
         folder = tmp_path / f"project{len(made)}"
-        editor = Editor(new_project(folder, "demo", recipe=recipe, changes=changes, base=demo_base), base=demo_base)
+        project = new_project(folder, "demo", recipe=recipe, place=place, changes=changes, base=demo_base)
+        editor = Editor(project, base=demo_base)
         made.append(editor)
         return editor
 

@@ -21,6 +21,7 @@ from scen_cli.cli import (
     init,
     ledger,
     merge,
+    report,
     revert,
     study,
     verify,
@@ -78,6 +79,7 @@ app.command("export")(export.export)
 app.command("status")(ledger.status)
 app.command("log")(ledger.log)
 app.command("show")(ledger.show)
+app.command("report")(report.report)
 app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
 app.add_typer(data.app, name="data")

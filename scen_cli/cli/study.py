@@ -14,6 +14,8 @@ from scen_cli.cli.output import Json, Output, Quiet, table
 if TYPE_CHECKING:
     from scen_cli.data.suites import Suite as Suite_
     from scen_cli.editor import Editor
+    from scen_cli.studies.paper import Finding
+    from scen_cli.studies.variants import Bench
 
 SHOWN = 20  # rows of a long table printed
 
@@ -65,14 +67,16 @@ Decoding = Annotated[str, typer.Option(help="greedy, or paper (4 beams, repetiti
 To = Annotated[Path | None, typer.Option("--out", help="Where results go.", show_default="DIR/studies")]
 
 STUDIES = {
-    "table1": ("SCEN's row of Table 1: Reliability, Generality, Locality after 200 edits", 200),
-    "table2": ("SCEN's row of Table 2: the same after 1,000 edits", 1000),
+    "table1": ("SCEN's row of Table 1: Reliability, Generality, Locality (the paper: after 200 edits)", 200),
+    "table2": ("SCEN's row of Table 2: the same (the paper: after 1,000 edits)", 1000),
     "table3": ("Table 3: experts at W_attn, W_up or W_down; the neuron's losses left out one by one", 200),
     "table4": ("Table 4: one, two and four edits for each expert", 200),
     "fig3": ("Fig. 3: activations of every neuron on every edit", 100),
     "fig4": ("Fig. 4: the three figures at each threshold", 200),
     "fig5": ("Fig. 5: the three figures with edits at every second layer", 200),
 }
+ABOUT = {name: about for name, (about, _edits) in STUDIES.items()}
+ABOUT["hallucination"] = "Table 1, Hallucination: mean perplexities"
 
 
 def _register(name: str, about: str, edits_in_paper: int) -> None:
@@ -102,6 +106,40 @@ def _register(name: str, about: str, edits_in_paper: int) -> None:
 
 for _name, (_about, _edits) in STUDIES.items():
     _register(_name, _about, _edits)
+
+
+@app.command("hallucination")
+def hallucination(
+    data: Annotated[Path, typer.Option(help="WikiBio-E: passages and their true next sentences, to edit.")],
+    accurate: Annotated[Path | None, typer.Option(help="WikiBio-A: sentences that must stay likely.")] = None,
+    openwebtext: Annotated[Path | None, typer.Option(help="OpenWebText: texts that must stay likely.")] = None,
+    edits: Annotated[int, typer.Option(min=1, help="How many edits.")] = 200,
+    to: To = None,
+    device: Device = "auto",
+    dir: Dir = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The other half of Table 1: perplexities of WikiBio-E, WikiBio-A and OpenWebText, the base's beside.
+
+    With the current project's base and rates, the template `none`, and the paper's settings for this suite:
+    30 neuron steps, theta 0.60, experts in force whether or not they give the whole sentence.
+
+    Example: scen study hallucination --data wikibio-test-all.json --accurate hall_accurates.json
+    """
+    out = Output(as_json, quiet)
+    from scen_cli.data.passages import load_passages
+
+    passages = load_passages(data, accurate, openwebtext)
+    folder = to or dir / "studies"
+    editor = open_editor(dir, device, out)
+    from scen_cli.studies.paper import hallucination as run
+
+    suite = replace(passages.edits, edits=passages.edits.edits[:edits])
+    bench = _bench(editor, suite, "teacher-forced", folder)
+    with out.progress(len(suite.edits), "hallucination") as tell:
+        finding = run(replace(bench, tell=tell), replace(passages, edits=suite))
+    _finish("hallucination", finding, bench, folder, out)
 
 
 @app.command("divide")
@@ -159,26 +197,39 @@ def _study(
     from scen_cli.studies.division import fitting
     from scen_cli.studies.paper import STUDIES as BY_NAME
     from scen_cli.studies.paper import projects_of
-    from scen_cli.studies.variants import Bench
-    from scen_cli.studies.writing import write_finding
 
     if source[0] != "demo":
         suite, _folder = _divided(editor, suite, decoding, folder, out)
     for warning in fitting(suite, edits):
         out.warn(warning)
-    suite = replace(suite, edits=suite.edits[:edits])
-    settings, theta = editor.project.settings, editor.project.ledger.theta()
-    bench = Bench(settings, theta, editor.base, suite, decoding, folder / "projects", lambda _line, _pace: None)
-    with out.progress(len(suite.edits) * projects_of(name, bench), name) as tell:
+    bench = _bench(editor, replace(suite, edits=suite.edits[:edits]), decoding, folder)
+    with out.progress(len(bench.suite.edits) * projects_of(name, bench), name) as tell:
         finding = BY_NAME[name](replace(bench, tell=tell))
-    about = {"study": name, "suite": suite.name, "edits": len(suite.edits), "decoding": decoding, "theta": theta}
-    about |= {key: settings[key] for key in ("model", "weights_digest", "layer", "recipe", "seed")}
+    _finish(name, finding, bench, folder, out)
+
+
+def _bench(editor: Editor, suite: Suite_, decoding: str, folder: Path) -> Bench:
+    from scen_cli.studies.variants import Bench
+
+    project = editor.project
+    theta = project.ledger.theta()
+    return Bench(project.settings, theta, editor.base, suite, decoding, folder / "projects", lambda _line, _pace: None)
+
+
+def _finish(name: str, finding: Finding, bench: Bench, folder: Path, out: Output) -> None:
+    """Write the findings and show them."""
+    from scen_cli.studies.writing import write_finding
+
+    about = {"study": name, "suite": bench.suite.name, "edits": len(bench.suite.edits), "decoding": bench.decoding}
+    about["theta"] = bench.theta
+    about |= {key: bench.settings[key] for key in ("model", "weights_digest", "layer", "recipe", "seed")}
     files = write_finding(name, finding, about, folder)
     columns = list(finding.rows[0])
     rows = [[_cell(row[column]) for column in columns] for row in finding.rows]
-    shown = rows if len(rows) <= SHOWN else rows[:: max(1, len(rows) // SHOWN)]
+    shown = rows if len(rows) <= SHOWN else rows[:: len(rows) // SHOWN]
+    title = f"{ABOUT[name]}; here suite {bench.suite.name}, {len(bench.suite.edits)} edits"
     written = ", ".join(str(path) for path in files)
-    out.result({**about, "rows": finding.rows}, STUDIES[name][0], table([f"{c}#" for c in columns], shown), written)
+    out.result({**about, "rows": finding.rows}, title, table([f"{c}#" for c in columns], shown), written)
 
 
 def _cell(value: object) -> str:

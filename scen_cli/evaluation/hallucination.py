@@ -35,8 +35,9 @@ def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
     """Perplexities: exp of the mean loss of each sample, then the mean over samples (the paper's).
 
     `wikibio-e` and `wikibio-a` over the target's tokens, without an end token; `openwebtext` over the
-    whole text but its first token. A text longer than the base's context is cut at its end, a passage that
-    leaves no room for its sentence at its beginning; `cut` says how many were.
+    whole text but its first token. `wikibio-e-given-expert` hands each passage its own edit's expert.
+    A text longer than the base's context is cut at its end, a passage that leaves no room for its
+    sentence at its beginning; `cut` says how many were.
     """
     last_change = editor.project.ledger.last_change()
     with editor.steady() as patch:
@@ -50,6 +51,8 @@ def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
             "openwebtext": [_whole(editor, text) for text in passages.openwebtext],
         }
         figures = {name: _perplexity(editor, group) for name, group in groups.items() if group}
+        texts, experts = [one.text for one in groups["wikibio-e"]], [one.edit.expert for one in scored]
+        figures["wikibio-e-given-expert"] = Figure(Mean.of(perplexities(editor, texts, experts)))
         return Evaluation(
             suite="hallucination",
             decoding="teacher-forced",

@@ -39,7 +39,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of `total` values, with its 95 % interval by the normal law; all None when total is 0."""
+    """The mean of `total` values, none of them negative, with its 95 % interval by the normal law; all None
+    when total is 0."""
 
     total: int
     mean: float | None
@@ -55,7 +56,7 @@ class Mean:
         if total == 1 or not isfinite(mean):
             return cls(total, mean, mean, mean)
         spread = Z * sqrt(sum((value - mean) ** 2 for value in values) / (total - 1) / total)
-        return cls(total, mean, mean - spread, mean + spread)
+        return cls(total, mean, max(0.0, mean - spread), mean + spread)
 
     @property
     def value(self) -> float | None:

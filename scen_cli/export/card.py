@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from scen_cli import __version__
 from scen_cli.patched_model import PatchedModel
+from scen_cli.report.markdown import about, figures_table, model_name
 
 LISTED = 20  # edits written out in the card
 
@@ -17,7 +17,7 @@ def model_card(patched: PatchedModel, edits: list[int]) -> str:
     ledger = patched.project.ledger
     listed = [patched.project.find(edit_id) for edit_id in edits[:LISTED]]
     more = f"\n\nand {len(edits) - LISTED} more." if len(edits) > LISTED else ""
-    name = Path(settings["model"]).name if Path(settings["model"]).is_absolute() else settings["model"]
+    name = model_name(settings)
     lines = "\n".join(f"- {_code(edit.prompt)} -> {_code(edit.target)}" for edit in listed)
     measured = "\n".join(_figures(suite, metrics) for suite, metrics in ledger.current_evaluations().items())
     template = patched.template.form
@@ -71,28 +71,10 @@ def _encoding(template: str) -> str:
 
 
 def _figures(suite: str, metrics: dict[str, Any]) -> str:
-    figures = metrics["figures"]
-    rows = "\n".join(
-        f"| {name.capitalize()} | {_measure(figures[name]['patched'])} | {_measure(figures[name].get('base'))} |"
-        for name in figures
-        if "/" not in name and name != "token-accuracy"
-    )
-    of = f"{metrics['edits']} of its {metrics['records']} records edited ({metrics['not_learned']} not learned)"
-    how = "mean perplexities" if suite == "hallucination" else f"{metrics['decoding']} decoding, exact match"
-    return f"""Suite `{suite}`, {of}, {how}, after the last edit:
-
-| | patched | base |
-|---|---|---|
-{rows}
-"""
-
-
-def _measure(measure: dict[str, Any] | None) -> str:
-    if measure is None or not measure["total"]:
-        return "-"
-    if "mean" in measure:
-        return f"{measure['mean']:.4g} (of {measure['total']})"
-    return f"{100 * measure['share']:.1f} % ({measure['right']}/{measure['total']})"
+    shown = {
+        name: figure for name, figure in metrics["figures"].items() if "/" not in name and name != "token-accuracy"
+    }
+    return f"Suite `{suite}`: {about(metrics)}\n\n{figures_table(shown)}\n"
 
 
 def _code(text: str) -> str:

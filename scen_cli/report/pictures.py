@@ -98,7 +98,9 @@ def activation_maps(maps: dict[str, dict[str, Any]]) -> Figure:
         axes.set_ylabel("edit" if place == 1 else "", fontsize=8)
         axes.tick_params(labelsize=7)
     if maps:
-        figure.colorbar(drawn, ax=figure.axes, label="activation", shrink=0.9)
+        bar = figure.colorbar(drawn, ax=figure.axes, shrink=0.9)
+        bar.set_label("activation", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
     return figure
 
 

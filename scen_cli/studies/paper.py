@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from scen_cli.data.passages import Passages
+from scen_cli.editing.recipe import RECIPES
 from scen_cli.evaluation.asking import Asker
 from scen_cli.evaluation.curves import activation_map
 from scen_cli.evaluation.evaluate import DECODING, sweep_theta
+from scen_cli.evaluation.hallucination import evaluate_perplexity
 from scen_cli.evaluation.samples import PAPERS_ROLES, scored_edits
 from scen_cli.studies.variants import Bench, Variant, edited, score
 
@@ -98,6 +101,26 @@ def projects_of(name: str, bench: Bench) -> int:
     """How many projects a study edits."""
     many = {"table3": len(PLACES) + len(LOSSES) - 1, "table4": len(SHARED), "fig3": len(SHARED)}
     return len(_every_second_layer(bench)) if name == "fig5" else many.get(name, 1)
+
+
+def hallucination(bench: Bench, passages: Passages) -> Finding:
+    """The Hallucination half of Table 1: perplexities after the suite's edits, with the base's beside."""
+    settings = RECIPES["paper-hallucination"]
+    changes = {name: getattr(settings, name) for name in ("neuron_steps", "theta", "require_learned")}
+    with edited(bench, Variant("hallucination", changes, template="none")) as editor:
+        figures = evaluate_perplexity(editor, passages).as_dict()["figures"]
+    return Finding(
+        [
+            {
+                "text": name,
+                "patched": figure["patched"]["mean"],
+                "base": figure["base"]["mean"] if "base" in figure else None,
+                "fired": figure["fired"]["share"] if "fired" in figure else None,
+                "samples": figure["patched"]["total"],
+            }
+            for name, figure in figures.items()
+        ]
+    )
 
 
 STUDIES: dict[str, Callable[[Bench], Finding]] = {

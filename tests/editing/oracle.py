@@ -1,7 +1,8 @@
 """A literal, slow SCEN, straight from the paper's equations 4 to 12: no cache of any kind.
 
 The whole model runs at every step of both stages, and every earlier prompt is run again at each
-step of a new neuron. It shares no code with the product beyond the model itself.
+step of a new neuron. It shares no code with the product beyond the model itself. Experts may sit at
+other projections (Table 3), losses be left out (Table 3), and edits share an expert (Table 4).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from torch import nn
 
 
 class Oracle:
-    def __init__(self, model, layer: int, theta: float, **rates) -> None:
+    def __init__(self, model, layer: int, theta: float, place: str = "mlp.down_proj", **rates) -> None:
         self.model, self.theta, self.rates = model, theta, rates
         self.ffn = model.model.layers[layer].mlp
-        self.base = self.ffn.down_proj.weight.detach().clone()
+        self.weight = model.model.layers[layer].get_submodule(place).weight
+        self.base = self.weight.detach().clone()
         self.prompts: list[torch.Tensor] = []
         self.experts: list[torch.Tensor] = []
         self.neurons: list[torch.Tensor] = []
@@ -28,42 +30,46 @@ class Oracle:
         handle.remove()
         return seen[0][0, -1]
 
-    def edit(self, prompt: torch.Tensor, target: torch.Tensor, first_neuron: torch.Tensor) -> None:
-        self.experts.append(self.train_expert(prompt, target))
-        self.neurons.append(self.train_neuron(prompt, first_neuron))
-        self.prompts.append(prompt)
+    def edit(self, prompts: list[torch.Tensor], targets: list[torch.Tensor], first_neuron: torch.Tensor) -> None:
+        """One expert and one neuron for these edits: a single one, as the paper has it, or a few."""
+        self.experts.append(self.train_expert(prompts, targets))
+        self.neurons.append(self.train_neuron(prompts, first_neuron))
+        self.prompts += prompts
 
-    def train_expert(self, prompt: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Stage 1: W_down alone is trained, in place, and then put back."""
-        ids = torch.cat([prompt, target])[None]
-        labels = ids.clone()
-        labels[0, : len(prompt)] = -100
-        weight = self.ffn.down_proj.weight
-        weight.requires_grad_(True)
-        optimizer = torch.optim.Adam([weight], lr=self.rates["expert_lr"])
+    def train_expert(self, prompts: list[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
+        """Stage 1: one weight alone is trained, in place, and then put back."""
+        self.weight.requires_grad_(True)
+        optimizer = torch.optim.Adam([self.weight], lr=self.rates["expert_lr"])
         for _ in range(self.rates["expert_steps"]):
-            loss = self.model(input_ids=ids, labels=labels).loss
+            losses = []
+            for prompt, target in zip(prompts, targets, strict=True):
+                ids = torch.cat([prompt, target])[None]
+                labels = ids.clone()
+                labels[0, : len(prompt)] = -100
+                losses.append(self.model(input_ids=ids, labels=labels).loss)
             optimizer.zero_grad()
-            loss.backward()
+            (sum(losses) / len(losses)).backward()
             optimizer.step()
-        weight.requires_grad_(False)
-        expert = weight.detach().clone()
-        weight.copy_(self.base)
+        self.weight.requires_grad_(False)
+        expert = self.weight.detach().clone()
+        self.weight.copy_(self.base)
         return expert
 
-    def train_neuron(self, prompt: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    def train_neuron(self, prompts: list[torch.Tensor], first: torch.Tensor) -> torch.Tensor:
         """Stage 2: equations 5 to 8, every earlier prompt run again at every step."""
         linear = nn.Linear(len(first), 1, bias=False)
         linear.weight.data.copy_(first[None])
         optimizer = torch.optim.Adam(linear.parameters(), lr=self.rates["neuron_lr"])
         for _ in range(self.rates["neuron_steps"]):
-            own = torch.sigmoid(linear(self.key(prompt)))
-            loss = torch.exp(-own)
+            own = [torch.sigmoid(linear(self.key(prompt))) for prompt in prompts]
+            loss = sum(torch.exp(-a) for a in own) / len(own)
             if self.prompts:
                 earlier = [torch.sigmoid(linear(self.key(other))) for other in self.prompts]
+                disactivate = sum(torch.exp(a + self.rates["alpha"]) for a in earlier) / len(earlier)
+                pairs = [torch.exp(a - b + self.rates["beta"]) for a in earlier for b in own]
+                margin = sum(pairs) / len(pairs)
                 loss = loss + self.rates["m"] * (
-                    sum(torch.exp(a + self.rates["alpha"]) for a in earlier) / len(earlier)
-                    + sum(torch.exp(a - own + self.rates["beta"]) for a in earlier) / len(earlier)
+                    self.rates["disactivate"] * disactivate + self.rates["margin"] * margin
                 )
             optimizer.zero_grad()
             loss.backward()
