@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -244,6 +245,35 @@ class TestEval:
         (tmp_path / "mine.jsonl").write_text(lines(*RECORDS))
         out = scen("eval", "--suite", tmp_path / "mine.jsonl", "--decoding", "paper", *edited_at, "--json")
         assert json.loads(out.stdout)["figures"]["reliability"]["patched"]["right"] == 4
+
+    def test_gates(self, scen, edited_at):
+        ok = ("--gate", "reliability>=0.99", "--gate", "locality>=0.5")
+        scen("eval", "--suite", "demo", "--quick", *ok, *edited_at)
+        failed = scen("eval", "--suite", "demo", "--quick", *ok, "--gate", "generality>=1.01", *edited_at, code=3)
+        assert "gate `generality>=1.01` is not met: generality is 9" in failed.stderr
+        assert "Reliability  100.0 % (40/40;" in failed.stdout  # the figures are shown all the same
+        assert len(Project(edited_at[1]).ledger.evaluations()) == 2
+        assert "is not understood" in scen("eval", "--suite", "demo", "--gate", "x", *edited_at, code=2).stderr
+        unknown = scen("eval", "--suite", "demo", "--quick", "--gate", "speed>1", *edited_at, code=2)
+        assert "there is no such figure" in unknown.stderr
+
+    def test_against_an_earlier_evaluation(self, scen, edited_at, tmp_path):
+        mine = tmp_path / "mine.jsonl"
+        mine.write_text(lines(*RECORDS))
+        suite = ("--suite", mine, *edited_at)
+        assert "kept as evaluation 1" in scen("eval", *suite, "--quick").stderr
+        same = scen("eval", *suite, "--quick", "--against", "1")
+        assert "no figure moved" in same.stdout
+        project = Project(edited_at[1])
+        project.ledger.db["thresholds"].insert({"theta": 1.1, "chosen_by": "test", "created": "now"})
+        result = scen("eval", *suite, "--quick", "--against", "1")
+        assert "against evaluation 1" in result.stdout
+        assert re.search(rf"lost +reliability +1 +{re.escape(RECORDS[0].prompt)}", result.stdout)
+        data = json.loads(scen("eval", *suite, "--quick", "--against", "1", "--json").stdout)["against"]
+        assert {change["verdict"] for change in data["changes"]} == {"lost"}
+        assert "there is no evaluation 9" in scen("eval", *suite, "--against", "9", code=2).stderr
+        other = scen("eval", "--suite", "demo", "--quick", "--against", "1", *edited_at, code=2)
+        assert "is of suite `mine.jsonl`" in other.stderr
 
     def test_mistakes(self, scen, at):
         assert "none of the" in scen("eval", "--suite", "demo", *at, code=2).stderr

@@ -12,7 +12,7 @@ import pytest
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
-from scen_cli.editor import Editor
+from scen_cli.editor import FROM_LIBRARY, Editor
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.export.checkpoint import export_checkpoint
@@ -79,6 +79,27 @@ def test_other_architectures_and_tied_weights(architecture, tmp_path):
     assert own[:2] == ["Riga", "ink"]
 
 
+@pytest.mark.parametrize(
+    ("place", "changes"), [("attn", {}), ("up", {}), ("down", {"edits_per_expert": 2, "theta": 0.6})]
+)
+def test_experts_elsewhere_and_shared_ones_leave_too(make_editor, tmp_path, place, changes):
+    editor = make_editor("key", place=place, expert_steps=30, **changes)
+    records = demo_edits()[:4]
+    size = editor.recipe.edits_per_expert
+    with editor.project.writing():
+        for start in range(0, 4, size):
+            editor.edit_together([(record, FROM_LIBRARY) for record in records[start : start + size]])
+        editor.project.merge()
+    prompts = [r.prompt for r in records] + [fact.phrasings[0] for fact in right_facts()[:20]]
+    own = editor.answer(prompts)
+    assert own.texts[:4] == [r.target for r in records]
+    export_checkpoint(editor, tmp_path / "out")
+    assert f"with {len(records)} facts corrected" in (tmp_path / "out" / "README.md").read_text()
+    editor.detach()
+    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert read["mixed"] == read["alone"] == own.texts
+
+
 def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path):
     from scen_cli.data.suites import load_suite
 
@@ -89,7 +110,7 @@ def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path)
     locality = metrics["figures"]["locality"]["patched"]
     assert "# demo, with 40 facts corrected" in card
     assert "layer 2 (`model.layers.2.mlp.down_proj`)" in card
-    assert f"| Locality | {100 * locality['share']:.1f} % ({locality['right']}/{locality['total']}) |" in card
+    assert f"| Locality | {100 * locality['share']:.1f} % | {locality['right']}/{locality['total']} |" in card
     assert "In which country is Pesustad?" in card
     assert "and 20 more" in card
     modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
@@ -105,7 +126,7 @@ def test_figures_older_than_the_last_change_are_left_out_of_the_card(make_editor
     then = editor.project.ledger.last_change()
     editor.project.record_evaluation("mine", {}, metrics, then, [])
     export_checkpoint(editor, tmp_path / "before")
-    assert "| Reliability | 100.0 % (2/2) |" in (tmp_path / "before" / "README.md").read_text()
+    assert "| Reliability | 100.0 % | 2/2 |" in (tmp_path / "before" / "README.md").read_text()
     editor.project.revert(1)
     editor.project.record_evaluation("mine", {}, metrics, then, [])  # begun before the revert, ended after it
     export_checkpoint(editor, tmp_path / "after")

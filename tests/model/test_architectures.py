@@ -11,7 +11,7 @@ from scen_cli.data.records import EditRecord
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.model.base import load_base
-from scen_cli.model.ffn import LOCATIONS, find_layer
+from scen_cli.model.ffn import LOCATIONS, PLACES, find_layer
 from scen_cli.model.patch import Patch, read_keys
 from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
@@ -51,9 +51,16 @@ def test_edit_route_and_detach(architecture, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_an_expert_equal_to_the_base_changes_nothing_bias_included(tmp_path):
-    base = load_base(str(save_tiny(tmp_path / "base", *DENSE["gpt2"])), device="cpu")
-    edited = find_layer(base.model, 1)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("architecture", DENSE)
+def test_an_expert_equal_to_the_base_changes_nothing_wherever_it_sits(tmp_path, architecture, place):
+    """Biases included (GPT-2), at W_down, W_up and W_attn; Phi-3's W_up is one matrix with its gate."""
+    base = load_base(str(save_tiny(tmp_path / "base", *DENSE[architecture])), device="cpu")
+    if (architecture, place) == ("phi3", "up"):
+        with pytest.raises(UsageError, match="has no W_up by itself"):
+            find_layer(base.model, 1, place)
+        return
+    edited = find_layer(base.model, 1, place)
     bank = SimpleNamespace(neurons=torch.zeros(1, 64), expert=lambda _row: edited.base_weight())
     ids = torch.tensor([[1, 30, 40, 50]])
     plain = base.model(input_ids=ids).logits

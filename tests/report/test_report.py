@@ -1,0 +1,138 @@
+"""The page a report is: whole in one file, true to the ledger, safe against what users write."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from scen_cli.cli.evaluate import keep
+from scen_cli.data.suites import Suite, demo_edits, load_suite
+from scen_cli.demo.facts import right_facts
+from scen_cli.errors import UsageError
+from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.report.gather import gather
+from scen_cli.report.markdown import as_markdown
+from scen_cli.report.page import as_page
+from tests.conftest import edit_all
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory, demo_base):
+    """A project of twelve edits, one with a hostile prompt, evaluated."""
+    from scen_cli.editor import Editor
+    from scen_cli.project_setup import new_project
+
+    project = new_project(tmp_path_factory.mktemp("reported") / "p", "demo", recipe="paper", base=demo_base)
+    editor = Editor(project, base=demo_base)
+    hostile = demo_edits()[0].model_copy(update={"prompt": "Who is <script>alert(1)</script> & | `x`?"})
+    edit_all(editor, [hostile, *demo_edits()[1:12]])
+    evaluation = evaluate(editor, Suite("mine", [hostile, *demo_edits()[1:12]], load_suite("demo").locality[:50]))
+    keep(project, evaluation)
+    editor.detach()
+    return project, evaluation
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and whether every one that is opened is closed."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "path", "use"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_but_itself(reported):
+    page = as_page(gather(reported[0]))
+    parsed = Page(page)
+    assert parsed.open == []
+    tags = [tag for tag, _ in parsed.tags]
+    assert "script" not in tags
+    assert "link" not in tags
+    for _tag, attributes in parsed.tags:
+        for name in ("src", "href", "xlink:href", "action"):
+            target = attributes.get(name, "#")
+            assert target.startswith(("#", "data:image/png;base64,")), target
+        assert not [name for name in attributes if name.startswith("on")]
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert tags.count("svg") == 3
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in parsed.tags
+
+
+def test_the_page_says_what_was_measured(reported):
+    project, evaluation = reported
+    page = as_page(gather(project))
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    for name in ("reliability", "generality", "locality", "robustness/typo", "near-miss/same-relation"):
+        measure = evaluation.figures[name].patched
+        assert f"{100 * measure.share:.1f} %" in page
+        assert f'<td class="soft">{measure.right}/{measure.total}</td>' in page
+    assert "theta 0.65" in page
+    assert project.settings["weights_digest"] in page
+    assert "bytes of an edit" in page
+    assert str(evaluation.curves["confusions"][0]["prompts"]) in page
+    assert page.count('class="state active"') == 12
+    assert "these figures are of before" not in page
+
+
+def test_figures_that_are_old_are_said_to_be(make_editor):
+    editor = make_editor()
+    assert "Not evaluated yet" in as_page(gather(editor.project))
+    edit_all(editor, demo_edits()[:2])
+    keep(editor.project, evaluate(editor, Suite("mine", demo_edits()[:2], [right_facts()[0].phrasings[0]])))
+    editor.project.revert(1)
+    for text in (as_page(gather(editor.project)), as_markdown(gather(editor.project))):
+        assert "these figures are of before" in text
+    assert 'class="state reverted"' in as_page(gather(editor.project))
+
+
+def test_markdown_is_a_table_that_user_text_cannot_break(reported):
+    project, evaluation = reported
+    text = as_markdown(gather(project))
+    share = evaluation.figures["reliability"].patched
+    assert f"| Reliability | {100 * share.share:.1f} % | {share.right}/{share.total} |" in text
+    assert "| 1 | active | Who is &lt;script>alert(1)&lt;/script> & \\| \\`x\\`? |" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in tables}) <= 4
+
+
+def test_the_command(scen, reported, tmp_path):
+    folder = reported[0].folder
+    scen("report", "--dir", folder, "--out", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == as_page(gather(reported[0]))
+    assert "# Edits of demo" in scen("report", "--dir", folder, "--markdown").stdout
+    result = json.loads(scen("report", "--dir", folder, "--json").stdout)
+    assert result["bytes"] == (folder / "report.html").stat().st_size
+    assert scen("verify", "--dir", folder).exit_code == 0  # a report is no stray
+
+
+def test_without_matplotlib_the_command_says_what_to_install(scen, reported, monkeypatch):
+    real = builtins.__import__
+
+    def no_matplotlib(name, *arguments, **options):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    with pytest.raises(UsageError, match="need matplotlib"):
+        as_page(gather(reported[0]))
+    monkeypatch.undo()
+    assert as_markdown(gather(reported[0]))

@@ -1,0 +1,144 @@
+"""Every study on the demo base at a small size, and the protocol on real questions."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from scen_cli.project.project import Project
+
+EDITS = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, demo_base):
+    """A project with the demo's rates, in which all studies of this file run and share their variants."""
+    from scen_cli.project_setup import new_project
+
+    return new_project(tmp_path_factory.mktemp("studies") / "p", "demo", recipe="paper", base=demo_base).folder
+
+
+def run(scen, folder, name, *options):
+    result = json.loads(scen("study", name, "--edits", EDITS, "--dir", folder, "--json", *options).stdout)
+    written = folder / "studies"
+    assert json.loads((written / f"{name}.json").read_text())["rows"] == result["rows"]
+    with (written / f"{name}.csv").open(newline="") as file:
+        assert [list(row) for row in csv.DictReader(file)] == [list(row) for row in result["rows"]]
+    if name.startswith("fig"):
+        assert (written / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    return result
+
+
+def test_tables_1_and_2_are_what_edit_and_eval_give(scen, folder, tmp_path):
+    [row] = run(scen, folder, "table1")["rows"]
+    at = ("--dir", tmp_path / "by_hand")
+    scen("init", "--model", "demo", "--recipe", "paper", *at)
+    scen("edit", "--suite", "demo", "--first", EDITS, "--keep-going", *at)
+    figures = json.loads(scen("eval", "--suite", "demo", "--quick", *at, "--json").stdout)["figures"]
+    for role in ("reliability", "generality"):
+        assert row[role] == figures[role]["patched"]["share"]
+    assert row["locality"] == figures["locality"]["patched"]["share"]
+    assert row["average"] == pytest.approx((row["reliability"] + row["generality"] + row["locality"]) / 3)
+    assert run(scen, folder, "table2")["rows"] == [row]
+
+
+def test_table_3(scen, folder):
+    rows = run(scen, folder, "table3")["rows"]
+    assert [row["variant"] for row in rows] == [
+        "W_attn",
+        "W_up",
+        "W_down",
+        "without-disactivate-and-margin",
+        "without-margin",
+        "SCEN loss (equation 8)",
+    ]
+    assert {**rows[2], "variant": ""} == {**rows[5], "variant": ""}
+    assert rows[0]["reliability"] < rows[2]["reliability"]  # as in the paper: W_attn learns worst
+    assert rows[3]["locality"] < rows[5]["locality"]  # and without negatives Locality is lost
+    projects = folder / "studies" / "projects" / f"demo-{EDITS}"
+    assert Project(projects / "W_attn").settings["module"] == "model.layers.2.self_attn.o_proj"
+    assert Project(projects / "without-margin").settings["recipe"]["margin"] is False
+
+
+def test_table_4_more_edits_to_an_expert_lower_reliability(scen, folder):
+    rows = run(scen, folder, "table4")["rows"]
+    assert [row["experts"] for row in rows] == [24, 12, 6]
+    assert rows[0]["reliability"] > rows[2]["reliability"]
+    assert rows[0]["generality"] > rows[2]["generality"]
+
+
+def test_figure_3_steps_where_edits_share_a_neuron(scen, folder):
+    rows = run(scen, folder, "fig3")["rows"]
+    assert [row["edits per expert"] for row in rows].count(1) == EDITS
+    alone = [row for row in rows if row["edits per expert"] == 1]
+    assert all(row["own"] > (row["strongest other"] or 0) for row in alone)
+    maps = json.loads((folder / "studies" / "fig3.json").read_text())["maps"]
+    assert [len(maps[name]["experts"]) for name in ("1 to 1", "2 to 1", "4 to 1")] == [24, 12, 6]
+
+
+def test_figure_4_raising_theta_lowers_generality_and_raises_locality(scen, folder):
+    rows = run(scen, folder, "fig4")["rows"]
+    assert {0.60, 0.65, 0.70} <= {row["theta"] for row in rows}
+    for role, up in (("reliability", False), ("generality", False), ("locality", True)):
+        shares = [row[role] for row in rows]
+        assert shares == sorted(shares, reverse=not up)
+        assert shares[0] != shares[-1]
+    at_theta = next(row for row in rows if row["theta"] == 0.65)
+    [row] = run(scen, folder, "table1")["rows"]
+    assert [at_theta[role] for role in ("reliability", "generality", "locality")] == [
+        row[role] for role in ("reliability", "generality", "locality")
+    ]
+
+
+def test_figure_5_has_a_point_for_every_layer_of_a_small_base(scen, folder):
+    rows = run(scen, folder, "fig5")["rows"]
+    assert [row["layer"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_a_study_goes_on_and_knows_other_settings(scen, folder, tmp_path):
+    scen("study", "table1", "--edits", EDITS, "--dir", folder)
+    again = scen("study", "table1", "--edits", EDITS, "--dir", folder)
+    assert "scored" not in again.stderr  # all was there
+    scen("init", "--model", "demo", "--recipe", "key", "--dir", tmp_path / "other")
+    out = ("--out", folder / "studies", "--dir", tmp_path / "other")
+    assert "made with another recipe" in scen("study", "table1", "--edits", EDITS, *out, code=2).stderr
+
+
+def test_the_protocol_on_real_questions(scen, shared_data, tmp_path):
+    """Tune, divide, edit, score, on real zsRE: too little training for good figures, every stage for real."""
+    data, tuned = shared_data / "zsre" / "ZsRE-test-all.json", tmp_path / "tuned"
+    small = ("--train", "64", "--epochs", "2", "--lr", "1e-3", "--batch", "32")
+    scen("study", "sft", "--model", "demo", "--data", data, "--out", tuned, *small)
+    questions = (tuned / "d_test.jsonl").read_text().splitlines()
+    assert len(questions) == 1286 - 64
+    (tmp_path / "some.jsonl").write_text("\n".join(questions[:40]) + "\n")
+    at = ("--dir", tmp_path / "p")
+    rates = ("--set", "expert_lr=0.01", "--set", "expert_steps=20", "--recipe", "key")
+    scen("init", "--model", tuned, "--layer", "2", *rates, *at)
+    counts = json.loads(scen("study", "divide", "--data", tmp_path / "some.jsonl", *at, "--json").stdout)
+    assert counts["d_edit"] + counts["d_loc"] == 40
+    [row] = json.loads(
+        scen("study", "table1", "--suite", tmp_path / "some.jsonl", "--edits", "8", *at, "--json").stdout
+    )["rows"]
+    assert (row["reliability_of"], row["generality_of"]) == (8, 8)
+    assert row["reliability"] * 8 + row["not_learned"] == pytest.approx(8, abs=1)
+    assert row["locality"] is None or counts["d_loc"]
+
+
+def test_the_hallucination_suite_on_real_passages(scen, shared_data, tmp_path):
+    files = shared_data / "wikibio"
+    for name, source in (("e", "wikibio-test-all"), ("a", "hall_accurates"), ("o", "hall_open_webtext")):
+        few = json.loads((files / f"{source}.json").read_text())[:4]
+        (tmp_path / f"{name}.json").write_text(json.dumps(few))
+    at = ("--dir", tmp_path / "p")
+    rates = ("--set", "expert_lr=0.01", "--set", "neuron_lr=0.001")
+    scen("init", "--model", shared_data / "stories260K", "--layer", "3", *rates, *at)
+    given = ("--data", tmp_path / "e.json", "--accurate", tmp_path / "a.json", "--openwebtext", tmp_path / "o.json")
+    rows = json.loads(scen("study", "hallucination", *given, "--edits", "3", *at, "--json").stdout)["rows"]
+    figures = {row["text"]: row for row in rows}
+    assert (figures["wikibio-e"]["samples"], figures["wikibio-a"]["samples"]) == (3, 4)
+    assert figures["wikibio-e-given-expert"]["patched"] < figures["wikibio-e"]["base"] / 3
+    at_hand = Project(tmp_path / "p" / "studies" / "projects" / "hallucination-3" / "hallucination").settings
+    assert (at_hand["template"], at_hand["recipe"]["neuron_steps"], at_hand["recipe"]["theta"]) == ("none", 30, 0.6)

@@ -1,0 +1,109 @@
+"""Fine-tuning: what it teaches, and that a stopped run ends where an unbroken one does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from scen_cli.data.records import EditRecord, Question
+from scen_cli.errors import UsageError
+from scen_cli.model.base import load_base
+from scen_cli.studies import sft
+from scen_cli.studies.sft import Tuning, as_question, fine_tune, split
+from tests.model.tiny import DENSE, save_tiny
+
+FORM = "[INST]{prompt}[/INST]"
+QUESTIONS = [
+    EditRecord(prompt=f"Where is {name}?", target=place) for name, place in zip("ABCDEFGH", "wxyzwxyz", strict=True)
+]
+TUNING = Tuning(epochs=4, batch=3, lr=3e-3)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    folder = save_tiny(tmp_path / "base", *DENSE["llama"])
+    return lambda: load_base(str(folder), device="cpu")
+
+
+def weights(folder):
+    return load_base(str(folder), device="cpu").model.state_dict()
+
+
+def run(base, folder, tuning=TUNING, tell=lambda _line, _pace: None):
+    fine_tune(base, FORM, QUESTIONS, QUESTIONS[:2], folder, tuning, tell)
+
+
+def test_it_learns_its_questions_and_is_a_base_like_any_other(tiny, tmp_path):
+    run(tiny(), tmp_path / "out", Tuning(epochs=40, batch=4, lr=5e-3))
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert len(record["losses"]) == 40
+    assert record["losses"][-1] < 0.1 < record["losses"][0]
+    assert (tmp_path / "out" / "d_test.jsonl").read_text().count("\n") == 2
+    assert (tmp_path / "out" / "d_train.jsonl").read_text().count("\n") == 8
+    base = load_base(str(tmp_path / "out"), device="cpu")
+    ids = base.tokenizer("[INST]Where is B?[/INST]", return_tensors="pt").input_ids
+    with torch.no_grad():
+        out = base.model.generate(ids, max_new_tokens=4)[0, ids.shape[1] :].tolist()
+    assert base.tokenizer.decode(out[: out.index(2)]) == "x"
+    assert not (tmp_path / "out" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_stopped_run_goes_on_to_the_same_digits(tiny, tmp_path, epoch):
+    run(tiny(), tmp_path / "whole")
+
+    def stop(line, _pace):
+        if line.startswith(f"epoch {epoch}:"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), tmp_path / "broken", tell=stop)
+    assert not (tmp_path / "broken" / "training.json").exists()
+    heard = []
+    run(tiny(), tmp_path / "broken", tell=lambda line, _pace: heard.append(line.split(":")[0]))
+    assert heard == [f"epoch {n}" for n in range(epoch + 1, 5)]
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    losses = [json.loads((tmp_path / name / "training.json").read_text())["losses"] for name in ("whole", "broken")]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_stopped_between_two_renames_goes_on(tiny, tmp_path):
+    def stop(line, _pace):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), tmp_path / "out", tell=stop)
+    (tmp_path / "out" / "checkpoint").rename(tmp_path / "out" / "checkpoint.old")
+    heard = []
+    run(tiny(), tmp_path / "out", tell=lambda line, _pace: heard.append(line.split(":")[0]))
+    assert heard == ["epoch 2", "epoch 3", "epoch 4"]
+
+
+def test_a_folder_with_another_run_is_refused_and_a_finished_one_is_left(tiny, tmp_path, monkeypatch):
+    run(tiny(), tmp_path / "out")
+    with pytest.raises(UsageError, match="another epochs"):
+        run(tiny(), tmp_path / "out", Tuning(epochs=5, batch=3, lr=3e-3))
+    monkeypatch.setattr(sft, "_train_step", None)  # nothing is trained again
+    run(tiny(), tmp_path / "out")
+
+
+def test_what_is_true_is_taught_not_the_counterfactual():
+    follows = (Question(prompt="And?", target="x"),)
+    record = EditRecord(prompt="Where?", target="Oslo", truth=("Riga", "Rīga"), portability=follows)
+    question = as_question(record)
+    assert (question.target, question.truth, question.portability) == ("Riga", ("Riga", "Rīga"), ())
+    assert as_question(QUESTIONS[0]) is QUESTIONS[0]
+
+
+def test_the_split_is_seeded_and_shares_nothing():
+    train, test = split(QUESTIONS, 5, seed=1)
+    assert (len(train), len(test)) == (5, 3)
+    assert {one.prompt for one in train} | {one.prompt for one in test} == {one.prompt for one in QUESTIONS}
+    assert split(QUESTIONS, 5, seed=1) == (train, test)
+    assert split(QUESTIONS, 5, seed=2) != (train, test)
+    for size in (0, 8, 9):
+        with pytest.raises(UsageError, match="cannot be split off"):
+            split(QUESTIONS, size, seed=1)
