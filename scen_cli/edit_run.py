@@ -63,6 +63,7 @@ def foresee(editor: Editor, entry: Entry) -> Outcome | None:
         return Outcome(where, "skipped", edit.id, reason)
     try:
         editor.prepare(entry.record)
+        editor.project.check_may_supersede(entry.record.prompt)
     except UsageError as error:
         return Outcome(where, "failed", reason=str(error))
     return None

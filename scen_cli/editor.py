@@ -54,8 +54,6 @@ class Editor(PatchedModel):
         if not target:
             raise UsageError(f"target {record.target!r} tokenises to nothing")
         self.check_fits(f"{record.prompt} {record.target}", len(prompt) + len(target))
-        if self.recipe.edits_per_expert > 1:
-            self.project.check_may_supersede(record.prompt)
         return Prepared(prompt + target, len(target))
 
     def edit(self, record: EditRecord, where: SourceLine = FROM_LIBRARY) -> Edit:
@@ -72,6 +70,8 @@ class Editor(PatchedModel):
         Those whose targets the expert does not learn fail, the others stand.
         """
         started = time.perf_counter()
+        for record, _where in records:
+            self.project.check_may_supersede(record.prompt)
         ready = [self.prepare(record) for record, _where in records]
         expert = fit_expert(self.model, self.edited, [self._sample(one) for one in ready], self.recipe)
         seed = int(self.project.settings["seed"]) + self.project.ledger.next_edit_id()

@@ -61,12 +61,20 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 def test_every_command_is_in_the_table_of_commands():
     for command in app.registered_commands:
         assert f"`scen {command.name}`" in README
+    for group in app.registered_groups:
+        for command in group.typer_instance.registered_commands:
+            assert f"`scen {group.name} {command.name}`" in README or f"`{command.name}`" in README
 
 
 def test_every_option_named_in_the_readme_exists(scen):
     known = set()
-    for command in app.registered_commands:
-        known |= set(re.findall(r"--[a-z][a-z-]*", scen(command.name, "--help").stdout))
+    commands = [[command.name] for command in app.registered_commands]
+    for group in app.registered_groups:
+        commands += [[group.name, command.name] for command in group.typer_instance.registered_commands]
+    for command in commands:
+        text = scen(*command, "--help").stdout
+        assert "Example: scen" in " ".join(text.split())
+        known |= set(re.findall(r"--[a-z][a-z-]*", text))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - {"--help"}
     cut_by_narrow_help = {option for option in named if any(option.startswith(shown) for shown in known)}
     assert named <= known | cut_by_narrow_help

@@ -91,7 +91,8 @@ def _generation(
     editor = open_editor(dir, device, out)
     from scen_cli.evaluation.evaluate import evaluate
 
-    return evaluate(editor, loaded, decoding, quick)
+    with out.counting("answers") as tell:
+        return evaluate(editor, loaded, decoding, quick, tell)
 
 
 def _perplexity(files: tuple[Path | None, Path | None, Path | None], dir: Path, device: str, out: Output) -> Evaluation:

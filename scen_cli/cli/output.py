@@ -59,6 +59,15 @@ class Output:
         self._stderr.print(Text(text, style="yellow"))
 
     @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int], None]]:
+        """Yields `tell(count)`, for work whose end is not known: a counter on a terminal, else nothing."""
+        if self.quiet or not self._stderr.is_terminal:
+            yield lambda _count: None
+            return
+        with self._stderr.status(f"0 {what}") as status:
+            yield lambda count: status.update(f"{count} {what}")
+
+    @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Tell]:
         """Yields `tell(line, pace)`, to be called after each item: on a terminal it moves a bar with
         count, pace and time left; elsewhere it prints the line, unless that is empty."""

@@ -7,7 +7,7 @@ were each generated once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,21 @@ from scen_cli.model.patch import choose
 from scen_cli.model.template import Prompt
 from scen_cli.patched_model import BATCH, PatchedModel, ProjectPatch
 
+AT_ONCE = 16 * BATCH  # answers between two words of progress
+
+
+def _silent(_answered: int) -> None:
+    pass
+
 
 class Asker:
     """Answers of a patched model whose edits stay as they are meanwhile."""
 
-    def __init__(self, patched: PatchedModel, patch: ProjectPatch, options: dict[str, Any]) -> None:
-        self.patched, self.patch, self._options = patched, patch, options
+    def __init__(
+        self, patched: PatchedModel, patch: ProjectPatch, options: dict[str, Any], tell: Callable[[int], None] = _silent
+    ) -> None:
+        """`options` are for `generate`; `tell` hears how many answers have been generated."""
+        self.patched, self.patch, self._options, self._tell = patched, patch, options, tell
         self._tokens: dict[tuple[Prompt, int | None], list[int]] = {}
         self._activations: dict[Prompt, Tensor] = {}
 
@@ -55,8 +64,11 @@ class Asker:
         """What is generated for each prompt by an expert, or by the base (None), up to the end token."""
         asked = list(zip(prompts, experts, strict=True))
         new = [pair for pair in dict.fromkeys(asked) if pair not in self._tokens]
-        answers = self.patched.answer([p for p, _ in new], edits=[e for _, e in new], **self._options)
-        self._tokens.update(zip(new, answers.tokens, strict=True))
+        for start in range(0, len(new), AT_ONCE):
+            some = new[start : start + AT_ONCE]
+            answers = self.patched.answer([p for p, _ in some], edits=[e for _, e in some], **self._options)
+            self._tokens.update(zip(some, answers.tokens, strict=True))
+            self._tell(len(self._tokens))
         return [self._tokens[pair] for pair in asked]
 
     def texts(self, prompts: Sequence[Prompt], experts: Sequence[int | None]) -> list[str]:

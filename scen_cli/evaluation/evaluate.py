@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,9 +67,16 @@ class Evaluation:
         return {**plain, "figures": {name: figure.as_dict() for name, figure in self.figures.items()}}
 
 
-def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy", quick: bool = False) -> Evaluation:
+def evaluate(
+    editor: Editor,
+    suite: Suite,
+    decoding: str = "greedy",
+    quick: bool = False,
+    tell: Callable[[int], None] = lambda _answered: None,
+) -> Evaluation:
     """Score the suite's edits that this project has made, or tried and failed to make; the latter count
-    as wrong. `quick`: the paper's three figures and nothing more. Others may commit meanwhile.
+    as wrong. `quick`: the paper's three figures and nothing more. `tell` hears how many answers there are
+    so far. Others may commit meanwhile.
 
     Raises `UsageError` if none of the suite's edits is in the project.
     """
@@ -81,7 +88,7 @@ def evaluate(editor: Editor, suite: Suite, decoding: str = "greedy", quick: bool
         scored = scored_edits(everything, set(patch.expert_of), suite)
         made = {(one.record.prompt, one.record.target) for one in scored}
         gone = {(edit.prompt, edit.target) for edit in everything} - made
-        asker = Asker(editor, patch, DECODING[decoding])
+        asker = Asker(editor, patch, DECODING[decoding], tell)
         claimed = {edit.prompt for edit in everything} | {text for one in scored for text in one.record.rephrases}
         locality = locality_prompts(editor, suite, claimed)
         asked = list(papers_prompts(scored, locality))

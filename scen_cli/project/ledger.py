@@ -151,6 +151,19 @@ class Ledger:
         """Which expert each active edit has: {edit: expert}, in order of the edits."""
         return dict(self.db.execute("select id, expert from edits where state = 'active' order by id").fetchall())
 
+    def in_force_for(self, prompt: str) -> list[int]:
+        """Active edits of exactly this prompt."""
+        rows = self.db.execute("select id from edits where prompt = ? and state = 'active'", [prompt])
+        return [row[0] for row in rows.fetchall()]
+
+    def sharing(self, edit_id: int) -> list[int]:
+        """Active edits that have the same expert as this one, itself among them."""
+        mine = "select expert from edits where id = ?"
+        rows = self.db.execute(
+            f"select id from edits where state = 'active' and expert = ({mine}) order by id", [edit_id]
+        )
+        return [row[0] for row in rows.fetchall()]
+
     def edit(self, edit_id: int) -> Edit | None:
         rows = list(self.db["edits"].rows_where("id = ?", [edit_id]))
         return Edit.from_row(rows[0]) if rows else None

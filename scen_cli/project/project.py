@@ -145,10 +145,9 @@ class Project:
     def check_may_supersede(self, prompt: str) -> None:
         """Raise `UsageError` if the edit that a prompt has now shares its expert with others: its neuron
         would go on firing for it."""
-        experts = self.ledger.experts_in_force()
-        for edit, other in self.ledger.prompts_in_force():
-            mates = [mate for mate, expert in experts.items() if expert == experts[edit]]
-            if other == prompt and len(mates) > 1:
+        for edit in self.ledger.in_force_for(prompt):
+            mates = self.ledger.sharing(edit)
+            if len(mates) > 1:
                 raise UsageError(
                     f"{prompt!r} is edit {edit}, which shares its expert with others: it cannot be superseded alone",
                     hint=f"`scen revert {' '.join(map(str, mates))}`, then edit anew",
@@ -160,12 +159,11 @@ class Project:
         Raises `UsageError` when there is no such edit, one is not in force, or one shares its expert
         with an edit that is to stay.
         """
-        experts = self.ledger.experts_in_force()
         for edit_id in edit_ids:
             edit = self.find(edit_id)
             if edit.state != "active":
                 raise UsageError(f"edit {edit_id} is not in force: it is {edit.state}")
-            mates = [mate for mate, expert in experts.items() if expert == edit.expert]
+            mates = self.ledger.sharing(edit_id)
             if not set(mates) <= set(edit_ids):
                 raise UsageError(
                     f"edit {edit_id} shares its expert and neuron with others",

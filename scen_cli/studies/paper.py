@@ -146,6 +146,7 @@ def _row(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
         "variant": name,
         **shares,
         "average": average,
+        "generality_given_expert": metrics["figures"]["generality-given-expert"]["patched"]["share"],
         "locality_fired": fired,
         "not_learned": metrics["not_learned"],
         **counts,

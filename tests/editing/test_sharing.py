@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from scen_cli.data.suites import demo_edits
+from scen_cli.data.entries import Entry
+from scen_cli.data.records import SourceLine
+from scen_cli.data.suites import Suite, demo_edits
+from scen_cli.edit_run import foresee
 from scen_cli.editor import FROM_LIBRARY
 from scen_cli.errors import UsageError
+from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.project.check import verify
 from scen_cli.project.project import Project
 
@@ -41,6 +45,13 @@ def test_both_prompts_call_the_one_expert(shared):
     assert Project(shared.project.folder).merged().neurons.shape == (2, 768)
 
 
+def test_they_are_scored_like_others(shared):
+    figures = evaluate(shared, Suite("s", demo_edits()[:4], [])).figures
+    assert figures["reliability"].patched.right == figures["reliability"].routed.right == 4
+    assert figures["generality-given-expert"].patched.right >= figures["generality"].patched.right > 0
+    assert figures["token-accuracy"].patched.share == 1.0
+
+
 def test_they_are_taken_back_together_or_not_at_all(shared):
     with pytest.raises(UsageError, match="edit 2 shares its expert") as error:
         shared.project.revert(2)
@@ -55,7 +66,9 @@ def test_they_are_taken_back_together_or_not_at_all(shared):
 def test_one_of_them_cannot_be_superseded_alone(shared):
     again = demo_edits()[0].model_copy(update={"target": "Cuba"})
     with pytest.raises(UsageError, match="shares its expert"):
-        shared.prepare(again)
+        together(shared, [again])
+    entry = Entry(SourceLine("a.jsonl", 1), again)
+    assert "shares its expert" in foresee(shared, entry).reason
     shared.project.revert(1, 2)
     [edit] = together(shared, [again])
     assert edit.state == "active"

@@ -37,6 +37,25 @@ def test_the_demo_suite_on_forty_edits(edited):
     assert result.figures["token-accuracy"].base.share > 0.3  # teacher forcing flatters: the base answers none of them
 
 
+def test_a_thousand_prompts_are_asked_in_few_batches_and_each_once(edited, monkeypatch):
+    """`benchmarks/batched_evaluation.py` says what that saves; that the answers are the same,
+    `tests/test_patched_model.py` and `tests/model/test_patch.py` hold."""
+    rows = []
+    generate = edited.model.generate
+
+    def counting(*arguments, **options):
+        rows.append(len(options["input_ids"]))
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(edited.model, "generate", counting)
+    told = []
+    suite = load_suite("demo")
+    samples = evaluate(edited, suite, quick=True, tell=told.append).samples
+    assert len(samples) == 755
+    assert told[-1] == sum(rows) < 2 * len(samples)  # by an expert, and by the base: never twice
+    assert len(rows) < sum(rows) / 40
+
+
 def test_figures_fall_where_the_model_is_wrong(make_editor):
     """A wrong target, an unlearned edit and a disturbed prompt each cost what they should."""
     editor = make_editor("key", theta=0.01)  # so low that every prompt is claimed by some edit
