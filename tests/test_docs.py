@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -99,8 +100,34 @@ def test_the_table_of_recipes_is_what_the_demo_suite_gives(make_editor):
             assert abs(share.right - int(right)) <= share.total / 100
 
 
+def test_the_tables_of_studies_are_what_the_studies_wrote():
+    """`benchmarks/studies.sh` writes the files; the README shows them."""
+    folder = ROOT / "benchmarks" / "studies"
+
+    def rows(name):
+        with (folder / f"{name}.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    roles = ("reliability", "generality", "locality")
+    line = r"^\| (?:expert at|neuron:|two edits|four edits).*?\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| [\d. /]+ \|$"
+    shown = re.findall(line, README, re.MULTILINE)
+    tables = rows("table3")[:5] + rows("table4")[1:]
+    measured = [tuple(f"{100 * float(row[role]):.1f}" for role in roles) for row in tables]
+    assert shown == measured
+
+    share = r"([\d.]+) \((\d+)/\d+\)"
+    line = rf"^\| (ZsRE|CounterFact) \| `(\w+)` \| {share} \| {share} \| ([\d.]+) \| {share} \|$"
+    real = re.findall(line, README, re.MULTILINE)
+    assert len(real) == 4
+    columns = ("reliability", "generality", "generality_given_expert", "locality")
+    for suite, recipe, reliability, right, generality, _right, given, locality, _kept in real:
+        [row] = rows(f"{suite.lower()}-{recipe}")
+        assert [reliability, generality, given, locality] == [f"{100 * float(row[name]):.1f}" for name in columns]
+        assert int(right) == round(float(row["reliability"]) * int(row["reliability_of"]))
+
+
 def test_links_lead_somewhere():
-    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+    for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
         assert (ROOT / link).exists(), link
 
 

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Everything in benchmarks/studies/: `bash benchmarks/studies.sh WORK [DATA]` (about 10 minutes on 2 slow cores;
+# with DATA, a folder that holds zsre/ZsRE-test-all.json and counterfact/counterfact-train.json, 20 more).
+set -euo pipefail
+work=$1 data=${2:-}
+
+scen init --model demo --recipe paper --dir "$work/demo"
+for study in table1 table3 table4 fig4 fig5; do scen study $study --edits 200 --dir "$work/demo"; done
+scen study fig3 --edits 100 --dir "$work/demo"
+
+[ -n "$data" ] || exit 0
+scen study sft --model demo --data "$data/zsre/ZsRE-test-all.json" --out "$work/zsre" \
+    --train 643 --epochs 60 --lr 1e-3 --batch 32
+scen study sft --model demo --data "$data/counterfact/counterfact-train.json" --out "$work/counterfact" \
+    --train 5000 --epochs 10 --lr 1e-3 --batch 32
+for suite in zsre counterfact; do
+    for recipe in paper key; do
+        project=$work/$suite-$recipe
+        scen init --model "$work/$suite" --layer 2 --recipe $recipe --dir "$project" \
+            --set expert_lr=0.01 --set expert_steps=30 --set neuron_lr=0.001 --set neuron_steps=100
+        scen study table1 --suite $suite --data "$work/$suite/d_test.jsonl" --edits 200 --dir "$project"
+    done
+done
