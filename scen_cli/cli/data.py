@@ -76,11 +76,12 @@ def _rows(found: Inspection) -> list[tuple[str, object]]:
         ("distinct prompts", found.distinct_prompts),
         ("repeats", len(found.repeats)),
         ("conflicts", len(found.conflicts)),
-        ("phrasings per record", phrasings),
+        ("phrasings per fact", phrasings),
         ("with a subject", found.with_subject),
         ("with the truth", found.with_truth),
         ("portability", _kinds(found.portability)),
         ("locality", _kinds(found.locality)),
+        ("locality that is an edit", found.locality_edited),
         ("locality near an edit", len(found.near)),
     ]
 

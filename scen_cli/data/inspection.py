@@ -18,8 +18,9 @@ NEAR = 0.8  # share of words two prompts have in common, of all the words they h
 @dataclass(frozen=True)
 class Inspection:
     """Counts of a file. `problems`, `repeats` and `conflicts` name places in it; a conflict is a second
-    target for one prompt. `phrasings` counts records by how many phrasings (prompt and rephrases) they
-    have; `portability` and `locality` count prompts by kind. `near` holds (phrasing of an edit, locality
+    target for one prompt. `phrasings` counts facts (subject and target; without a subject, prompts) by how
+    many phrasings they have; `portability` and `locality` count prompts by kind; `locality_edited` are
+    locality prompts that are a phrasing of an edit, word for word. `near` holds (phrasing of an edit, locality
     prompt, share of common words): a locality prompt that an edit may well claim."""
 
     forms: dict[str, int]
@@ -33,6 +34,7 @@ class Inspection:
     with_truth: int
     portability: dict[str, int]
     locality: dict[str, int]
+    locality_edited: int
     near: list[tuple[str, str, float]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -44,6 +46,8 @@ def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspectio
     records = [entry.record for entry in entries if entry.record is not None]
     repeats, conflicts = _repeats(entries)
     neighbours = [neighbour for record in records for neighbour in record.locality]
+    locality_prompts = [*(neighbour.prompt for neighbour in neighbours), *locality]
+    edited = dict.fromkeys(text for record in records for text in (record.prompt, *record.rephrases))
     return Inspection(
         forms=dict(Counter(entry.form for entry in entries if entry.form)),
         records=len(records),
@@ -51,12 +55,13 @@ def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspectio
         problems=[f"{entry.where}: {entry.problem}" for entry in entries if entry.record is None],
         repeats=repeats,
         conflicts=conflicts,
-        phrasings=dict(sorted(Counter(1 + len(record.rephrases) for record in records).items())),
+        phrasings=dict(sorted(Counter(_phrasings_of_facts(records)).items())),
         with_subject=sum(record.subject is not None for record in records),
         with_truth=sum(bool(record.truth) for record in records),
         portability=_kinds([question.kind for record in records for question in record.portability]),
         locality=_kinds([neighbour.kind for neighbour in neighbours]),
-        near=near_duplicates(_phrasings(records), [*(neighbour.prompt for neighbour in neighbours), *locality]),
+        locality_edited=sum(prompt in edited for prompt in locality_prompts),
+        near=near_duplicates(list(edited), locality_prompts),
     )
 
 
@@ -106,5 +111,9 @@ def _kinds(kinds: Sequence[str | None]) -> dict[str, int]:
     return dict(Counter(kind or "unnamed" for kind in kinds))
 
 
-def _phrasings(records: Sequence[EditRecord]) -> list[str]:
-    return [text for record in records for text in (record.prompt, *record.rephrases)]
+def _phrasings_of_facts(records: Sequence[EditRecord]) -> list[int]:
+    """How many different phrasings each fact has, over all records of the same subject and target."""
+    facts: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for record in records:
+        facts[record.subject or record.prompt, record.target] |= {record.prompt, *record.rephrases}
+    return [len(phrasings) for phrasings in facts.values()]

@@ -6,6 +6,8 @@ import json
 import random
 import re
 
+import pytest
+
 from scen_cli.data.entries import read_as_they_are
 from scen_cli.data.inspection import NEAR, inspect, near_duplicates
 
@@ -13,8 +15,10 @@ from scen_cli.data.inspection import NEAR, inspect, near_duplicates
 def test_counts_repeats_and_conflicts(tmp_path):
     path = tmp_path / "a.jsonl"
     first = {"prompt": "Who led X?", "target": "Ada", "rephrases": ["X was led by?"], "subject": "X", "truth": "Bo"}
-    near = {"prompt": "Who led Y?", "target": "Cy", "locality": [{"prompt": "who led x", "kind": "same-relation"}]}
-    lines = [first, near, {**near, "target": "Di"}, {**first, "rephrases": []}, {"prompt": "Z?"}]
+    beside = [{"prompt": "who led x", "kind": "same-relation"}]
+    near = {"prompt": "Who led Y?", "target": "Cy", "locality": beside}
+    again = {**first, "rephrases": [], "locality": [{"prompt": "Who led Y?"}]}
+    lines = [first, near, {**near, "target": "Di"}, again, {"prompt": "Z?"}]
     path.write_text("\n".join(map(json.dumps, lines)))
     found = inspect(read_as_they_are(str(path)), ["Where is Z?", "X was led by"])
     assert found.forms == {"scen": 4}
@@ -22,10 +26,24 @@ def test_counts_repeats_and_conflicts(tmp_path):
     assert found.problems == ["a.jsonl:5: `target` is missing"]
     assert found.repeats == ["a.jsonl:4 and 1: Who led X?"]
     assert found.conflicts == ["a.jsonl:3 and 2: Who led Y?"]
-    assert found.phrasings == {1: 3, 2: 1}
+    assert found.phrasings == {1: 2, 2: 1}  # the fourth record is the first one's fact
     assert (found.with_subject, found.with_truth) == (2, 2)
-    assert found.locality == {"same-relation": 2}
-    assert found.near == [("Who led X?", "who led x", 1.0), ("X was led by?", "X was led by", 1.0)]
+    assert found.locality == {"same-relation": 2, "unnamed": 1}
+    assert found.locality_edited == 1
+    assert found.near == [
+        ("Who led X?", "who led x", 1.0),
+        ("Who led Y?", "Who led Y?", 1.0),
+        ("X was led by?", "X was led by", 1.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "conflicts", "edited"),
+    [("zsre/ZsRE-test-all.json", 10, 0), ("counterfact/wiki_counterfact-train.json", 0, 54)],
+)
+def test_what_the_readme_says_of_the_real_files(shared_data, name, conflicts, edited):
+    found = inspect(read_as_they_are(str(shared_data / name)))
+    assert (len(found.conflicts), found.locality_edited) == (conflicts, edited)
 
 
 def test_near_duplicates_are_those_of_all_pairs():
