@@ -67,6 +67,22 @@ def share_experts_and_keep_samples(db: Database) -> None:
     db["edits"].add_column("expert", int)
     db.execute("update edits set expert = id where file is not null")
     db["evaluations"].add_column("samples", str)  # JSON list: every prompt, and what was answered
+    theta = next(db["thresholds"].rows_where(order_by="id desc", limit=1), {"theta": None})["theta"]
+    for row in list(db["evaluations"].rows):
+        metrics = _by_name(json.loads(row["metrics"]), theta)
+        db["evaluations"].update(row["id"], {"metrics": json.dumps(metrics), "samples": "[]"})
+
+
+def _by_name(old: dict[str, Any], theta: float | None) -> dict[str, Any]:
+    """Metrics of the first version, figure by figure."""
+    roles = ("reliability", "generality", "locality")
+    figures = {role: {"patched": old["patched"][role], "base": old["base"][role]} for role in roles}
+    figures["generality"]["routed"] = old["rephrases_routed"]
+    figures["locality"]["fired"] = old["locality_fired"]
+    figures["generality-given-expert"] = {"patched": old["generality_given_expert"]}
+    figures["token-accuracy"] = {side: old[side]["token_accuracy"] for side in ("patched", "base")}
+    same = ("suite", "decoding", "last_change", "records", "edits", "not_learned", "left_out")
+    return {**{name: old[name] for name in same}, "theta": theta, "figures": figures, "curves": {}}
 
 
 @dataclass(frozen=True)
