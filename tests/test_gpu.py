@@ -7,13 +7,17 @@ import time
 import pytest
 import torch
 
+from scen_cli.data.passages import Passages
 from scen_cli.data.records import EditRecord
-from scen_cli.data.suites import demo_edits
+from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.demo.facts import right_facts
 from scen_cli.editor import Editor
+from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.evaluation.hallucination import evaluate_perplexity
 from scen_cli.model.base import Base, load_base
 from scen_cli.model.patch import last_token, positions_of
 from scen_cli.project_setup import new_project
+from scen_cli.studies.sft import Tuning, fine_tune
 from tests.conftest import edit_all
 
 pytestmark = [
@@ -52,6 +56,48 @@ def test_mixed_rows_equal_each_prompt_alone(editor):
         with editor.patch().using(editor.patch().route(editor.model, one, whole).choice):
             alone = editor.model(input_ids=one, attention_mask=whole).logits[0, -1]
         assert (row - alone).abs().max() < 1e-4
+
+
+def test_figures_are_those_of_the_cpu(editor, tmp_path):
+    suite = Suite("s", demo_edits()[:40], [fact.phrasings[0] for fact in right_facts()[:100]])
+    there = evaluate(editor, suite)
+    on_cpu = Editor(editor.project, device="cpu")
+    here = evaluate(on_cpu, suite)
+    for name, figure in here.figures.items():
+        assert abs(figure.patched.value - there.figures[name].patched.value) < 0.011, name
+    passages = Passages(Suite("s", demo_edits()[:10], []), [], [fact.phrasings[0] for fact in right_facts()[:10]])
+    for name, figure in evaluate_perplexity(on_cpu, passages).figures.items():
+        assert figure.patched.mean == pytest.approx(
+            evaluate_perplexity(editor, passages).figures[name].patched.mean, rel=1e-2
+        )
+    on_cpu.detach()
+
+
+def test_fine_tuning_goes_on_after_a_stop(tmp_path):
+    questions = [EditRecord(prompt=f"Where is {name}?", target="wxyz"[n % 4]) for n, name in enumerate("ABCDEFGH")]
+    tuning = Tuning(epochs=2, batch=4, lr=1e-3)
+
+    def run(folder, note):
+        fine_tune(
+            load_base("demo", device="cuda"),
+            "[INST]{prompt}[/INST]",
+            questions,
+            questions[:1],
+            folder,
+            tuning,
+            lambda _line, _pace: None,
+            note,
+        )
+
+    def stop(_line):
+        raise KeyboardInterrupt
+
+    run(tmp_path / "whole", lambda _line: None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", stop)
+    run(tmp_path / "broken", lambda _line: None)
+    whole, broken = (load_base(str(tmp_path / name), device="cpu").model.state_dict() for name in ("whole", "broken"))
+    assert all(torch.allclose(whole[name], broken[name], atol=1e-5) for name in whole)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 4}, {"prefill_chunk_size": 3}, {"use_cache": False}])

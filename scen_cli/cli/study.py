@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,8 +55,8 @@ def sft(
     d_train, d_test = split([as_question(record) for record in records], train, seed)
     tuning = Tuning(epochs=epochs, batch=batch, lr=lr, seed=seed)
     base = load_base(model, device=device)
-    with out.progress(epochs, "epochs") as tell:
-        fine_tune(base, template, d_train, d_test, to, tuning, tell)
+    with out.progress(epochs * math.ceil(train / batch), "steps") as tell:
+        fine_tune(base, template, d_train, d_test, to, tuning, tell, out.note)
     result = {"out": str(to), "train": len(d_train), "test": len(d_test)}
     out.result(result, f"{to}: a base tuned on {len(d_train)} questions; {len(d_test)} others in d_test.jsonl")
     out.note(f"next: `scen init --model {to} --layer N`, then `scen study divide --data {to / 'd_test.jsonl'}`")

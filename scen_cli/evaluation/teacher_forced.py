@@ -58,8 +58,10 @@ def next_token_kl(patched: PatchedModel, prompts: Sequence[str], edits: Sequence
     ids = [patched.template.prompt_ids(prompts[row]) for row in fired]
     for batch in _batches(patched, [len(tokens) for tokens in ids]):
         tokens = [ids[place] for place in batch]
-        of_base = _logits(patched, tokens, [None] * len(batch))[:, -1].double().log_softmax(dim=-1)
-        of_patched = _logits(patched, tokens, [edits[fired[place]] for place in batch])[:, -1].double().log_softmax(-1)
+        of_base, of_patched = (
+            _logits(patched, tokens, under)[:, -1].cpu().double().log_softmax(dim=-1)
+            for under in ([None] * len(batch), [edits[fired[place]] for place in batch])
+        )
         apart = (of_base.exp() * (of_base - of_patched)).sum(dim=-1).clamp(min=0)
         for place, divergence in zip(batch, apart.tolist(), strict=True):
             divergences[fired[place]] = divergence

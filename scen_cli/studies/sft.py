@@ -67,11 +67,12 @@ def fine_tune(
     folder: Path,
     tuning: Tuning,
     tell: Tell,
+    note: Callable[[str], None],
 ) -> None:
     """Train on the answer and end tokens of `train` and write a base to `folder`, with the split beside it.
 
-    `form` is the template's. `tell` hears of every epoch. Raises `UsageError` if the folder holds a run
-    of other settings.
+    `form` is the template's. `tell` hears of every step, `note` of every epoch that is kept. Raises
+    `UsageError` if the folder holds a run of other settings.
     """
     template = make_template(base.tokenizer, base.model, form)
     about = {**asdict(tuning), "template": form, "base": digest_of(base.folder), "questions": len(train)}
@@ -91,11 +92,13 @@ def fine_tune(
         for step in range(steps_an_epoch):
             rows = [sequences[row] for row in order[step * tuning.batch : (step + 1) * tuning.batch]]
             rate = _rate(epoch * steps_an_epoch + step, tuning.epochs * steps_an_epoch, tuning)
-            total += _train_step(model, optimizer, rows, rate)
+            loss = _train_step(model, optimizer, rows, rate)
+            total += loss
+            tell("", f"epoch {epoch + 1}, loss {loss:.4f}")
         losses.append(total / steps_an_epoch)
         seconds += time.perf_counter() - started
         _save_checkpoint(folder / "checkpoint", model, optimizer, {**about, "losses": losses, "seconds": seconds})
-        tell(f"epoch {epoch + 1}: loss {losses[-1]:.4f}", f"loss {losses[-1]:.4f}")
+        note(f"epoch {epoch + 1}: loss {losses[-1]:.4f}")
     model.eval().requires_grad_(False)
     model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)

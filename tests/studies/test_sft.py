@@ -31,12 +31,14 @@ def weights(folder):
     return load_base(str(folder), device="cpu").model.state_dict()
 
 
-def run(base, folder, tuning=TUNING, tell=lambda _line, _pace: None):
-    fine_tune(base, FORM, QUESTIONS, QUESTIONS[:2], folder, tuning, tell)
+def run(base, folder, tuning=TUNING, note=lambda _line: None):
+    steps = []
+    fine_tune(base, FORM, QUESTIONS, QUESTIONS[:2], folder, tuning, lambda _line, pace: steps.append(pace), note)
+    return steps
 
 
 def test_it_learns_its_questions_and_is_a_base_like_any_other(tiny, tmp_path):
-    run(tiny(), tmp_path / "out", Tuning(epochs=40, batch=4, lr=5e-3))
+    assert len(run(tiny(), tmp_path / "out", Tuning(epochs=40, batch=4, lr=5e-3))) == 80
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert len(record["losses"]) == 40
     assert record["losses"][-1] < 0.1 < record["losses"][0]
@@ -54,15 +56,15 @@ def test_it_learns_its_questions_and_is_a_base_like_any_other(tiny, tmp_path):
 def test_a_stopped_run_goes_on_to_the_same_digits(tiny, tmp_path, epoch):
     run(tiny(), tmp_path / "whole")
 
-    def stop(line, _pace):
+    def stop(line):
         if line.startswith(f"epoch {epoch}:"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tiny(), tmp_path / "broken", tell=stop)
+        run(tiny(), tmp_path / "broken", note=stop)
     assert not (tmp_path / "broken" / "training.json").exists()
     heard = []
-    run(tiny(), tmp_path / "broken", tell=lambda line, _pace: heard.append(line.split(":")[0]))
+    run(tiny(), tmp_path / "broken", note=lambda line: heard.append(line.split(":")[0]))
     assert heard == [f"epoch {n}" for n in range(epoch + 1, 5)]
     whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
@@ -71,14 +73,14 @@ def test_a_stopped_run_goes_on_to_the_same_digits(tiny, tmp_path, epoch):
 
 
 def test_a_run_stopped_between_two_renames_goes_on(tiny, tmp_path):
-    def stop(line, _pace):
+    def stop(line):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tiny(), tmp_path / "out", tell=stop)
+        run(tiny(), tmp_path / "out", note=stop)
     (tmp_path / "out" / "checkpoint").rename(tmp_path / "out" / "checkpoint.old")
     heard = []
-    run(tiny(), tmp_path / "out", tell=lambda line, _pace: heard.append(line.split(":")[0]))
+    run(tiny(), tmp_path / "out", note=lambda line: heard.append(line.split(":")[0]))
     assert heard == ["epoch 2", "epoch 3", "epoch 4"]
 
 
