@@ -60,6 +60,7 @@ class ProjectPatch(Patch):
         merged, expert_of = project.merged(), project.ledger.experts_in_force()
         device = edited.projection.weight.device
         self.edits = merged.experts
+        self.longest_answer: int | None = None  # in tokens, once it has been asked for
         self.expert_of = expert_of  # of each edit in force
         self.experts_at_once = max(1, CACHE_BYTES // (edited.projection.weight.numel() * 4))
         expert = lru_cache(self.experts_at_once)(
@@ -240,15 +241,20 @@ class PatchedModel:
             elif edits is None:
                 chunks = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
                 edits = [edit for chunk in chunks for edit in self.route(chunk).edits]
-            for batch in batches(edits, patch.experts_at_once):
+            wanted = int(options.pop("max_new_tokens", None) or self.longest_answer())
+            rooms = [self._room(prompt, wanted) for prompt in prompts]
+            for batch in batches(edits, patch.experts_at_once, [room < wanted for room in rooms]):
                 chosen = [edits[row] for row in batch]
                 ids, mask = self.encode([prompts[row] for row in batch])
-                room = min(self.longest_answer(chosen), (self.context or 10**9) - ids.shape[1])
-                usual = {"do_sample": False, "max_new_tokens": room}
+                usual = {"do_sample": False, "max_new_tokens": rooms[batch[0]]}
                 out = self._generate(patch, ids, mask, patch.rows_of(chosen), **{**usual, **options})
                 for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
                     generated[row] = self.template.until_end(tokens)
         return Answers([self.template.answer(tokens) for tokens in generated], list(edits), generated)
+
+    def _room(self, prompt: Prompt, wanted: int) -> int:
+        """How many tokens of an answer the base's context has room for after a prompt, at most so many."""
+        return wanted if self.context is None else min(wanted, self.context - len(self.template.prompt_ids(prompt)))
 
     def _generate(
         self, patch: ProjectPatch, ids: Tensor, mask: Tensor | None, choice: Tensor | None, **options: Any
@@ -256,18 +262,24 @@ class PatchedModel:
         options = {"pad_token_id": self.pad_id, "eos_token_id": list(self.template.end_ids), **options}
         return patch.generate(self.model, self.model.generate, ids, mask, choice, **options)
 
-    def longest_answer(self, edits: Sequence[int | None]) -> int:
-        """Tokens to allow an answer: `MAX_NEW_TOKENS`, or what the longest of these edits' targets takes."""
-        experts = {self.project.find(edit).expert for edit in set(edits) if edit is not None}
-        made = [edit for edit in self.project.ledger.edits("active") if edit.expert in experts] if experts else []
-        return max([MAX_NEW_TOKENS, *(len(self.template.target_ids(edit.prompt, edit.target)) for edit in made)])
+    def longest_answer(self) -> int:
+        """Tokens to allow an answer: `MAX_NEW_TOKENS`, or what the longest target of the edits in force takes.
+        The same for every prompt, whoever answers it: so that a longer answer is never just a later stop."""
+        patch = self.patch()
+        if patch.longest_answer is None:
+            made = self.project.ledger.edits("active")
+            lengths = [len(self.template.target_ids(edit.prompt, edit.target)) for edit in made]
+            patch.longest_answer = max([MAX_NEW_TOKENS, *lengths])
+        return patch.longest_answer
 
 
-def batches(edits: Sequence[int | None], experts_at_once: int) -> Iterator[list[int]]:
-    """Rows in batches of at most `BATCH` that call at most so many different edits."""
+def batches(edits: Sequence[int | None], experts_at_once: int, alone: Sequence[bool]) -> Iterator[list[int]]:
+    """Rows in batches of at most `BATCH` that call at most so many different edits; each of those that must
+    be `alone` (their prompts leave too little room for an answer of the usual length) by itself."""
+    yield from ([row] for row in range(len(edits)) if alone[row])
     batch: list[int] = []
     called: set[int] = set()
-    for row in sorted(range(len(edits)), key=lambda row: edits[row] or 0):
+    for row in sorted((row for row in range(len(edits)) if not alone[row]), key=lambda row: edits[row] or 0):
         edit = edits[row]
         more = called if edit is None else called | {edit}
         if batch and (len(batch) == BATCH or len(more) > experts_at_once):

@@ -135,12 +135,14 @@ def test_a_prompt_that_nearly_fills_the_context_gets_what_room_is_left(edited):
 
 def test_batches_call_no_more_experts_than_fit():
     edits = [3, None, 1, 2, 3, None, 1, 4, 2, 5] * 20
-    made = list(batches(edits, experts_at_once=2))
+    made = list(batches(edits, 2, [False] * len(edits)))
     assert sorted(row for batch in made for row in batch) == list(range(200))
+    tight = [row in (4, 7) for row in range(len(edits))]
+    assert [batch for batch in batches(edits, 2, tight) if 4 in batch or 7 in batch] == [[4], [7]]
     for batch in made:
         assert len(batch) <= BATCH
         assert len({edits[row] for row in batch} - {None}) <= 2
-    assert list(batches([], 2)) == []
+    assert list(batches([], 2, [])) == []
 
 
 def test_each_expert_is_read_once_however_little_memory_there_is(make_editor, monkeypatch):

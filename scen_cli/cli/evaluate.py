@@ -48,15 +48,19 @@ def evaluate(
     Example: scen eval --suite demo --gate 'reliability>=0.95'
     """
     out = Output(as_json, quiet)
-    from scen_cli.evaluation.gates import not_met, parse_gates
+    from scen_cli.evaluation.gates import FURTHER, PAPERS, PERPLEXITIES, check_gates, not_met, parse_gates
 
     gates = parse_gates(gate or [])
-    earlier = _earlier(dir, against) if against is not None else None
+    check_gates(gates, PERPLEXITIES if suite == "hallucination" else PAPERS if quick else PAPERS + FURTHER)
+    earlier = _earlier(dir, against, suite) if against is not None else None
     if suite == "hallucination":
+        if locality or quick or decoding != "greedy":
+            raise UsageError("`--locality`, `--quick` and `--decoding` say nothing of the hallucination suite")
         evaluation = _perplexity((data, accurate, openwebtext), dir, device, out)
     else:
+        if accurate or openwebtext:
+            raise UsageError("`--accurate` and `--openwebtext` are files of the hallucination suite alone")
         evaluation = _generation(suite, data, locality, decoding, quick, dir, device, out)
-    problems = not_met(gates, evaluation.figures)
     number, trouble = None, None
     try:
         number = keep(open_project(dir), evaluation)
@@ -67,10 +71,14 @@ def evaluate(
     if earlier:
         result["against"], lines = _compare(earlier, result)
         shown += lines
+    known = [one for one in gates if one.figure in evaluation.figures]
+    problems = not_met(known, evaluation.figures)
     out.result({**result, "gates_not_met": problems}, *shown)
     if trouble:
         raise trouble
     out.note(f"kept as evaluation {number}: `--against {number}` compares a later one with it")
+    if len(known) < len(gates):
+        not_met(gates, evaluation.figures)  # says which kind was not asked
     if problems:
         raise GateNotMet("\n".join(problems))
 
@@ -120,7 +128,7 @@ def figures(evaluation: Evaluation) -> list[RenderableType]:
     from scen_cli.evaluation.samples import PAPERS_ROLES
 
     found = evaluation.figures
-    teacher_forced = evaluation.suite == "hallucination"
+    teacher_forced = evaluation.decoding == "teacher-forced"
     shown: list[RenderableType] = [_title(evaluation)]
     if teacher_forced:
         rows = [(name, figure.patched, figure.base, figure.fired) for name, figure in found.items()]
@@ -143,7 +151,7 @@ def figures(evaluation: Evaluation) -> list[RenderableType]:
             shown += [f"\n{heading}", table(("", "patched", "base", "an edit fired"), rows)]
     if "drift-kl" in found:
         changed, kl = found["drift-changed"], found["drift-kl"]
-        moves = [("greedy output changed", changed.patched), ("KL of the next token, nats", kl.patched)]
+        moves = [("output changed", changed.patched), ("KL of the next token, nats", kl.patched)]
         shown += ["\ndrift: prompts that were never edited", table(("", ""), moves)]
     if evaluation.curves:
         curve = [f"{point['reliability']['right']}/{point['edits']}" for point in evaluation.curves["retention"]]
@@ -158,7 +166,7 @@ def figures(evaluation: Evaluation) -> list[RenderableType]:
 def _title(evaluation: Evaluation) -> str:
     failed = f", {evaluation.not_learned} of them not learned" if evaluation.not_learned else ""
     how = f"after the last edit, {evaluation.decoding} decoding, exact match"
-    if evaluation.suite == "hallucination":
+    if evaluation.decoding == "teacher-forced":
         how = "after the last edit, routed at the passage's last token"
     title = f"{evaluation.suite}: {evaluation.edits} edits{failed}, {how}"
     never_edited = evaluation.records - evaluation.edits - evaluation.left_out
@@ -166,6 +174,8 @@ def _title(evaluation: Evaluation) -> str:
         title += f"\n(never edited, and not scored: {never_edited} of the suite's {evaluation.records} records)"
     if evaluation.left_out:
         title += f"\n(left out: {evaluation.left_out} whose edits were superseded or reverted since)"
+    if evaluation.too_long:
+        title += f"\n({evaluation.too_long} prompts or texts do not fit the base's context and were not asked)"
     return title
 
 
@@ -173,36 +183,42 @@ def _cut(evaluation: Evaluation) -> list[tuple[str, int]]:
     return [(name, count) for name, count in evaluation.curves["cut"].items() if count]
 
 
-def _earlier(dir: Path, number: int) -> dict[str, Any]:
-    """The evaluation to compare with. Raises `UsageError` if there is none of that number."""
+def _earlier(dir: Path, number: int, suite: str) -> dict[str, Any]:
+    """The evaluation to compare with. Raises `UsageError` if there is none of that number and suite."""
     ledger = open_project(dir).ledger
     earlier = ledger.evaluation(number)
     if earlier is None:
         known = ", ".join(f"{row['id']} ({row['suite']}, {row['created']})" for row in ledger.evaluations())
         raise UsageError(f"there is no evaluation {number}", hint=f"evaluations: {known or 'none yet'}")
+    if earlier["suite"] != Path(suite).name:
+        raise UsageError(f"evaluation {number} is of suite `{earlier['suite']}`, this one of `{Path(suite).name}`")
     return earlier
 
 
 def _compare(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, Any], list[RenderableType]]:
     from scen_cli.evaluation.against import changes, moved
 
-    if earlier["suite"] != now["suite"]:
-        raise UsageError(f"evaluation {earlier['id']} is of suite `{earlier['suite']}`, this one of `{now['suite']}`")
     figures_moved = moved(earlier["metrics"]["figures"], now["figures"])
-    found = changes(earlier["samples"], now["samples"])
+    found, alone = changes(earlier["samples"], now["samples"])
     rows = [(name, _short(was), _short(now_is)) for name, was, now_is in figures_moved if was != now_is]
     order = sorted(found, key=lambda change: ("lost", "won", "changed").index(change.verdict))
     lines: list[RenderableType] = [f"\nagainst evaluation {earlier['id']} of {earlier['created']}"]
+    for name in ("decoding", "theta"):
+        if earlier["metrics"].get(name) != now[name]:
+            lines.append(f"(with another {name}: {earlier['metrics'].get(name)} then, {now[name]} now)")
     lines += [table(("", "before#", "now#"), rows)] if rows else ["no figure moved"]
     if found:
         shown = [(c.verdict, c.role, c.edit, c.prompt, c.before, c.now, c.wanted) for c in order[:CHANGES_SHOWN]]
         lines.append(table(("", "", "edit#", "prompt", "before", "now", "wanted"), shown))
     if len(found) > CHANGES_SHOWN:
         lines.append(f"and {len(found) - CHANGES_SHOWN} more: `--json` has them all")
+    if alone:
+        lines.append(f"({alone} prompts were asked in one of the two alone)")
     data = {
         "evaluation": earlier["id"],
         "figures": [{"figure": name, "before": was, "now": now_is} for name, was, now_is in figures_moved],
         "changes": [change.as_dict() for change in order],
+        "asked_in_one_alone": alone,
     }
     return data, lines
 

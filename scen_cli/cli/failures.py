@@ -19,6 +19,8 @@ def explain(error: BaseException) -> tuple[str, str, int] | None:
         return f"the ledger cannot be used: {error}", "is the folder writable and the disk not full?", 1
     if isinstance(error, sqlite3.DatabaseError):
         return f"the ledger is damaged: {error}", "restore `scen.db` from a copy", 12
+    if isinstance(error, OverflowError) and "SQLite" in str(error):
+        return "there is no such number: it is too large", "`scen status` shows the edits", 2
     if isinstance(error, UnicodeEncodeError):
         return f"the output cannot show {error.object[error.start]!r}", "set `PYTHONIOENCODING=utf-8`", 1
     if isinstance(error, BrokenPipeError):  # `scen status | head`: nobody is left to tell

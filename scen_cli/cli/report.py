@@ -20,7 +20,7 @@ def report(
 ) -> None:
     """One self-contained HTML page: base, settings, figures with intervals, curves, confusions, costs, edits.
 
-    Figures are those of the newest `scen eval` of each suite. Pictures need matplotlib:
+    Figures are those of the newest `scen eval` of each suite. Its pictures need matplotlib:
     `pip install 'scen-cli[pictures]'`.
 
     Example: scen report
@@ -38,7 +38,10 @@ def report(
             return out.result({"markdown": text}, text.rstrip("\n"))
     else:
         from scen_cli.report.page import as_page
+        from scen_cli.report.pictures import has_matplotlib
 
+        if not has_matplotlib():
+            out.warn("without its pictures, which need matplotlib: `pip install 'scen-cli[pictures]'`")
         text = as_page(found)
     path = to or dir / "report.html"
     path.write_text(text, encoding="utf-8")

@@ -11,6 +11,7 @@ import typer
 
 from scen_cli.cli.opening import HERE, Device, Dir, load_quietly, open_editor
 from scen_cli.cli.output import Json, Output, Quiet, table
+from scen_cli.errors import ScenError
 
 if TYPE_CHECKING:
     from scen_cli.data.suites import Suite as Suite_
@@ -195,10 +196,12 @@ def _study(
     suite = load_suite(*source)
     folder = to or dir / "studies"
     editor = open_editor(dir, device, out)
+    from scen_cli.evaluation.evaluate import check_decoding
     from scen_cli.studies.division import fitting
     from scen_cli.studies.paper import STUDIES as BY_NAME
     from scen_cli.studies.paper import projects_of
 
+    check_decoding(decoding)
     if source[0] != "demo":
         suite, _folder = _divided(editor, suite, decoding, folder, out)
     for warning in fitting(suite, edits):
@@ -221,10 +224,17 @@ def _finish(name: str, finding: Finding, bench: Bench, folder: Path, out: Output
     """Write the findings and show them."""
     from scen_cli.studies.writing import write_finding
 
+    if not finding.rows:
+        raise ScenError(
+            "none of the edits was learned: there is nothing to show", hint="other rates: `scen init --set`"
+        )
+
     about = {"study": name, "suite": bench.suite.name, "edits": len(bench.suite.edits), "decoding": bench.decoding}
     about["theta"] = bench.theta
     about |= {key: bench.settings[key] for key in ("model", "weights_digest", "layer", "recipe", "seed")}
     files = write_finding(name, finding, about, folder)
+    if finding.note:
+        out.warn(finding.note)
     columns = list(finding.rows[0])
     rows = [[_cell(row[column]) for column in columns] for row in finding.rows]
     shown = rows if len(rows) <= SHOWN else rows[:: len(rows) // SHOWN]

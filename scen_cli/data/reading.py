@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -45,9 +46,19 @@ def _open(path: str) -> AbstractContextManager[TextIO]:
     if path == "-":
         if sys.stdin is None:
             raise UsageError("there is no standard input to read")
-        return nullcontext(sys.stdin)
+        return _standard_input()
     # Only "\n" ends a line: other separators may stand within a JSON string.
     return cast("AbstractContextManager[TextIO]", Path(path).open(encoding="utf-8", newline="\n"))
+
+
+@contextmanager
+def _standard_input() -> Iterator[TextIO]:
+    """Standard input as UTF-8, whatever the locale says."""
+    text = TextIOWrapper(sys.stdin.buffer, encoding="utf-8", newline="\n")
+    try:
+        yield text
+    finally:
+        text.detach()  # closing it would close standard input
 
 
 def _first_letters(file: TextIO) -> str:

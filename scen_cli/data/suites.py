@@ -39,6 +39,8 @@ def load_suite(name: str, data: Path | None = None, locality: Path | None = None
     Raises `UsageError` for a missing or unreadable file.
     """
     if name == "demo":
+        if data is not None:
+            raise UsageError("the demo suite has its own data: `--data` is for others")
         own, prompts = demo_edits(), [fact.phrasings[0] for fact in right_facts()]
         return Suite(name, own, read_prompts(locality) if locality else prompts)
     if name in NEED_DATA:

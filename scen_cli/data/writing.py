@@ -1,7 +1,8 @@
-"""Writing records in scen's own form: a file appears whole or not at all."""
+"""Writing records and other data: a file appears whole or not at all."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,4 +26,11 @@ def write_lines(path: Path, items: Iterable[dict[str, Any]]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with jsonlines.open(temporary, "w") as lines:
         lines.write_all(items)
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write one JSON object, the same way."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     temporary.replace(path)

@@ -25,21 +25,25 @@ class Change:
         return asdict(self)
 
 
-def changes(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[Change]:
-    """Samples (as dicts) of two evaluations of one suite, prompt by prompt; those of one alone are left out."""
-    earlier = {_name(sample): sample for sample in before}
-    found = []
+def changes(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> tuple[list[Change], int]:
+    """Samples (as dicts) of two evaluations of one suite, prompt by prompt, and how many prompts of either
+    the other did not ask. An edit may have another number by now: prompts are matched by what they are."""
+    earlier: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for sample in before:
+        earlier.setdefault(_name(sample), []).append(sample)
+    found, alone = [], 0
     for sample in now:
-        old = earlier.get(_name(sample))
-        if old is None:
+        same = earlier.get(_name(sample))
+        if not same:
+            alone += 1
             continue
-        was, is_now = old["patched"] == old["wanted"], sample["patched"] == sample["wanted"]
-        if was == is_now and old["patched"] == sample["patched"]:
+        old = same.pop(0)
+        if old["right"] == sample["right"] and old["patched"] == sample["patched"]:
             continue
-        verdict = "won" if is_now and not was else "lost" if was and not is_now else "changed"
+        verdict = "changed" if old["right"] == sample["right"] else "won" if sample["right"] else "lost"
         about = {name: sample[name] for name in ("role", "kind", "prompt", "edit", "wanted")}
         found.append(Change(**about, before=old["patched"], now=sample["patched"], verdict=verdict))
-    return found
+    return found, alone + sum(map(len, earlier.values()))
 
 
 def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
@@ -48,8 +52,8 @@ def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, 
     return [(name, _value(before.get(name)), _value(now.get(name))) for name in names]
 
 
-def _name(sample: Mapping[str, Any]) -> tuple[Any, ...]:
-    return sample["role"], sample["kind"], sample["prompt"], sample["edit"]
+def _name(sample: Mapping[str, Any]) -> tuple[str, str, str]:
+    return sample["role"], sample["kind"], sample["prompt"]
 
 
 def _value(figure: Mapping[str, Any] | None) -> float | None:

@@ -29,7 +29,8 @@ def retention(asker: Asker, scored: Sequence[Scored]) -> list[dict[str, Any]]:
         first = sum(expert <= newest for expert in asker.patch.edits)
         prompts = [one.record.prompt for one in known]
         answers = asker.texts(prompts, asker.route(prompts, first=first))
-        right = [answer == one.record.target for answer, one in zip(answers, known, strict=True)]
+        learned = [one.edit.state != "failed" for one in known]
+        right = [ok and answer == one.record.target for ok, answer, one in zip(learned, answers, known, strict=True)]
         curve.append({"edits": t, "reliability": asdict(Share.of(right))})
     return curve
 
@@ -50,7 +51,7 @@ def theta_sweep(asker: Asker, asked: Sequence[Asked], thetas: Sequence[float]) -
         right: dict[str, list[bool]] = {role: [] for role in PAPERS_ROLES}
         for one, (_expert, activation), base, other in zip(asked, strongest, by_base, by_expert, strict=True):
             answer = other if activation > theta else base
-            right[one.role].append(answer == (base if one.target is None else one.target))
+            right[one.role].append(one.is_right(answer, base))
         rows.append({"theta": theta, **{role: asdict(Share.of(outcomes)) for role, outcomes in right.items()}})
     return rows
 

@@ -25,6 +25,7 @@ from scen_cli.evaluation.samples import (
 )
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
 from scen_cli.patched_model import ProjectPatch
+from scen_cli.project.ledger import Edit
 
 DECODING: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -45,7 +46,8 @@ class Evaluation:
     their next-token distributions. `token-accuracy` is teacher-forced.
 
     `edits` of the suite's `records` were tried and are scored; `left_out`: records whose edits were
-    superseded or reverted since, which are not. `last_change`: the ledger's newest change when scoring
+    superseded or reverted since, which are not; `too_long`: prompts that the base's context cannot take,
+    which were not asked. `last_change`: the ledger's newest change when scoring
     began. `curves`: retention, threshold sweep, activation map, confusions.
     """
 
@@ -57,6 +59,7 @@ class Evaluation:
     edits: int
     not_learned: int
     left_out: int
+    too_long: int
     figures: dict[str, Figure]
     curves: dict[str, Any] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
@@ -80,8 +83,7 @@ def evaluate(
 
     Raises `UsageError` if none of the suite's edits is in the project.
     """
-    if decoding not in DECODING:
-        raise UsageError(f"decoding `{decoding}` is not known", hint=f"one of: {', '.join(DECODING)}")
+    check_decoding(decoding)
     last_change = editor.project.ledger.last_change()  # read first: a change from here on makes figures old
     with editor.steady() as patch:
         everything = editor.project.ledger.edits()
@@ -89,16 +91,17 @@ def evaluate(
         made = {(one.record.prompt, one.record.target) for one in scored}
         gone = {(edit.prompt, edit.target) for edit in everything} - made
         asker = Asker(editor, patch, DECODING[decoding], tell)
-        claimed = {edit.prompt for edit in everything} | {text for one in scored for text in one.record.rephrases}
+        claimed = claimed_prompts(everything, scored)
         locality = locality_prompts(editor, suite, claimed)
-        asked = list(papers_prompts(scored, locality))
+        wanted = list(papers_prompts(scored, locality))
         if not quick:
-            asked += _further(asker, scored, locality, claimed)
+            wanted += _further(asker, scored, locality, claimed)
+        asked = [one for one in wanted if editor.fits(one.prompt)]
         samples = ask(asker, asked)
         figures = figures_of(samples)
         figures["generality-given-expert"] = _given_expert(asker, scored, asked)
         if not quick:
-            figures |= _drift(asker, scored, locality) | _token_accuracy(editor, scored, samples)
+            figures |= _drift(asker, scored, locality, claimed) | _token_accuracy(editor, scored, samples)
         return Evaluation(
             suite=suite.name,
             decoding=decoding,
@@ -108,6 +111,7 @@ def evaluate(
             edits=len(scored),
             not_learned=sum(one.edit.state == "failed" for one in scored),
             left_out=sum((record.prompt, record.target) in gone for record in suite.edits),
+            too_long=len(wanted) - len(asked),
             figures=figures,
             curves={} if quick else _curves(asker, patch, scored, asked, samples),
             samples=samples,
@@ -118,12 +122,25 @@ def sweep_theta(
     editor: Editor, suite: Suite, thetas: Sequence[float], decoding: str = "greedy"
 ) -> list[dict[str, Any]]:
     """Reliability, Generality and Locality of the edits in force at each of these thresholds (Fig. 4)."""
+    check_decoding(decoding)
     with editor.steady() as patch:
         everything = editor.project.ledger.edits()
         scored = scored_edits(everything, set(patch.expert_of), suite)
-        claimed = {edit.prompt for edit in everything} | {text for one in scored for text in one.record.rephrases}
-        asked = list(papers_prompts(scored, locality_prompts(editor, suite, claimed)))
+        locality = locality_prompts(editor, suite, claimed_prompts(everything, scored))
+        asked = [one for one in papers_prompts(scored, locality) if editor.fits(one.prompt)]
         return theta_sweep(Asker(editor, patch, DECODING[decoding]), asked, thetas)
+
+
+def check_decoding(name: str) -> None:
+    """Raise `UsageError` for a decoding that there is not."""
+    if name not in DECODING:
+        raise UsageError(f"decoding `{name}` is not known", hint=f"one of: {', '.join(DECODING)}")
+
+
+def claimed_prompts(edits: Sequence[Edit], scored: Sequence[Scored]) -> set[str]:
+    """Prompts that were ever edited, and all rephrases of them: no locality prompts."""
+    texts = {text for edit in edits for text in (edit.prompt, *edit.rephrases)}
+    return texts | {text for one in scored for text in one.record.rephrases}
 
 
 def locality_prompts(editor: Editor, suite: Suite, claimed: set[str]) -> list[str]:
@@ -135,15 +152,11 @@ def locality_prompts(editor: Editor, suite: Suite, claimed: set[str]) -> list[st
 
 
 def _further(asker: Asker, scored: Sequence[Scored], locality: Sequence[str], claimed: set[str]) -> list[Asked]:
-    """The further prompts, without those that do not fit the base, and neighbours that an edit claims."""
+    """The further prompts, without neighbours that an edit claims."""
     earlier = OPENING
     if locality:
         earlier = (locality[0], asker.texts(locality[:1], [None])[0] or OPENING[1])
-    return [
-        one
-        for one in further_prompts(scored, earlier)
-        if asker.patched.fits(one.prompt) and not (one.role == "near-miss" and one.prompt in claimed)
-    ]
+    return [one for one in further_prompts(scored, earlier) if not (one.role == "near-miss" and one.prompt in claimed)]
 
 
 def _given_expert(asker: Asker, scored: Sequence[Scored], asked: Sequence[Asked]) -> Figure:
@@ -156,10 +169,10 @@ def _given_expert(asker: Asker, scored: Sequence[Scored], asked: Sequence[Asked]
     return Figure(Share.of(right + [False] * (len(rephrases) - len(learned))))
 
 
-def _drift(asker: Asker, scored: Sequence[Scored], locality: list[str]) -> dict[str, Figure]:
+def _drift(asker: Asker, scored: Sequence[Scored], locality: list[str], claimed: set[str]) -> dict[str, Figure]:
     """On prompts the data calls unrelated where it does, else on the locality prompts."""
-    unrelated = [n.prompt for one in scored for n in one.record.locality if n.kind == "unrelated"]
-    prompts = [prompt for prompt in dict.fromkeys(unrelated) if asker.patched.fits(prompt)] or locality
+    unrelated = dict.fromkeys(n.prompt for one in scored for n in one.record.locality if n.kind == "unrelated")
+    prompts = [prompt for prompt in unrelated if prompt not in claimed and asker.patched.fits(prompt)] or locality
     fired = asker.route(prompts)
     before, after = asker.tokens(prompts, [None] * len(prompts)), asker.tokens(prompts, fired)
     changed = Share.of([old != new for old, new in zip(before, after, strict=True)])

@@ -11,7 +11,10 @@ from scen_cli.errors import UsageError
 from scen_cli.evaluation.metrics import Figure
 
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-_GATE = re.compile(r"\s*([\w/ -]+?)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
+_GATE = re.compile(r"\s*([^<>=]+?)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
+PAPERS = ("reliability", "generality", "locality", "generality-given-expert")
+FURTHER = ("portability", "near-miss", "robustness", "drift-changed", "drift-kl", "token-accuracy")
+PERPLEXITIES = ("wikibio-e", "wikibio-a", "openwebtext", "wikibio-e-given-expert")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,17 @@ def parse_gates(texts: Sequence[str]) -> list[Gate]:
         except (TypeError, ValueError) as error:
             raise UsageError(f"gate `{text}` is not understood", hint="e.g. --gate 'reliability>=0.99'") from error
     return gates
+
+
+def check_gates(gates: Sequence[Gate], known: Sequence[str]) -> None:
+    """Before hours of scoring: raise `UsageError` for a gate on a figure that is none of the `known` (a kind
+    may follow after a slash), or for a share outside 0 to 1."""
+    for gate in gates:
+        name = gate.figure.split("/")[0]
+        if name not in known:
+            raise UsageError(f"gate `{gate}`: there is no such figure", hint=f"figures: {', '.join(known)}")
+        if name not in ("drift-kl", *PERPLEXITIES) and not 0 <= gate.bound <= 1:
+            raise UsageError(f"gate `{gate}`: {name} is a share, between 0 and 1")
 
 
 def not_met(gates: Sequence[Gate], figures: Mapping[str, Figure]) -> list[str]:

@@ -13,7 +13,6 @@ from math import exp
 from scen_cli.data.passages import Passages
 from scen_cli.data.records import EditRecord
 from scen_cli.editor import Editor
-from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate import Evaluation
 from scen_cli.evaluation.metrics import Figure, Mean, Share
 from scen_cli.evaluation.samples import scored_edits
@@ -37,7 +36,7 @@ def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
     `wikibio-e` and `wikibio-a` over the target's tokens, without an end token; `openwebtext` over the
     whole text but its first token. `wikibio-e-given-expert` hands each passage its own edit's expert.
     A text longer than the base's context is cut at its end, a passage that leaves no room for its
-    sentence at its beginning; `cut` says how many were.
+    sentence at its beginning; `cut` says how many were. `too_long` counts what cannot be scored at all.
     """
     last_change = editor.project.ledger.last_change()
     with editor.steady() as patch:
@@ -50,9 +49,13 @@ def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
             "wikibio-a": [_continued(editor, record) for record in passages.accurate],
             "openwebtext": [_whole(editor, text) for text in passages.openwebtext],
         }
-        figures = {name: _perplexity(editor, group) for name, group in groups.items() if group}
-        texts, experts = [one.text for one in groups["wikibio-e"]], [one.edit.expert for one in scored]
-        figures["wikibio-e-given-expert"] = Figure(Mean.of(perplexities(editor, texts, experts)))
+        known = {name: [passage for passage in group if passage] for name, group in groups.items()}
+        figures = {name: _perplexity(editor, group) for name, group in known.items() if group}
+        given = [
+            (passage.text, one.edit.expert) for passage, one in zip(groups["wikibio-e"], scored, strict=True) if passage
+        ]
+        values = perplexities(editor, [text for text, _ in given], [expert for _, expert in given])
+        figures["wikibio-e-given-expert"] = Figure(Mean.of(values))
         return Evaluation(
             suite="hallucination",
             decoding="teacher-forced",
@@ -62,8 +65,9 @@ def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
             edits=len(scored),
             not_learned=sum(one.edit.state == "failed" for one in scored),
             left_out=sum((record.prompt, record.target) in gone for record in passages.edits.edits),
+            too_long=sum(passage is None for group in groups.values() for passage in group),
             figures=figures,
-            curves={"cut": {name: _cut(editor, group) for name, group in groups.items()}},
+            curves={"cut": {name: _cut(editor, group) for name, group in known.items()}},
         )
 
 
@@ -86,19 +90,21 @@ def _perplexity(editor: Editor, passages: list[_Passage]) -> Figure:
     )
 
 
-def _continued(editor: Editor, record: EditRecord) -> _Passage:
+def _continued(editor: Editor, record: EditRecord) -> _Passage | None:
+    """A passage and its sentence; None if the sentence alone fills the base's context."""
     prompt = editor.template.prompt_ids(record.prompt)
     target = editor.template.target_ids(record.prompt, record.target)[:-1]
     room = (editor.context or 10**9) - len(target)
-    if not target or room < 1:
-        raise UsageError(f"{record.target[:40]!r}... leaves no room for a passage before it")
+    if not target or not prompt or room < 1:
+        return None
     prompt = prompt if len(prompt) <= room else prompt[-room:]
     return _Passage(Text(prompt + target, len(target)), prompt)
 
 
-def _whole(editor: Editor, text: str) -> _Passage:
+def _whole(editor: Editor, text: str) -> _Passage | None:
+    """A whole text; None if it is one token, of which nothing can be foretold."""
     ids = editor.template.prompt_ids(text)[: editor.context]
-    return _Passage(Text(ids, len(ids) - 1), ids)
+    return _Passage(Text(ids, len(ids) - 1), ids) if len(ids) > 1 else None
 
 
 def _cut(editor: Editor, passages: list[_Passage]) -> int:

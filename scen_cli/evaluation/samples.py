@@ -31,11 +31,19 @@ class Asked:
     kind: str = ""
     edit: Edit | None = None
 
+    def is_right(self, answer: str, by_base: str) -> bool:
+        """Whether the patched model's answer is right. What should follow from an edit that failed is wrong
+        whatever is answered: nothing was edited."""
+        if self.target is None:
+            return answer == by_base
+        return answer == self.target and (self.edit is None or self.edit.state != "failed")
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt and its answers. `edit` is the edit it belongs to, `fired` the one whose expert answered;
-    `owner` the one whose expert would be right. An expert that edits share goes by the first of them."""
+    """One prompt and its answers. `edit` is the edit it belongs to, `fired` the one whose expert answered,
+    `owner` the one whose expert should (an expert that edits share goes by the first of them; a failed edit
+    owns its prompts and never fires)."""
 
     role: str
     kind: str
@@ -46,10 +54,7 @@ class Sample:
     edit: int | None
     owner: int | None
     fired: int | None
-
-    @property
-    def right(self) -> bool:
-        return self.patched == self.wanted
+    right: bool
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,12 +69,25 @@ class Scored:
 
 
 def scored_edits(edits: Sequence[Edit], in_force: set[int], suite: Suite) -> list[Scored]:
-    """The suite's records that are to be scored. Raises `UsageError` if none of them was edited."""
-    tried = {(e.prompt, e.target): e for e in edits if e.id in in_force or e.state == "failed"}
+    """The suite's records that are to be scored: those in force, and those that failed unless another target
+    has been edited in for the same prompt since. Raises `UsageError` if none of them was edited."""
+    tried: dict[tuple[str, str], Edit] = {}
+    newest: dict[str, int] = {}  # the newest edit in force, by prompt
+    for edit in edits:
+        if edit.id in in_force:
+            newest[edit.prompt] = max(edit.id, newest.get(edit.prompt, 0))
+        earlier = tried.get((edit.prompt, edit.target))
+        if earlier is None or earlier.id not in in_force:
+            tried[edit.prompt, edit.target] = edit
+    standing = {
+        key: edit
+        for key, edit in tried.items()
+        if edit.id in in_force or (edit.state == "failed" and edit.id > newest.get(edit.prompt, 0))
+    }
     scored = [
-        Scored(record, tried[record.prompt, record.target])
+        Scored(record, standing[record.prompt, record.target])
         for record in suite.edits
-        if (record.prompt, record.target) in tried
+        if (record.prompt, record.target) in standing
     ]
     if not scored:
         raise UsageError(
@@ -118,8 +136,9 @@ def ask(asker: Asker, asked: Sequence[Asked]) -> list[Sample]:
             base=own,
             patched=answer,
             edit=one.edit.id if one.edit else None,
-            owner=one.edit.expert if one.edit and one.target is not None else None,
+            owner=(one.edit.expert or one.edit.id) if one.edit and one.target is not None else None,
             fired=expert,
+            right=one.is_right(answer, own),
         )
         for one, own, answer, expert in zip(asked, base, patched, fired, strict=True)
     ]

@@ -75,7 +75,7 @@ def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: 
         eos_token_id=list(patched.template.end_ids),
         pad_token_id=patched.pad_id,
         do_sample=False,
-        max_new_tokens=patched.longest_answer(patch.edits),
+        max_new_tokens=patched.longest_answer(),
     ).save_pretrained(draft)
     tokenizer = copy.deepcopy(patched.base.tokenizer)
     tokenizer.padding_side = "left"  # generation goes on from the right end of every row

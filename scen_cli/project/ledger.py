@@ -211,8 +211,8 @@ class Ledger:
         return {row["suite"]: json.loads(row["metrics"]) for row in rows}
 
     def last_change(self) -> int:
-        """Id of the newest event that changed which edits are in force; 0 if there is none."""
-        query = "select coalesce(max(id), 0) from events where kind in ('edit', 'revert')"
+        """Id of the newest event that made, failed to make or took back an edit; 0 if there is none."""
+        query = "select coalesce(max(id), 0) from events where kind in ('edit', 'edit-failed', 'revert')"
         return int(self.db.execute(query).fetchone()[0])
 
     def events(self) -> list[dict[str, Any]]:

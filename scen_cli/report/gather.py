@@ -25,7 +25,7 @@ SECTIONS = [
     ("Robustness", "The edit's own prompt, otherwise put: its target is wanted.", ("robustness/",)),
     (
         "Drift",
-        "Prompts never edited: greedy output changed at all, and KL divergence of the next token in nats.",
+        "Prompts never edited: output changed at all, and KL divergence of the next token in nats.",
         ("drift-changed", "drift-kl"),
     ),
     (

@@ -16,7 +16,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     settings = found["settings"]
     states = ", ".join(f"{count} {state}" for state, count in found["states"].items()) or "none yet"
     parts = [
-        f"# Edits of {model_name(settings)}",
+        f"# Edits of {_cell(model_name(settings))}",
         table(
             ("", ""),
             [
@@ -29,7 +29,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         ),
     ]
     for evaluation in found["evaluations"]:
-        parts += [f"## Suite {evaluation['suite']}", about(evaluation["metrics"])]
+        parts += [f"## Suite {_cell(evaluation['suite'])}", about(evaluation["metrics"])]
         if not evaluation["current"]:
             parts.append("**Edits were made or taken back since: these figures are of before.**")
         for section in evaluation["sections"]:
@@ -80,4 +80,4 @@ def model_name(settings: Mapping[str, Any]) -> str:
 
 def _cell(cell: object) -> str:
     text = str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
-    return text.replace("<", "&lt;").replace("`", "\\`")
+    return text.replace("<", "&lt;").replace("`", "\\`").replace("![", "!\\[").replace("](", "]\\(")

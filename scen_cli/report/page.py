@@ -16,8 +16,7 @@ LISTED = 300  # edits written out
 
 
 def as_page(found: Mapping[str, Any]) -> str:
-    """The page from what `gather` gives. Raises `UsageError` without matplotlib."""
-    pictures.require_matplotlib()
+    """The page from what `gather` gives; without pictures where matplotlib is not installed."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -34,6 +33,8 @@ def as_page(found: Mapping[str, Any]) -> str:
 
 def _pictures(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What an evaluation's curves show: a heading, the picture, and what it says."""
+    if not pictures.has_matplotlib():
+        return []
     curves, metrics = evaluation["curves"], evaluation["metrics"]
     drawn = []
     if len(curves.get("retention", [])) > 1:

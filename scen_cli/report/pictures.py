@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,14 @@ STYLES = {
 SIZE = (5.2, 3.2)  # inches: as wide as a phone shows at its own size
 
 
+def has_matplotlib() -> bool:
+    return find_spec("matplotlib") is not None
+
+
 def require_matplotlib() -> None:
     """Raise `UsageError` if matplotlib is not installed: pictures are an extra."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UsageError("pictures need matplotlib", hint="`pip install 'scen-cli[pictures]'`") from error
+    if not has_matplotlib():
+        raise UsageError("pictures need matplotlib", hint="`pip install 'scen-cli[pictures]'`")
 
 
 def of_study(

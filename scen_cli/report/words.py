@@ -41,7 +41,7 @@ def title(name: str) -> str:
         "wikibio-e": "WikiBio-E",
         "wikibio-a": "WikiBio-A",
         "openwebtext": "OpenWebText",
-        "drift-changed": "Greedy output changed",
+        "drift-changed": "Output changed",
         "drift-kl": "KL of the next token, nats",
         "token-accuracy": "Target tokens",
     }

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jsonlines
+from filelock import FileLock, Timeout
 
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite
-from scen_cli.data.writing import write_lines, write_records
+from scen_cli.data.writing import write_json, write_lines, write_records
 from scen_cli.editor import Editor
-from scen_cli.errors import UsageError
-from scen_cli.evaluation.evaluate import DECODING
+from scen_cli.errors import ProjectLocked, UsageError
+from scen_cli.evaluation.evaluate import DECODING, check_decoding
 from scen_cli.patched_model import BATCH
 from scen_cli.studies.sft import Tell, as_question
 
@@ -27,9 +28,19 @@ def divide(editor: Editor, records: Sequence[EditRecord], folder: Path, decoding
 
     Raises `UsageError` if the folder holds a division of other questions, or by another base.
     """
+    check_decoding(decoding)
     questions = [as_question(record) for record in records if editor.fits(record.prompt)]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return _divide(editor, questions, folder, decoding, tell)
+    except Timeout as error:
+        raise ProjectLocked(f"another process is dividing in `{folder}`", hint="wait for it to end") from error
+
+
+def _divide(editor: Editor, questions: list[EditRecord], folder: Path, decoding: str, tell: Tell) -> Suite:
     _claim(folder, _fingerprint(editor, questions, decoding))
-    answers = _kept(folder / "answers.jsonl")
+    answers = _kept(folder / "answers.jsonl", questions)
     with jsonlines.open(folder / "answers.jsonl", "a", flush=True) as lines:
         for start in range(len(answers), len(questions), BATCH):
             batch = questions[start : start + BATCH]
@@ -48,7 +59,7 @@ def divide(editor: Editor, records: Sequence[EditRecord], folder: Path, decoding
 
 
 def _fingerprint(editor: Editor, questions: Sequence[EditRecord], decoding: str) -> dict[str, str]:
-    content = json.dumps([(one.prompt, one.target, one.truth) for one in questions]).encode()
+    content = json.dumps([one.as_json() for one in questions]).encode()
     return {
         "questions": hashlib.sha256(content).hexdigest(),
         "base": editor.project.settings["weights_digest"],
@@ -59,24 +70,29 @@ def _fingerprint(editor: Editor, questions: Sequence[EditRecord], decoding: str)
 
 def _claim(folder: Path, about: dict[str, str]) -> None:
     """Write down what the folder's answers are answers to, or check that it is the same."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "division.json"
     if not path.exists():
-        path.write_text(json.dumps(about, indent=1), encoding="utf-8")
+        write_json(path, about)
     elif json.loads(path.read_text(encoding="utf-8")) != about:
         raise UsageError(
             f"`{folder}` holds a division of other questions, or by another base", hint="choose another folder"
         )
 
 
-def _kept(path: Path) -> list[str]:
-    """Answers of an earlier run; what was being written when it stopped is cut off."""
+def _kept(path: Path, questions: Sequence[EditRecord]) -> list[str]:
+    """Answers of an earlier run, as far as they are answers to these questions in order; what was being
+    written when it stopped is cut off."""
     if not path.exists():
         return []
-    whole = path.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
-    path.write_bytes(whole)
-    return [json.loads(line)["answer"] for line in whole.decode().splitlines()]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    answers = []
+    for line, question in zip(lines, questions, strict=False):
+        kept = json.loads(line)
+        if kept["prompt"] != question.prompt:
+            break
+        answers.append(kept["answer"])
+    path.write_bytes(b"".join(line + b"\n" for line in lines[: len(answers)]))
+    return answers
 
 
 def fitting(suite: Suite, edits: int) -> Iterator[str]:

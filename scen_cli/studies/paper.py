@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scen_cli.data.passages import Passages
-from scen_cli.editing.recipe import RECIPES
+from scen_cli.editing.recipe import RECIPES, Recipe
 from scen_cli.evaluation.asking import Asker
 from scen_cli.evaluation.curves import activation_map
 from scen_cli.evaluation.evaluate import DECODING, sweep_theta
@@ -15,34 +15,50 @@ from scen_cli.evaluation.hallucination import evaluate_perplexity
 from scen_cli.evaluation.samples import PAPERS_ROLES, scored_edits
 from scen_cli.studies.variants import Bench, Variant, edited, score
 
-SCEN = Variant("scen")
-PLACES = [Variant("W_attn", place="attn"), Variant("W_up", place="up"), SCEN]
+# What the rows of Tables 3 and 4 are compared with is set outright, whatever the current project has.
+_PLAIN: dict[str, Any] = {"disactivate": True, "margin": True, "edits_per_expert": 1}
+SCEN = Variant("scen", _PLAIN, place="down")
+PLACES = [Variant("W_attn", _PLAIN, place="attn"), Variant("W_up", _PLAIN, place="up"), SCEN]
 LOSSES = [
-    Variant("without-disactivate-and-margin", {"disactivate": False, "margin": False}),
-    Variant("without-margin", {"margin": False}),
+    Variant("without-disactivate-and-margin", {**_PLAIN, "disactivate": False, "margin": False}, place="down"),
+    Variant("without-margin", {**_PLAIN, "margin": False}, place="down"),
     SCEN,
 ]
-SHARED = [SCEN, Variant("two-per-expert", {"edits_per_expert": 2}), Variant("four-per-expert", {"edits_per_expert": 4})]
+SHARED = [
+    SCEN,
+    Variant("two-per-expert", {**_PLAIN, "edits_per_expert": 2}, place="down"),
+    Variant("four-per-expert", {**_PLAIN, "edits_per_expert": 4}, place="down"),
+]
 THETAS = [round(0.40 + step / 100, 2) for step in range(60)]  # the paper's 0.60 to 0.70, and beyond
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Rows of a table or points of a figure, and for Fig. 3 the activation maps to draw."""
+    """Rows of a table or points of a figure, for Fig. 3 the activation maps to draw, and what to know."""
 
     rows: list[dict[str, Any]]
     maps: dict[str, dict[str, Any]] | None = None
+    note: str = ""
 
 
 def scen_row(bench: Bench) -> Finding:
-    """SCEN's row of Tables 1 and 2."""
-    return Finding([_row("SCEN", score(bench, SCEN))])
+    """SCEN's row of Tables 1 and 2, with the current project's settings as they are."""
+    return Finding([_row(bench.settings["recipe"]["name"], score(bench, _own(bench)))])
+
+
+def _own(bench: Bench) -> Variant:
+    """The current project's own settings; under SCEN's name where they are SCEN's."""
+    recipe = Recipe.model_validate(bench.settings["recipe"])
+    plain = all(getattr(recipe, name) == value for name, value in _PLAIN.items())
+    return SCEN if plain and bench.settings.get("place", "down") == "down" else Variant("own-settings")
 
 
 def table3(bench: Bench) -> Finding:
     """Table 3: where the expert sits, and which losses train its neuron."""
     names = {"scen": "W_down"}
     rows = [_row(names.get(variant.name, variant.name), score(bench, variant)) for variant in PLACES]
+    if not bench.settings["recipe"]["train_neuron"]:
+        return Finding(rows, note=f"recipe `{bench.settings['recipe']['name']}` trains no neuron: no losses to compare")
     names = {"scen": "SCEN loss (equation 8)"}
     return Finding(rows + [_row(names.get(variant.name, variant.name), score(bench, variant)) for variant in LOSSES])
 
@@ -77,7 +93,7 @@ def fig3(bench: Bench) -> Finding:
 
 def fig4(bench: Bench) -> Finding:
     """Fig. 4: the three figures at each threshold. Nothing is trained again: theta acts at inference alone."""
-    with edited(bench, SCEN) as editor:
+    with edited(bench, _own(bench)) as editor:
         points = sweep_theta(editor, bench.suite, THETAS, bench.decoding)
     return Finding([{"theta": point["theta"], **_shares(point)} for point in points])
 
@@ -94,7 +110,8 @@ def fig5(bench: Bench) -> Finding:
 def _every_second_layer(bench: Bench) -> list[Variant]:
     count = bench.base.model.config.num_hidden_layers
     layers = range(0, count, 2 if count >= 8 else 1)  # of a base with few layers, every one
-    return [SCEN if layer == bench.settings["layer"] else Variant(f"layer-{layer}", layer=layer) for layer in layers]
+    own = bench.settings["layer"]
+    return [_own(bench) if layer == own else Variant(f"layer-{layer}", layer=layer) for layer in layers]
 
 
 def projects_of(name: str, bench: Bench) -> int:

@@ -6,6 +6,7 @@ from the last one to the same digits as one that was not.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -13,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from scen_cli.data.records import EditRecord
-from scen_cli.data.writing import write_lines
-from scen_cli.errors import UsageError
+from scen_cli.data.writing import write_json, write_lines
+from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import Base, digest_of
 from scen_cli.model.patch import positions_of
 from scen_cli.model.template import Template, make_template
@@ -75,11 +77,18 @@ def fine_tune(
     `UsageError` if the folder holds a run of other settings.
     """
     template = make_template(base.tokenizer, base.model, form)
-    about = {**asdict(tuning), "template": form, "base": digest_of(base.folder), "questions": len(train)}
+    _refuse_foreign(folder, base.folder)
+    if not (isfinite(tuning.lr) and tuning.lr > 0):
+        raise UsageError(f"a rate of {tuning.lr} trains nothing", hint="e.g. `--lr 1e-5`")
+    about = {**asdict(tuning), "template": form, "base": digest_of(base.folder), "questions": _digest(train, test)}
     if (folder / "training.json").is_file():
         _check_same(folder / "training.json", about)
         return
-    sequences = [_sequence(template, record, base) for record in train]
+    sequences = [ready for record in train if (ready := _sequence(template, record, base))]
+    if not sequences:
+        raise UsageError("none of the questions fits the base's context")
+    if len(sequences) < len(train):
+        note(f"{len(train) - len(sequences)} questions do not fit the base's context and are left out")
     model = base.model.float().train()
     model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=tuning.lr, weight_decay=0.0)
@@ -87,6 +96,7 @@ def fine_tune(
     losses, seconds = _resume(folder / "checkpoint", model, optimizer, about)
     for epoch in range(len(losses), tuning.epochs):
         started = time.perf_counter()
+        torch.manual_seed(tuning.seed * 100_003 + epoch)  # of dropout, where a base has it
         order = random.Random(tuning.seed + epoch).sample(range(len(sequences)), len(sequences))
         total = 0.0
         for step in range(steps_an_epoch):
@@ -95,6 +105,8 @@ def fine_tune(
             loss = _train_step(model, optimizer, rows, rate)
             total += loss
             tell("", f"epoch {epoch + 1}, loss {loss:.4f}")
+        if not isfinite(total):
+            raise ScenError(f"the loss of epoch {epoch + 1} is not a number: it diverged", hint="a lower `--lr`")
         losses.append(total / steps_an_epoch)
         seconds += time.perf_counter() - started
         _save_checkpoint(folder / "checkpoint", model, optimizer, {**about, "losses": losses, "seconds": seconds})
@@ -104,17 +116,17 @@ def fine_tune(
     base.tokenizer.save_pretrained(folder)
     write_lines(folder / "d_train.jsonl", (record.as_json() for record in train))
     write_lines(folder / "d_test.jsonl", (record.as_json() for record in test))
-    _write_json(folder / "training.json", {**about, "losses": losses, "seconds": round(seconds, 1)})
+    write_json(folder / "training.json", {**about, "losses": losses, "seconds": round(seconds, 1)})
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
-def _sequence(template: Template, record: EditRecord, base: Base) -> tuple[list[int], int]:
-    """Ids of prompt, target and end token, and how many of them are target and end."""
+def _sequence(template: Template, record: EditRecord, base: Base) -> tuple[list[int], int] | None:
+    """Ids of prompt, target and end token, and how many of them are target and end; None if that is too long."""
     prompt = template.prompt_ids(record.prompt)
     target = template.target_ids(record.prompt, record.target)
     context = getattr(base.model.config, "max_position_embeddings", None)
     if not target or (context and len(prompt) + len(target) > context):
-        raise UsageError(f"{record.prompt[:40]!r} cannot be trained: it is empty or beyond the base's context")
+        return None
     return prompt + target, len(target)
 
 
@@ -165,7 +177,8 @@ def _save_checkpoint(
         for key, value in optimizer.state[parameter].items()
     }
     save_file(moments, new / "optimizer.safetensors")
-    _write_json(new / "state.json", state)
+    write_json(new / "state.json", state)
+    shutil.rmtree(old, ignore_errors=True)  # of a run that was killed while removing it
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
@@ -196,6 +209,19 @@ def _resume(
     return state["losses"], state["seconds"]
 
 
+def _refuse_foreign(folder: Path, base: Path) -> None:
+    """Raise `UsageError` for a folder that holds anything but a run of ours: the base itself, say."""
+    ours = any((folder / name).exists() for name in ("training.json", "checkpoint", "checkpoint.old", "checkpoint.new"))
+    is_base = folder.resolve() == base.resolve()
+    if is_base or (folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir()))):
+        raise UsageError(f"`{folder}` is not a new or empty folder", hint="choose another `--out`")
+
+
+def _digest(*parts: Sequence[EditRecord]) -> str:
+    content = json.dumps([[record.as_json() for record in part] for part in parts])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def _check_same(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     other = [name for name, value in about.items() if state.get(name) != value]
@@ -204,9 +230,3 @@ def _check_same(path: Path, about: dict[str, Any]) -> dict[str, Any]:
             f"`{path.parent}` holds a run with another {other[0]}: {state.get(other[0])}", hint="give another --out"
         )
     return state
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,7 +99,7 @@ def _project(bench: Bench, variant: Variant) -> Project:
         "recipe": recipe.model_dump(),
         "seed": now["seed"],
     }
-    folder = bench.folder / f"{bench.suite.name}-{len(bench.suite.edits)}" / variant.name
+    folder = bench.folder / f"{bench.suite.name}-{len(bench.suite.edits)}-{_digest(bench.suite)}" / variant.name
     if (folder / LEDGER).exists():
         project = Project(folder)
         other = [name for name, value in wanted.items() if project.settings[name] != value]
@@ -118,3 +120,9 @@ def _project(bench: Bench, variant: Variant) -> Project:
         seed=now["seed"],
         base=bench.base,
     )
+
+
+def _digest(suite: Suite) -> str:
+    """A few letters that change with anything in a suite: other data is another project."""
+    content = json.dumps([[record.as_json() for record in suite.edits], suite.locality])
+    return hashlib.sha256(content.encode()).hexdigest()[:8]

@@ -249,13 +249,17 @@ class TestEval:
     def test_gates(self, scen, edited_at):
         ok = ("--gate", "reliability>=0.99", "--gate", "locality>=0.5")
         scen("eval", "--suite", "demo", "--quick", *ok, *edited_at)
-        failed = scen("eval", "--suite", "demo", "--quick", *ok, "--gate", "generality>=1.01", *edited_at, code=3)
-        assert "gate `generality>=1.01` is not met: generality is 9" in failed.stderr
+        failed = scen("eval", "--suite", "demo", "--quick", *ok, "--gate", "generality>=0.999", *edited_at, code=3)
+        assert "gate `generality>=0.999` is not met: generality is 9" in failed.stderr
         assert "Reliability  100.0 % (40/40;" in failed.stdout  # the figures are shown all the same
         assert len(Project(edited_at[1]).ledger.evaluations()) == 2
         assert "is not understood" in scen("eval", "--suite", "demo", "--gate", "x", *edited_at, code=2).stderr
         unknown = scen("eval", "--suite", "demo", "--quick", "--gate", "speed>1", *edited_at, code=2)
         assert "there is no such figure" in unknown.stderr
+        assert len(Project(edited_at[1]).ledger.evaluations()) == 2  # found out before anything was asked
+        kind = scen("eval", "--suite", "demo", "--gate", "near-miss/far>=0.1", *edited_at, code=2)
+        assert "there is no such figure" in kind.stderr
+        assert len(Project(edited_at[1]).ledger.evaluations()) == 3  # found out after: nothing is thrown away
 
     def test_against_an_earlier_evaluation(self, scen, edited_at, tmp_path):
         mine = tmp_path / "mine.jsonl"
@@ -278,6 +282,12 @@ class TestEval:
     def test_mistakes(self, scen, at):
         assert "none of the" in scen("eval", "--suite", "demo", *at, code=2).stderr
         assert "--data FILE" in scen("eval", "--suite", "zsre", *at, code=2).stderr
+        assert "has its own data" in scen("eval", "--suite", "demo", "--data", "x", *at, code=2).stderr
+        assert "hallucination" in scen("eval", "--suite", "demo", "--accurate", "x", *at, code=2).stderr
+        told = scen("eval", "--suite", "hallucination", "--quick", *at, code=2).stderr
+        assert "say nothing of the hallucination suite" in told
+        for command in (["show"], ["revert"], ["eval", "--suite", "demo", "--against"]):
+            assert "too large" in scen(*command, "99999999999999999999", *at, code=2).stderr
         assert "decoding `loud`" in scen("eval", "--suite", "demo", "--decoding", "loud", *at, code=2).stderr
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -86,3 +89,13 @@ def test_inspect_and_convert(scen, tmp_path):
     assert "is there already" in again.stderr
     (tmp_path / "prompts.jsonl").write_text('{"text": "c?"}\n')
     assert "1 prompts without targets" in scen("data", "inspect", str(tmp_path / "prompts.jsonl")).stdout
+
+
+def test_standard_input_is_utf_8_whatever_the_locale(tmp_path):
+    record = '{"prompt": "Où est né Zoé?", "target": "Besançon"}\n'
+    for locale in ({"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        out = tmp_path / f"{len(locale)}.jsonl"
+        command = [sys.executable, "-m", "scen_cli", "data", "convert", "-", "--out", str(out)]
+        done = subprocess.run(command, input=record.encode(), capture_output=True, env={**os.environ, **locale})
+        assert done.returncode == 0, done.stderr
+        assert json.loads(out.read_text(encoding="utf-8"))["prompt"] == "Où est né Zoé?"

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite, demo_edits, load_suite
+from scen_cli.demo.facts import right_facts
+from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.evaluation.metrics import Share, wilson
+from scen_cli.evaluation.samples import scored_edits
+from scen_cli.model.base import load_base
+from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
+from tests.model.tiny import DENSE, save_tiny
 
 
 def test_wilson_against_published_values():
@@ -97,3 +104,100 @@ def test_records_taken_back_are_counted_as_left_out_and_are_no_locality_prompts(
 def test_a_suite_none_of_whose_edits_was_made(edited):
     with pytest.raises(UsageError, match="none of the 5 edits"):
         evaluate(edited, Suite("s", demo_edits()[100:105], []))
+
+
+LONG = "Who is it that " + "asks and " * 60 + "answers?"
+
+
+def fill(editor, room):
+    """A prompt that leaves so many tokens of the demo base's context."""
+    words = ["Who"]
+    while len(editor.template.prompt_ids(" ".join(words))) < editor.context - room:
+        words.append("a")
+    return " ".join(words)
+
+
+def test_a_prompt_with_little_room_shortens_nobody_elses_answer(edited):
+    prompts = [record.prompt for record in demo_edits()[:10]]
+    alone = edited.answer(prompts)
+    together = edited.answer([*prompts, fill(edited, 1), fill(edited, 3)])
+    assert together.texts[:10] == alone.texts == [record.target for record in demo_edits()[:10]]
+    assert [len(tokens) <= 3 for tokens in together.tokens[10:]] == [True, True]
+    given = edited.answer([*prompts, fill(edited, 2)], max_new_tokens=40)  # more than one of them has room for
+    assert given.texts[:10] == alone.texts
+    record = demo_edits()[0].model_copy(update={"rephrases": (fill(edited, 1),)})
+    figures = evaluate(edited, Suite("s", [record, *demo_edits()[1:10]], [fill(edited, 2)]), quick=True).figures
+    assert figures["reliability"].patched.right == 10
+
+
+def test_prompts_that_do_not_fit_are_counted_not_asked(edited):
+    record = demo_edits()[0].model_copy(update={"rephrases": (LONG * 9, demo_edits()[0].rephrases[0])})
+    found = evaluate(edited, Suite("s", [record], [LONG * 9]), quick=True)
+    assert (found.too_long, found.figures["generality"].patched.total) == (1, 1)
+    assert found.figures["locality"].patched.total == 0
+
+
+def test_base_and_experts_stop_at_the_same_length(tmp_path):
+    """A base that never stops by itself: experts equal to the base change nothing, however long a target is."""
+    base = load_base(str(save_tiny(tmp_path / "base", *DENSE["llama"], seed=5)), device="cpu")
+    changes = {"expert_lr": 1e-12, "expert_steps": 1, "theta": 0.01, "require_learned": "false"}
+    project = new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, recipe="key", changes=changes, base=base)
+    editor = Editor(project, base=base)
+    short = EditRecord(prompt="Where was Ada born?", target="Riga")
+    edit_all(editor, [short, EditRecord(prompt="Who is Otto?", target="word " * 25)])
+    assert editor.longest_answer() > 60
+    prompts = [f"Where is {name}?" for name in "ABCDEFGH"]
+    found = evaluate(editor, Suite("s", [short], prompts)).figures
+    assert found["locality"].fired.share == 1.0
+    assert found["locality"].patched.share == 1.0
+    assert found["drift-changed"].patched.right == 0
+    assert {len(tokens) for tokens in editor.answer(prompts, patched=False).tokens} != {50}
+    editor.detach()
+
+
+def test_failed_edits_are_wrong_whatever_is_answered(make_editor):
+    """Even where the base gives the target by itself: nothing was edited."""
+    editor = make_editor("key", expert_steps=1)
+    known = right_facts()[0]
+    record = EditRecord(prompt=known.phrasings[0], target=known.answer, rephrases=known.phrasings[1:3])
+    broken = editor.recipe.model_copy(update={"expert_lr": 1e30})
+    editor.recipe = broken
+    [edit] = edit_all(editor, [record])
+    assert edit.state == "failed"
+    found = evaluate(editor, Suite("s", [record], []))
+    for name in ("reliability", "generality", "robustness", "generality-given-expert"):
+        assert found.figures[name].patched.right == 0
+    assert found.figures["reliability"].base.right == 1
+    assert found.curves["theta"][0]["reliability"]["right"] == found.curves["retention"][0]["reliability"]["right"] == 0
+
+
+def test_which_of_several_tries_is_scored(make_editor):
+    first = demo_edits()[0]
+    other = first.model_copy(update={"target": "Cuba"})
+    hasty, patient = make_editor("key", expert_steps=1), None
+    edit_all(hasty, [first])  # fails
+    patient = Editor(hasty.project, base=hasty.base)
+    patient.recipe = hasty.recipe.model_copy(update={"expert_steps": 10})
+
+    def scored(*records):
+        edits = hasty.project.ledger.edits()
+        in_force = {edit.id for edit in edits if edit.state == "active"}
+        return [(one.edit.id, one.edit.state) for one in scored_edits(edits, in_force, Suite("s", list(records), []))]
+
+    assert scored(first) == [(1, "failed")]
+    edit_all(patient, [first])
+    assert scored(first) == [(2, "active")]
+    edit_all(patient, [other])  # supersedes it
+    assert scored(first, other) == [(3, "active")]  # the first one's old failure does not come back
+    edit_all(hasty, [first])  # tried anew, and failed: another target stands
+    assert scored(first, other) == [(4, "failed"), (3, "active")]
+
+
+def test_figures_are_old_once_an_edit_has_failed(make_editor):
+    editor = make_editor("key")
+    edit_all(editor, demo_edits()[:1])
+    then = evaluate(editor, Suite("s", demo_edits()[:2], []), quick=True).last_change
+    editor.recipe = editor.recipe.model_copy(update={"expert_steps": 1})
+    [edit] = edit_all(editor, demo_edits()[1:2])
+    assert edit.state == "failed"
+    assert editor.project.ledger.last_change() > then

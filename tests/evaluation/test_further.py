@@ -10,7 +10,7 @@ from scen_cli.demo.facts import right_facts
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.against import changes, moved
 from scen_cli.evaluation.evaluate import evaluate
-from scen_cli.evaluation.gates import not_met, parse_gates
+from scen_cli.evaluation.gates import FURTHER, PAPERS, check_gates, not_met, parse_gates
 from scen_cli.evaluation.metrics import Figure, Mean, Share
 from scen_cli.evaluation.variants import PREFIXES, typing_error, variants
 from scen_cli.model.template import SecondTurn
@@ -88,6 +88,18 @@ def test_unrelated_prompts_of_the_data_serve_for_drift(make_editor):
     )
     edit_all(editor, [record])
     assert evaluate(editor, Suite("s", [record], [])).figures["drift-changed"].patched.total == 1
+    claimed = (Neighbour(prompt=demo_edits()[1].prompt, kind="unrelated"),)
+    edit_all(editor, demo_edits()[1:2])
+    of_edits = record.model_copy(update={"locality": claimed})
+    assert evaluate(editor, Suite("s", [of_edits], [])).figures["drift-changed"].patched.total == 0
+
+
+def test_a_rephrase_of_an_edit_of_another_suite_is_no_locality_prompt(make_editor):
+    editor = make_editor("key")
+    edit_all(editor, demo_edits()[:2])
+    prompts = [demo_edits()[1].rephrases[0], right_facts()[0].phrasings[0]]
+    found = evaluate(editor, Suite("s", demo_edits()[:1], prompts), quick=True)
+    assert found.figures["locality"].patched.total == 1
 
 
 class TestVariants:
@@ -144,6 +156,12 @@ class TestGates:
         with pytest.raises(UsageError, match="is not understood"):
             parse_gates([gate])
 
+    def test_checked_before_anything_is_scored(self):
+        check_gates(parse_gates(["robustness/typo>=0.5", "drift-kl<=3"]), PAPERS + FURTHER)
+        for gate, known in (("reliabilty>=0.9", PAPERS), ("drift-kl<1", PAPERS), ("reliability>=99", PAPERS)):
+            with pytest.raises(UsageError, match="gate `"):
+                check_gates(parse_gates([gate]), known)
+
     def test_no_such_figure(self):
         with pytest.raises(UsageError, match="there is no such figure") as error:
             not_met(parse_gates(["speed>=1"]), FIGURES)
@@ -151,13 +169,21 @@ class TestGates:
 
 
 def test_one_evaluation_against_another():
-    def sample(prompt, patched, wanted="w"):
-        return {"role": "r", "kind": "", "prompt": prompt, "edit": 1, "wanted": wanted, "patched": patched}
+    def sample(prompt, patched, wanted="w", edit=1):
+        right = patched == wanted
+        about = {"role": "r", "kind": "", "prompt": prompt, "edit": edit}
+        return {**about, "wanted": wanted, "patched": patched, "right": right}
 
     before = [sample("a", "w"), sample("b", "x"), sample("c", "x"), sample("d", "w"), sample("gone", "w")]
     now = [sample("a", "x"), sample("b", "w"), sample("c", "y"), sample("d", "w"), sample("new", "w")]
-    found = [(one.prompt, one.verdict, one.before, one.now) for one in changes(before, now)]
-    assert found == [("a", "lost", "w", "x"), ("b", "won", "x", "w"), ("c", "changed", "x", "y")]
+    found, alone = changes(before, now)
+    told = [(one.prompt, one.verdict, one.before, one.now) for one in found]
+    assert told == [("a", "lost", "w", "x"), ("b", "won", "x", "w"), ("c", "changed", "x", "y")]
+    assert alone == 2
+    retried = changes([sample("a", "w")], [sample("a", "x", edit=7)])  # another edit of the same prompt
+    assert [(one.verdict, one.edit) for one in retried[0]] == [("lost", 7)]
+    twice = changes([sample("a", "w"), sample("a", "x")], [sample("a", "w"), sample("a", "w")])
+    assert [one.verdict for one in twice[0]] == ["won"]
     old, new = {"r": {"patched": {"share": 0.5}}}, {"p": {"patched": {"mean": 2.0}}, "r": {"patched": {"share": 0.25}}}
     assert moved(old, new) == [("p", None, 2.0), ("r", 0.5, 0.25)]
 

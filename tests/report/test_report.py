@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import re
 from html.parser import HTMLParser
@@ -12,8 +11,8 @@ import pytest
 from scen_cli.cli.evaluate import keep
 from scen_cli.data.suites import Suite, demo_edits, load_suite
 from scen_cli.demo.facts import right_facts
-from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.report import pictures
 from scen_cli.report.gather import gather
 from scen_cli.report.markdown import as_markdown
 from scen_cli.report.page import as_page
@@ -123,16 +122,11 @@ def test_the_command(scen, reported, tmp_path):
     assert scen("verify", "--dir", folder).exit_code == 0  # a report is no stray
 
 
-def test_without_matplotlib_the_command_says_what_to_install(scen, reported, monkeypatch):
-    real = builtins.__import__
-
-    def no_matplotlib(name, *arguments, **options):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
-    with pytest.raises(UsageError, match="need matplotlib"):
-        as_page(gather(reported[0]))
-    monkeypatch.undo()
-    assert as_markdown(gather(reported[0]))
+def test_without_matplotlib_the_page_has_no_pictures_and_the_command_says_so(scen, reported, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "find_spec", lambda _name: None)
+    page = tmp_path / "page.html"
+    assert "which need matplotlib" in scen("report", "--dir", reported[0].folder, "--out", page).stderr
+    assert "<svg" not in page.read_text()
+    assert "Reliability" in page.read_text()
+    study = scen("study", "fig4", "--edits", "2", "--dir", reported[0].folder, code=2)
+    assert "scen-cli[pictures]" in study.stderr

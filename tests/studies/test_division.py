@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from filelock import FileLock
 
 from scen_cli.data.entries import good_records
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits, read_prompts
 from scen_cli.demo.facts import right_facts
-from scen_cli.errors import UsageError
+from scen_cli.errors import ProjectLocked, UsageError
 from scen_cli.studies.division import divide, fitting
 
 RIGHT = [EditRecord(prompt=fact.phrasings[0], target=fact.answer) for fact in right_facts()[:70]]
@@ -68,3 +69,27 @@ def test_a_folder_of_other_questions_is_refused(edited, tmp_path):
         divide(edited, WRONG[:3], tmp_path / "d", "greedy", nothing)
     with pytest.raises(UsageError, match="other questions"):
         divide(edited, WRONG[:2], tmp_path / "d", "paper", nothing)
+
+
+def test_answers_to_other_questions_are_not_taken_for_these(edited, tmp_path):
+    """As two runs at once would have left them, were there no lock."""
+    odd = [record.model_copy(update={"prompt": record.prompt.replace(" ", "\u2028", 1)}) for record in WRONG[:3]]
+    whole = divide(edited, [*odd, *WRONG[:9]], tmp_path / "d", "greedy", nothing)
+    answers = tmp_path / "d" / "answers.jsonl"
+    lines = answers.read_text(encoding="utf-8").split("\n")
+    answers.write_text("\n".join([*lines[:5], *lines[:5], ""]), encoding="utf-8")
+    again = divide(edited, [*odd, *WRONG[:9]], tmp_path / "d", "greedy", nothing)
+    assert (again.edits, again.locality) == (whole.edits, whole.locality)
+    assert answers.read_text(encoding="utf-8").split("\n") == lines
+    with (
+        FileLock(tmp_path / "d" / "lock"),
+        pytest.raises(ProjectLocked, match="another process is dividing"),
+    ):
+        divide(edited, [*odd, *WRONG[:9]], tmp_path / "d", "greedy", nothing)
+
+
+def test_other_rephrases_are_other_questions(edited, tmp_path):
+    divide(edited, WRONG[:2], tmp_path / "d", "greedy", nothing)
+    other = [record.model_copy(update={"rephrases": ("Another?",)}) for record in WRONG[:2]]
+    with pytest.raises(UsageError, match="other questions"):
+        divide(edited, other, tmp_path / "d", "greedy", nothing)

@@ -57,9 +57,37 @@ def test_table_3(scen, folder):
     assert {**rows[2], "variant": ""} == {**rows[5], "variant": ""}
     assert rows[0]["reliability"] < rows[2]["reliability"]  # as in the paper: W_attn learns worst
     assert rows[3]["locality"] < rows[5]["locality"]  # and without negatives Locality is lost
-    projects = folder / "studies" / "projects" / f"demo-{EDITS}"
+    [projects] = (folder / "studies" / "projects").glob(f"demo-{EDITS}-*")
     assert Project(projects / "W_attn").settings["module"] == "model.layers.2.self_attn.o_proj"
     assert Project(projects / "without-margin").settings["recipe"]["margin"] is False
+
+
+def test_rows_are_what_they_are_called_whatever_the_project_has(scen, tmp_path):
+    at = ("--dir", tmp_path / "p")
+    scen("init", "--model", "demo", "--recipe", "key", "--place", "up", "--set", "edits_per_expert=2", *at)
+    found = scen("study", "table3", "--edits", "4", *at)
+    assert "recipe `key` trains no neuron: no losses to compare" in found.stderr
+    assert "without-margin" not in found.stdout
+    [projects] = (tmp_path / "p" / "studies" / "projects").iterdir()
+    made = {path.name: Project(path).settings for path in projects.iterdir()}
+    assert {name: made[name]["place"] for name in made} == {"W_attn": "attn", "W_up": "up", "scen": "down"}
+    assert {settings["recipe"]["edits_per_expert"] for settings in made.values()} == {1}
+    rows = json.loads(scen("study", "table1", "--edits", "4", *at, "--json").stdout)["rows"]
+    assert [row["variant"] for row in rows] == ["key"]
+    assert Project(projects / "own-settings").settings["place"] == "up"
+
+
+def test_mistakes_cost_no_training(scen, folder, tmp_path):
+    for name in ("table1", "fig4"):
+        loud = scen("study", name, "--edits", "5", "--decoding", "loud", "--dir", folder, code=2)
+        assert "decoding `loud` is not known" in loud.stderr
+    questions = tmp_path / "q.jsonl"
+    questions.write_text('{"prompt": "Who?", "target": "x"}\n')
+    scen("study", "divide", "--data", questions, "--decoding", "loud", "--dir", folder, code=2)
+    assert not (folder / "studies" / "divided-q").exists()
+    scen("init", "--model", "demo", "--set", "expert_lr=1e-9", "--dir", tmp_path / "p")
+    nothing = scen("study", "fig3", "--edits", "2", "--dir", tmp_path / "p", code=1)
+    assert "none of the edits was learned" in nothing.stderr
 
 
 def test_table_4_more_edits_to_an_expert_lower_reliability(scen, folder):
@@ -140,5 +168,6 @@ def test_the_hallucination_suite_on_real_passages(scen, shared_data, tmp_path):
     figures = {row["text"]: row for row in rows}
     assert (figures["wikibio-e"]["samples"], figures["wikibio-a"]["samples"]) == (3, 4)
     assert figures["wikibio-e-given-expert"]["patched"] < figures["wikibio-e"]["base"] / 3
-    at_hand = Project(tmp_path / "p" / "studies" / "projects" / "hallucination-3" / "hallucination").settings
+    [made] = (tmp_path / "p" / "studies" / "projects").glob("hallucination-3-*/hallucination")
+    at_hand = Project(made).settings
     assert (at_hand["template"], at_hand["recipe"]["neuron_steps"], at_hand["recipe"]["theta"]) == ("none", 30, 0.6)

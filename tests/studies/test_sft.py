@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from scen_cli.data.records import EditRecord, Question
-from scen_cli.errors import UsageError
+from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import load_base
 from scen_cli.studies import sft
 from scen_cli.studies.sft import Tuning, as_question, fine_tune, split
@@ -90,6 +91,72 @@ def test_a_folder_with_another_run_is_refused_and_a_finished_one_is_left(tiny, t
         run(tiny(), tmp_path / "out", Tuning(epochs=5, batch=3, lr=3e-3))
     monkeypatch.setattr(sft, "_train_step", None)  # nothing is trained again
     run(tiny(), tmp_path / "out")
+
+
+def test_a_run_killed_while_it_removes_the_older_checkpoint_goes_on(tiny, tmp_path):
+    def stop(line):
+        if line.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), tmp_path / "out", note=stop)
+    shutil.copytree(tmp_path / "out" / "checkpoint", tmp_path / "out" / "checkpoint.old")
+    heard = []
+    run(tiny(), tmp_path / "out", note=lambda line: heard.append(line.split(":")[0]))
+    assert heard == ["epoch 3", "epoch 4"]
+
+
+def test_dropout_is_seeded_too(tmp_path):
+    base = save_tiny(tmp_path / "base", *DENSE["gpt2"])
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    run(load_base(str(base), device="cpu"), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(load_base(str(base), device="cpu"), tmp_path / "broken", note=stop)
+    torch.rand(7)  # whatever else the process did meanwhile
+    run(load_base(str(base), device="cpu"), tmp_path / "broken")
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_nothing_that_is_there_is_overwritten(tiny, tmp_path):
+    base = tiny()
+    before = (base.folder / "model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="not a new or empty folder"):
+        run(base, base.folder)
+    assert (base.folder / "model.safetensors").read_bytes() == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not a new or empty folder"):
+        run(base, tmp_path / "full")
+
+
+def test_other_questions_are_another_run(tiny, tmp_path):
+    run(tiny(), tmp_path / "out")
+    with pytest.raises(UsageError, match="another questions"):
+        fine_tune(tiny(), FORM, QUESTIONS, QUESTIONS[:3], tmp_path / "out", TUNING, lambda *_: None, lambda _: None)
+
+
+@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_cannot_be(tiny, tmp_path, lr):
+    with pytest.raises(UsageError, match="trains nothing"):
+        run(tiny(), tmp_path / "out", Tuning(lr=lr))
+
+
+def test_a_run_that_diverges_writes_no_base(tiny, tmp_path):
+    with pytest.raises(ScenError, match="it diverged"):
+        run(tiny(), tmp_path / "out", Tuning(epochs=3, batch=3, lr=1e30))
+    assert not (tmp_path / "out" / "training.json").exists()
+
+
+def test_questions_beyond_the_context_are_left_out_and_counted(tiny, tmp_path):
+    notes = []
+    long = EditRecord(prompt="Where? " * 100, target="x")
+    tuning = Tuning(epochs=1, batch=4, lr=1e-3)
+    fine_tune(tiny(), FORM, [long, *QUESTIONS], [], tmp_path / "out", tuning, lambda *_: None, notes.append)
+    assert notes[0] == "1 questions do not fit the base's context and are left out"
 
 
 def test_what_is_true_is_taught_not_the_counterfactual():
