@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scen_cli.editing.recipe import Recipe
 from scen_cli.errors import UsageError
-from scen_cli.model.base import Base, digest_of, files_stamp, load_base
+from scen_cli.model.base import Base, check_unchanged, load_base
 from scen_cli.model.ffn import EditedLayer, find_layer
 from scen_cli.model.patch import BASE, Patch, read_keys
 from scen_cli.model.template import Prompt, make_template
@@ -289,15 +289,3 @@ def batches(edits: Sequence[int | None], experts_at_once: int, alone: Sequence[b
         called = more
     if batch:
         yield batch
-
-
-def check_unchanged(base: Base, settings: dict[str, Any]) -> None:
-    """Raise `UsageError` if the base's weight files are not those the project was made with."""
-    if files_stamp(base.folder) == settings["files_stamp"]:
-        return
-    if digest_of(base.folder) != settings["weights_digest"]:
-        raise UsageError(
-            f"the base's weights in `{base.folder}` have changed since this project was made: "
-            "its keys and experts do not fit them",
-            hint="restore the base, or make a new project and edit again",
-        )

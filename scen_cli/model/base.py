@@ -146,3 +146,15 @@ def files_stamp(folder: Path) -> list[Any]:
     """Name, size and time of each weight file: while it stays the same, the digest need not be redone."""
     stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
     return json.loads(json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]))
+
+
+def check_unchanged(base: Base, settings: dict[str, Any]) -> None:
+    """Raise `UsageError` if the base's weight files are not those the project was made with."""
+    if files_stamp(base.folder) == settings["files_stamp"]:
+        return
+    if digest_of(base.folder) != settings["weights_digest"]:
+        raise UsageError(
+            f"the base's weights in `{base.folder}` have changed since this project was made: "
+            "its keys and experts do not fit them",
+            hint="restore the base, or make a new project and edit again",
+        )
