@@ -41,6 +41,7 @@ def test_the_demo_suite_on_forty_edits(edited):
     assert result.figures["generality-given-expert"].patched.right >= result.figures["generality"].patched.right
     assert result.figures["locality"].patched.total == len(load_suite("demo").locality)
     assert result.figures["locality"].patched.share > 0.95
+    assert result.figures["locality"].base is result.figures["locality"].routed is None
     assert result.figures["token-accuracy"].base.share > 0.3  # teacher forcing flatters: the base answers none of them
 
 
@@ -191,6 +192,10 @@ def test_which_of_several_tries_is_scored(make_editor):
     assert scored(first, other) == [(3, "active")]  # the first one's old failure does not come back
     edit_all(hasty, [first])  # tried anew, and failed: another target stands
     assert scored(first, other) == [(4, "failed"), (3, "active")]
+    edit_all(hasty, [demo_edits()[1]])  # fails
+    another = demo_edits()[1].model_copy(update={"target": "Cuba"})
+    edit_all(patient, [another])
+    assert scored(demo_edits()[1], another) == [(6, "active")]  # given up for another target since
 
 
 def test_figures_are_old_once_an_edit_has_failed(make_editor):
