@@ -34,16 +34,17 @@ def main() -> None:
     if not same_kind:
         edits, same_kind = suite.edits[::2], [record.prompt for record in suite.edits[1::2]]
     rephrases = [(text, row) for row, record in enumerate(edits) for text in record.rephrases[:3]]
-    near = list(dict.fromkeys(n.prompt for record in edits for n in record.locality))
+    near = dict.fromkeys(n.prompt for record in edits for n in record.locality)
     own = {text for record in edits for text in (record.prompt, *record.rephrases)}
+    same_kind = [prompt for prompt in same_kind if prompt not in own]
+    others = [prompt for prompt in near if prompt not in own and prompt not in same_kind]
     unrelated = [r.prompt for r in good_records(str(chosen.unrelated))][:2000] if chosen.unrelated else []
     with tempfile.TemporaryDirectory() as folder:
         base = load_base(chosen.model)
         model = PatchedModel(new_project(folder, chosen.model, chosen.layer, base=base), base=base)
 
         def keys(prompts: list[str]) -> np.ndarray:
-            asked = [prompt for prompt in prompts if model.fits(prompt)]
-            batches = [model.encode(asked[at : at + BATCH]) for at in range(0, len(asked), BATCH)]
+            batches = [model.encode(prompts[at : at + BATCH]) for at in range(0, len(prompts), BATCH)]
             rows = [read_keys(model.model, model.edited.down_proj, *batch).cpu().numpy() for batch in batches]
             return np.concatenate(rows) if rows else np.empty((0, model.edited.ffn_width), np.float32)
 
@@ -51,9 +52,10 @@ def main() -> None:
             "edits": keys([record.prompt for record in edits]),
             "rephrases": keys([text for text, _ in rephrases]),
             "rephrase_of": np.array([row for _, row in rephrases]),
-            "near": keys([prompt for prompt in near if prompt not in own]),
-            "same_kind": keys([prompt for prompt in same_kind if prompt not in own]),
-            "unrelated": keys([prompt for prompt in unrelated if prompt not in own]),
+            "same_kind": keys(same_kind),
+            "same_kind_is_near": np.array([prompt in near for prompt in same_kind]),
+            "near": keys(others),
+            "unrelated": keys([prompt for prompt in unrelated if model.fits(prompt)]),
         }
     save_file(arrays, chosen.out)
     print({name: array.shape for name, array in arrays.items()})

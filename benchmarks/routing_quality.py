@@ -99,7 +99,9 @@ def measure(name: str, arrays: dict[str, np.ndarray], count: int) -> dict[str, f
     mine = arrays["rephrase_of"] < count
     rephrases, owner = arrays["rephrases"][mine], arrays["rephrase_of"][mine]
     order = np.random.default_rng(0).permutation(len(arrays["same_kind"]))
-    guard, calibration, fresh = (arrays["same_kind"][part] for part in np.array_split(order, 3))
+    parts = np.array_split(order, 3)
+    guard, calibration, fresh = (arrays["same_kind"][part] for part in parts)
+    near = np.concatenate([fresh[arrays["same_kind_is_near"][parts[2]]], arrays["near"]])
     started = time.perf_counter()
     score = router(edits, guard)
     seconds = time.perf_counter() - started
@@ -118,7 +120,7 @@ def measure(name: str, arrays: dict[str, np.ndarray], count: int) -> dict[str, f
         "rephrases": float(((best == owner) & (strength > chosen)).mean()),
         "wrong": float(((best != owner) & (strength > chosen)).mean()),
         "same kind": fires(fresh, chosen),
-        "near": fires(arrays["near"], chosen),
+        "near": fires(near, chosen),
         "unrelated": fires(arrays["unrelated"], chosen),
         "rephrases at own theta": float(((best == owner) & (strength > theta)).mean()),
         "same kind at own theta": fires(fresh, theta),

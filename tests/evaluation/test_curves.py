@@ -17,22 +17,28 @@ def suite():
 
 
 def test_retention_is_what_a_project_of_so_many_edits_gives(make_editor, suite):
-    grown = make_editor("paper", theta=0.5)
-    edit_all(grown, suite.edits[:14])
-    curve = evaluate(grown, suite).curves["retention"]
-    assert [point["edits"] for point in curve] == [10, 14]
-    young = make_editor("paper", theta=0.5)
+    """With untrained neurons, so that each later edit takes some prompts of the earlier ones."""
+    grown = make_editor("paper", neuron_steps=0, theta=0.01)
+    edit_all(grown, suite.edits[:40])
+    found = evaluate(grown, suite)
+    curve = found.curves["retention"]
+    assert [point["edits"] for point in curve] == [10, 40]
+    young = make_editor("paper", neuron_steps=0, theta=0.01)
     edit_all(young, suite.edits[:10])
     then = evaluate(young, suite, quick=True).figures["reliability"].patched
     assert (curve[0]["reliability"]["right"], curve[0]["reliability"]["total"]) == (then.right, then.total)
+    assert sum(sample.right for sample in found.samples[:10]) < then.right  # the same ten, after all forty
+    assert curve[-1]["reliability"]["right"] == found.figures["reliability"].patched.right
 
 
 def test_forgetting_shows(make_editor):
     """A later edit that claims everything takes the prompts of the earlier ones."""
     editor = make_editor("paper", neuron_steps=0, theta=0.01)  # untrained neurons: whose prompt is whose is chance
     edit_all(editor, demo_edits()[:30])
-    curve = evaluate(editor, Suite("s", demo_edits()[:30], [])).curves["retention"]
-    assert curve[-1]["reliability"]["share"] < 0.5
+    found = evaluate(editor, Suite("s", demo_edits()[:30], []))
+    assert found.curves["retention"][-1]["reliability"]["share"] < 0.5
+    own, any_fired = found.figures["reliability"].routed, found.figures["reliability"].fired
+    assert own.right < any_fired.right == 30
     failed = make_editor("key", expert_steps=1)
     edit_all(failed, demo_edits()[:3])
     curve = evaluate(failed, Suite("s", demo_edits()[:3], [])).curves["retention"]
