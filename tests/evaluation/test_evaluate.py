@@ -85,6 +85,13 @@ def test_figures_fall_where_the_model_is_wrong(make_editor):
     assert result.figures["generality-given-expert"].patched.total == 9
 
 
+def test_locality_asks_no_more_prompts_than_the_paper(edited, monkeypatch):
+    monkeypatch.setattr("scen_cli.evaluation.evaluate.LOCALITY_PROMPTS", 7)
+    found = evaluate(edited, Suite("s", demo_edits()[:2], load_suite("demo").locality), quick=True)
+    assert [sample.prompt for sample in found.samples[-7:]] == load_suite("demo").locality[:7]
+    assert found.figures["locality"].patched.total == 7
+
+
 def test_unedited_records_serve_as_locality_where_a_suite_has_none(edited):
     result = evaluate(edited, Suite("s", demo_edits()[:100], locality=[]))
     assert result.edits == 40

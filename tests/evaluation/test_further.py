@@ -75,7 +75,10 @@ def test_drift_is_nothing_where_nothing_fires_and_something_where_all_does(make_
     deaf, all_ears = make_editor("key", theta=0.999), make_editor("key", theta=0.001)
     for editor in (deaf, all_ears):
         edit_all(editor, suite.edits)
-    calm, wild = evaluate(deaf, suite).figures, evaluate(all_ears, suite).figures
+    loud = evaluate(all_ears, suite)
+    calm, wild = evaluate(deaf, suite).figures, loud.figures
+    changed = sum(sample.patched != sample.base for sample in loud.samples if sample.role == "locality")
+    assert wild["drift-changed"].patched.right == changed > 0
     assert (calm["drift-changed"].patched.right, calm["drift-kl"].patched.mean) == (0, 0.0)
     assert wild["drift-changed"].fired.share > 0.9
     assert wild["drift-kl"].patched.mean > 1e-3

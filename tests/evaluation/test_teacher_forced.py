@@ -13,8 +13,12 @@ from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.demo.facts import right_facts
 from scen_cli.errors import UsageError
 from scen_cli.evaluation import teacher_forced
-from scen_cli.evaluation.hallucination import evaluate_perplexity, perplexities
+from scen_cli.evaluation.hallucination import _continued, evaluate_perplexity, perplexities
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
+from scen_cli.model.base import load_base
+from scen_cli.patched_model import PatchedModel
+from scen_cli.project_setup import new_project
+from tests.model.tiny import DENSE, save_tiny
 
 
 def texts_of(editor, count=30):
@@ -79,6 +83,18 @@ def test_divergence_of_the_next_token_by_hand(edited):
         assert by_hand > 0.01
 
 
+def test_padding_moves_no_position(tmp_path):
+    """GPT-2 knows positions by number: a row padded on the left must count from its own first token."""
+    base = load_base(str(save_tiny(tmp_path / "base", *DENSE["gpt2"])), device="cpu")
+    model = PatchedModel(new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, base=base), base=base)
+    texts = [Text(list(range(5, 5 + length)), length - 1) for length in (4, 9, 30)]
+    for text, found in zip(texts, perplexities(model, texts, [None] * 3), strict=True):
+        with torch.no_grad():
+            likelihoods = base.model(input_ids=torch.tensor([text.ids])).logits[0].double().log_softmax(dim=-1)
+        losses = [-likelihoods[at - 1, text.ids[at]].item() for at in range(1, len(text.ids))]
+        assert found == pytest.approx(exp(sum(losses) / len(losses)), rel=1e-4)
+
+
 class TestHallucination:
     def test_figures_of_the_suite_are_means_of_a_plain_loop(self, edited):
         records = demo_edits()[:4]
@@ -117,6 +133,10 @@ class TestHallucination:
         found = evaluate_perplexity(edited, Passages(Suite("x", records, []), accurate, [long, "A short one."]))
         assert found.curves["cut"] == {"wikibio-e": 0, "wikibio-a": 1, "openwebtext": 1}
         assert found.figures["openwebtext"].patched.total == 2
+        [losses] = score(edited, [_continued(edited, accurate[0]).text], [None])
+        target = edited.template.target_ids(long, "Riga")[:-1]
+        ids = edited.template.prompt_ids(long)[-(edited.context - len(target)) :] + target  # its end, not its start
+        assert losses.losses == pytest.approx(one_at_a_time(edited, ids, len(target), None), rel=1e-3)
 
     def test_the_real_files_load(self, shared_data):
         files = shared_data / "wikibio"
