@@ -2,7 +2,7 @@
 # Everything in benchmarks/studies/: `bash benchmarks/studies.sh WORK [DATA]` (about 10 minutes on 2 slow cores;
 # with DATA, a folder that holds zsre/ZsRE-test-all.json and counterfact/counterfact-train.json, 20 more).
 set -euo pipefail
-work=$1 data=${2:-}
+work=${1:?usage: bash benchmarks/studies.sh WORK [DATA]} data=${2:-}
 
 scen init --model demo --recipe paper --dir "$work/demo"
 for study in table1 table3 table4 fig4 fig5; do scen study $study --edits 200 --dir "$work/demo"; done

@@ -29,7 +29,9 @@ for question, before, after, fired in zip(questions, base.texts, patched.texts, 
 # Any decoding mode of transformers: each row of the batch keeps its own expert.
 ids, mask = editor.encode(questions)
 beams = editor.generate(ids, mask, num_beams=4, num_return_sequences=2, max_new_tokens=12)
-print(editor.base.tokenizer.batch_decode(beams[:, ids.shape[1] :], skip_special_tokens=True))
+texts = editor.base.tokenizer.batch_decode(beams[:, ids.shape[1] :], skip_special_tokens=True)
+for question, best, second in zip(questions, texts[::2], texts[1::2], strict=True):
+    print(f"{question}  best beam: {best}  second: {second}")
 
 with project.writing():
     project.revert(1)

@@ -13,7 +13,10 @@ from scen_cli.errors import UsageError
 if TYPE_CHECKING:
     from scen_cli.data.inspection import Inspection
 
-app = typer.Typer(help="Look into data files of any form the field uses, and convert them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look into data files of any form the field uses, and convert them. Example: scen data inspect edits.jsonl",
+    no_args_is_help=True,
+)
 SHOWN = 5  # examples of each finding
 
 File = Annotated[str, typer.Argument(help="JSONL or JSON; `-` is standard input.")]

@@ -69,8 +69,14 @@ def edit(
     if counts["failed"]:
         raise SomeEditsFailed(
             f"{counts['failed']} records were not edited",
-            hint="the reasons are above; what was not learned may be, with more steps (`scen init --set`)",
+            hint=_what_may_help(outcomes),
         )
+
+
+def _what_may_help(outcomes: list[Outcome]) -> str:
+    if not any(outcome.outcome == "failed" and outcome.edit for outcome in outcomes):
+        return "the reasons are above: mend these records"
+    return "more steps may learn them; a project's settings are fixed: `scen init --dir NEW --set expert_steps=20`"
 
 
 def train_all(editor: Editor, suite: Suite, out: Output) -> list[Outcome]:

@@ -22,7 +22,7 @@ CHANGES_SHOWN = 40
 SECTIONS = {
     "portability: what follows from the edit": "portability",
     "near-miss locality: prompts beside the edit, same answer as the base": "near-miss",
-    "robustness: the edit's own prompt, otherwise put": "robustness",
+    "robustness: the edit's own prompt, otherwise put (which a base may never have met)": "robustness",
 }
 
 
@@ -140,7 +140,7 @@ def figures(evaluation: Evaluation) -> list[RenderableType]:
     routing = [
         ("Generality, right expert given", found["generality-given-expert"].patched),
         ("rephrases routed to their edit", found["generality"].routed),
-        ("locality prompts where an edit fired", found["locality"].fired),
+        ("locality prompts, never edited, where an edit fired", found["locality"].fired),
     ]
     shown += ["\nrouting", table(("", ""), routing)]
     for heading, role in SECTIONS.items():
@@ -200,7 +200,8 @@ def _compare(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, An
 
     figures_moved = moved(earlier["metrics"]["figures"], now["figures"])
     found, alone = changes(earlier["samples"], now["samples"])
-    rows = [(name, _short(was), _short(now_is)) for name, was, now_is in figures_moved if was != now_is]
+    both = [(name, was, now_is) for name, was, now_is in figures_moved if was is not None and now_is is not None]
+    rows = [(name, _short(was), _short(now_is)) for name, was, now_is in both if was != now_is]
     order = sorted(found, key=lambda change: ("lost", "won", "changed").index(change.verdict))
     lines: list[RenderableType] = [f"\nagainst evaluation {earlier['id']} of {earlier['created']}"]
     for name in ("decoding", "theta"):
@@ -208,7 +209,10 @@ def _compare(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, An
             lines.append(f"(with another {name}: {earlier['metrics'].get(name)} then, {now[name]} now)")
     lines += [table(("", "before#", "now#"), rows)] if rows else ["no figure moved"]
     if found:
-        shown = [(c.verdict, c.role, c.edit, c.prompt, c.before, c.now, c.wanted) for c in order[:CHANGES_SHOWN]]
+        shown = [
+            (c.verdict, f"{c.role}/{c.kind}".rstrip("/"), c.edit, c.prompt, c.before, c.now, c.wanted)
+            for c in order[:CHANGES_SHOWN]
+        ]
         lines.append(table(("", "", "edit#", "prompt", "before", "now", "wanted"), shown))
     if len(found) > CHANGES_SHOWN:
         lines.append(f"and {len(found) - CHANGES_SHOWN} more: `--json` has them all")
@@ -223,5 +227,5 @@ def _compare(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, An
     return data, lines
 
 
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _short(value: float) -> str:
+    return f"{value:.4f}"

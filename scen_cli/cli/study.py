@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # rows of a long table printed
 
-app = typer.Typer(help="The paper's protocol, tables and figures on any base.", no_args_is_help=True)
+app = typer.Typer(
+    help="The paper's protocol, tables and figures on any base. Example: scen study table4 --edits 100",
+    no_args_is_help=True,
+)
 
 
 @app.command("sft")
@@ -47,13 +50,13 @@ def sft(
     """
     out = Output(as_json, quiet)
     from scen_cli.data.entries import good_records
+    from scen_cli.data.questions import as_question, split
 
-    records = good_records(str(data))
+    d_train, d_test = split([as_question(record) for record in good_records(str(data))], train, seed)
     load_quietly(f"loading base `{model}`", out)
     from scen_cli.model.base import load_base
-    from scen_cli.studies.sft import Tuning, as_question, fine_tune, split
+    from scen_cli.studies.sft import Tuning, fine_tune
 
-    d_train, d_test = split([as_question(record) for record in records], train, seed)
     tuning = Tuning(epochs=epochs, batch=batch, lr=lr, seed=seed)
     base = load_base(model, device=device)
     with out.progress(epochs * math.ceil(train / batch), "steps") as tell:
@@ -101,7 +104,7 @@ def _register(name: str, about: str, edits_in_paper: int) -> None:
     goes on where it was stopped. A suite other than demo is divided first: what the base answers wrongly is
     edited, what it answers rightly must stay.
 
-    Example: scen study {name} --suite demo --edits 100
+    Example: scen study {name} --suite demo --edits {min(edits_in_paper, 200)}
     """
     app.command(name)(study)
 
@@ -138,7 +141,7 @@ def hallucination(
     from scen_cli.studies.paper import hallucination as run
 
     suite = replace(passages.edits, edits=passages.edits.edits[:edits])
-    bench = _bench(editor, suite, "teacher-forced", folder)
+    bench = _bench(editor, suite, "teacher-forced", folder, out)
     with out.progress(len(suite.edits), "hallucination") as tell:
         finding = run(replace(bench, tell=tell), replace(passages, edits=suite))
     _finish("hallucination", finding, bench, folder, out)
@@ -166,8 +169,10 @@ def divide(
     found, folder = _divided(editor, loaded, decoding, to or dir / "studies", out)
     counts = {"out": str(folder), "d_edit": len(found.edits), "d_loc": len(found.locality)}
     out.result(counts, f"{folder}: {len(found.edits)} answered wrongly (d_edit), {len(found.locality)} rightly (d_loc)")
-    out.note(f"next: `scen edit {folder / 'd_edit.jsonl'} --first 200`, then")
-    out.note(f"`scen eval --suite {folder / 'd_edit.jsonl'} --locality {folder / 'd_loc.jsonl'}`")
+    at = "" if dir == HERE else f" --dir {dir}"
+    kept = f" --locality {folder / 'd_loc.jsonl'}" if found.locality else ""
+    out.note(f"next: `scen edit {folder / 'd_edit.jsonl'} --first 200{at}`, then")
+    out.note(f"`scen eval --suite {folder / 'd_edit.jsonl'}{kept}{at}`")
 
 
 def _divided(editor: Editor, questions: Suite_, decoding: str, to: Path, out: Output) -> tuple[Suite_, Path]:
@@ -206,22 +211,22 @@ def _study(
         suite, _folder = _divided(editor, suite, decoding, folder, out)
     for warning in fitting(suite, edits):
         out.warn(warning)
-    bench = _bench(editor, replace(suite, edits=suite.edits[:edits]), decoding, folder)
+    bench = _bench(editor, replace(suite, edits=suite.edits[:edits]), decoding, folder, out)
     with out.progress(len(bench.suite.edits) * projects_of(name, bench), name) as tell:
         finding = BY_NAME[name](replace(bench, tell=tell))
     _finish(name, finding, bench, folder, out)
 
 
-def _bench(editor: Editor, suite: Suite_, decoding: str, folder: Path) -> Bench:
+def _bench(editor: Editor, suite: Suite_, decoding: str, folder: Path, out: Output) -> Bench:
     from scen_cli.studies.variants import Bench
 
     project = editor.project
     theta = project.ledger.theta()
-    return Bench(project.settings, theta, editor.base, suite, decoding, folder / "projects", lambda _line, _pace: None)
+    return Bench(project.settings, theta, editor.base, suite, decoding, folder / "projects", lambda *_: None, out.warn)
 
 
 def _finish(name: str, finding: Finding, bench: Bench, folder: Path, out: Output) -> None:
-    """Write the findings and show them."""
+    """Write the findings and show them, shares in per cent."""
     from scen_cli.studies.writing import write_finding
 
     if not finding.rows:
@@ -235,13 +240,20 @@ def _finish(name: str, finding: Finding, bench: Bench, folder: Path, out: Output
     files = write_finding(name, finding, about, folder)
     if finding.note:
         out.warn(finding.note)
-    columns = list(finding.rows[0])
-    rows = [[_cell(row[column]) for column in columns] for row in finding.rows]
+    columns = [column for column in finding.rows[0] if not column.endswith("_of")]
+    rows = [[_cell(row, column) for column in columns] for row in finding.rows]
     shown = rows if len(rows) <= SHOWN else rows[:: len(rows) // SHOWN]
     title = f"{ABOUT[name]}; here suite {bench.suite.name}, {len(bench.suite.edits)} edits"
     written = ", ".join(str(path) for path in files)
     out.result({**about, "rows": finding.rows}, title, table([f"{c}#" for c in columns], shown), written)
 
 
-def _cell(value: object) -> str:
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+def _cell(row: dict[str, Any], column: str) -> str:
+    """A share as `95.3 % (567/595)` where its count is known, else as `95.3 %`; other numbers as they are."""
+    value = row[column]
+    if value is None or not isinstance(value, float):
+        return "-" if value is None else str(value)
+    if column in ("theta", "patched", "base", "own", "strongest other"):
+        return f"{value:.3f}"
+    total = row.get(f"{column}_of")
+    return f"{100 * value:.1f} %" + (f" ({round(value * total)}/{total})" if total else "")

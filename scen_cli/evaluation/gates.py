@@ -62,6 +62,9 @@ def not_met(gates: Sequence[Gate], figures: Mapping[str, Figure]) -> list[str]:
         if gate.figure not in figures:
             raise UsageError(f"gate `{gate}`: there is no such figure", hint=f"figures: {', '.join(figures)}")
         measure = figures[gate.figure].patched
-        if measure.value is None or not _COMPARISONS[gate.comparison](measure.value, gate.bound):
+        if measure.value is None:
+            lines.append(f"gate `{gate}` is not met: {gate.figure} was not measured, there were no prompts for it")
+            continue
+        if not _COMPARISONS[gate.comparison](measure.value, gate.bound):
             lines.append(f"gate `{gate}` is not met: {gate.figure} is {measure}")
     return lines

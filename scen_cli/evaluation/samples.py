@@ -92,7 +92,7 @@ def scored_edits(edits: Sequence[Edit], in_force: set[int], suite: Suite) -> lis
     if not scored:
         raise UsageError(
             f"none of the {len(suite.edits)} edits of suite `{suite.name}` is in this project",
-            hint=f"`scen edit --suite {suite.name} --first 100` makes them",
+            hint="`scen edit`, with the same suite, data and project, makes them",
         )
     return scored
 

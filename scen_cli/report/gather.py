@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from scen_cli import __version__
+from scen_cli.editing.recipe import Recipe
 from scen_cli.project.ledger import Edit
 from scen_cli.project.project import Project
 
@@ -50,6 +51,7 @@ def gather(project: Project) -> dict[str, Any]:
         "version": __version__,
         "settings": settings,
         "theta": ledger.theta(),
+        "recipe": str(Recipe.model_validate({**settings["recipe"], "theta": ledger.theta()})),
         "states": dict(Counter(edit.state for edit in edits)),
         "edits": edits,
         "costs": _costs(edits, settings),

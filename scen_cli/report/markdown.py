@@ -22,7 +22,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
             [
                 ("base", f"{model_name(settings)} (weights sha256 {settings['weights_digest'][:16]})"),
                 ("layer", f"{settings['layer']} ({settings['module']})"),
-                ("recipe", f"{settings['recipe']['name']}, theta {found['theta']}"),
+                ("recipe", found["recipe"]),
                 ("edits", states),
                 *found["costs"],
             ],
@@ -31,7 +31,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     for evaluation in found["evaluations"]:
         parts += [f"## Suite {_cell(evaluation['suite'])}", about(evaluation["metrics"])]
         if not evaluation["current"]:
-            parts.append("**Edits were made or taken back since: these figures are of before.**")
+            parts.append("**Edits were made or taken back since: these figures are from before: `scen eval` again.**")
         for section in evaluation["sections"]:
             parts += [f"### {section['title']}", section["about"], figures_table(section["figures"])]
     edits = [(e.id, e.state, e.prompt, e.target) for e in found["edits"][:LISTED]]

@@ -30,7 +30,7 @@ def has_matplotlib() -> bool:
 def require_matplotlib() -> None:
     """Raise `UsageError` if matplotlib is not installed: pictures are an extra."""
     if not has_matplotlib():
-        raise UsageError("pictures need matplotlib", hint="`pip install 'scen-cli[pictures]'`")
+        raise UsageError("pictures need matplotlib", hint="`pip install matplotlib`")
 
 
 def of_study(
@@ -96,6 +96,9 @@ def activation_maps(maps: dict[str, dict[str, Any]]) -> Figure:
         drawn = axes.imshow(
             found["activations"], cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
         )
+        for axis, ids in ((axes.xaxis, found["experts"]), (axes.yaxis, found["edits"])):
+            places = sorted({round(place) for place in _evenly(len(ids))})
+            axis.set_ticks(places, [str(ids[place]) for place in places])
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("neuron", fontsize=8)
         axes.set_ylabel("edit" if place == 1 else "", fontsize=8)
@@ -105,6 +108,11 @@ def activation_maps(maps: dict[str, dict[str, Any]]) -> Figure:
         bar.set_label("activation", fontsize=8)
         bar.ax.tick_params(labelsize=7)
     return figure
+
+
+def _evenly(count: int, ticks: int = 5) -> list[float]:
+    """Places of a few of so many rows, the first and the last among them."""
+    return [at * (count - 1) / (min(ticks, count) - 1) for at in range(min(ticks, count))] if count > 1 else [0]
 
 
 def save(figure: Figure, path: Path) -> None:

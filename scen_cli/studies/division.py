@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonlines
 from filelock import FileLock, Timeout
 
+from scen_cli.data.questions import as_question
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite
 from scen_cli.data.writing import write_json, write_lines, write_records
@@ -17,7 +18,7 @@ from scen_cli.editor import Editor
 from scen_cli.errors import ProjectLocked, UsageError
 from scen_cli.evaluation.evaluate import DECODING, check_decoding
 from scen_cli.patched_model import BATCH
-from scen_cli.studies.sft import Tell, as_question
+from scen_cli.studies.sft import Tell
 
 
 def divide(editor: Editor, records: Sequence[EditRecord], folder: Path, decoding: str, tell: Tell) -> Suite:

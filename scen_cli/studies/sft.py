@@ -45,22 +45,6 @@ class Tuning:
     seed: int = 0
 
 
-def as_question(record: EditRecord) -> EditRecord:
-    """The record with what is true as its target, where its data says so: a counterfactual target is for
-    editing, not for teaching. What would follow from the counterfactual goes."""
-    if not record.truth:
-        return record
-    return record.model_copy(update={"target": record.truth[0], "portability": ()})
-
-
-def split(records: Sequence[EditRecord], train: int, seed: int) -> tuple[list[EditRecord], list[EditRecord]]:
-    """D_train and D_test, by a seeded shuffle. Raises `UsageError` if nothing would be left for either."""
-    if not 0 < train < len(records):
-        raise UsageError(f"{train} of {len(records)} questions cannot be split off", hint="give a smaller --train")
-    shuffled = random.Random(seed).sample(list(records), len(records))
-    return shuffled[:train], shuffled[train:]
-
-
 def fine_tune(
     base: Base,
     form: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import Suite
-from scen_cli.edit_run import foresee, train
+from scen_cli.edit_run import Outcome, foresee, train
 from scen_cli.editing.recipe import Recipe
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
@@ -47,24 +47,45 @@ class Bench:
     decoding: str
     folder: Path
     tell: Tell
+    warn: Callable[[str], None]
 
 
 @contextmanager
 def edited(bench: Bench, variant: Variant) -> Iterator[Editor]:
-    """The variant's project with every edit of the suite made; what an earlier run has made stands."""
+    """The variant's project with every edit of the suite made; what an earlier run has made stands.
+
+    Raises `UsageError` if nothing of the suite can even be tried.
+    """
     editor = Editor(_project(bench, variant), base=bench.base)
     try:
         entries = [Entry(SourceLine(bench.suite.name, n), record) for n, record in enumerate(bench.suite.edits, 1)]
         with editor.project.writing():
-            known = [foresee(editor, entry) for entry in entries]
-            for made in train(editor, entries, known):
-                for outcome in made.values():
+            outcomes = [foresee(editor, entry) for entry in entries]
+            for made in train(editor, entries, list(outcomes)):
+                for place, outcome in made.items():
+                    outcomes[place] = outcome
                     bench.tell("", f"{variant.name}: {outcome.where}")
             editor.project.merge()
+        _say_what_failed(bench, variant, outcomes)
         yield editor
     finally:
         editor.detach()
         editor.project.close()
+
+
+def _say_what_failed(bench: Bench, variant: Variant, outcomes: Sequence[Outcome | None]) -> None:
+    failed = [outcome for outcome in outcomes if outcome is not None and outcome.outcome == "failed"]
+    if not failed:
+        return
+    text = (
+        f"{variant.name}: {len(failed)} of {len(outcomes)} not edited; the first, {failed[0].where}: {failed[0].reason}"
+    )
+    if len(failed) == len(outcomes) and not any(outcome.edit for outcome in failed):
+        raise UsageError(text, hint="a base with a longer context, or other data")
+    bench.warn(text)
+    if len(failed) > len(outcomes) / 2:
+        rate = bench.settings["recipe"]["expert_lr"]
+        bench.warn(f"most were not learned at expert_lr {rate}: a small base needs more, e.g. `--set expert_lr=0.01`")
 
 
 def score(bench: Bench, variant: Variant) -> dict[str, Any]:
@@ -84,7 +105,7 @@ def score(bench: Bench, variant: Variant) -> dict[str, Any]:
                 evaluation.last_change,
                 [sample.as_dict() for sample in evaluation.samples],
             )
-        bench.tell(f"{variant.name}: scored", variant.name)
+        bench.tell(f"{variant.name}: {len(bench.suite.edits)} edits scored", variant.name)
         return evaluation.as_dict()
 
 

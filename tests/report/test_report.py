@@ -88,7 +88,7 @@ def test_the_page_says_what_was_measured(reported):
     assert "bytes of an edit" in page
     assert str(evaluation.curves["confusions"][0]["prompts"]) in page
     assert page.count('class="state active"') == 12
-    assert "these figures are of before" not in page
+    assert "these figures are from before" not in page
 
 
 def test_figures_that_are_old_are_said_to_be(make_editor):
@@ -98,7 +98,7 @@ def test_figures_that_are_old_are_said_to_be(make_editor):
     keep(editor.project, evaluate(editor, Suite("mine", demo_edits()[:2], [right_facts()[0].phrasings[0]])))
     editor.project.revert(1)
     for text in (as_page(gather(editor.project)), as_markdown(gather(editor.project))):
-        assert "these figures are of before" in text
+        assert "these figures are from before" in text
     assert 'class="state reverted"' in as_page(gather(editor.project))
 
 
@@ -129,4 +129,4 @@ def test_without_matplotlib_the_page_has_no_pictures_and_the_command_says_so(sce
     assert "<svg" not in page.read_text()
     assert "Reliability" in page.read_text()
     study = scen("study", "fig4", "--edits", "2", "--dir", reported[0].folder, code=2)
-    assert "scen-cli[pictures]" in study.stderr
+    assert "pip install matplotlib" in study.stderr

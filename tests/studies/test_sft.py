@@ -8,11 +8,12 @@ import shutil
 import pytest
 import torch
 
+from scen_cli.data.questions import as_question, split
 from scen_cli.data.records import EditRecord, Question
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import load_base
 from scen_cli.studies import sft
-from scen_cli.studies.sft import Tuning, as_question, fine_tune, split
+from scen_cli.studies.sft import Tuning, fine_tune
 from tests.model.tiny import DENSE, save_tiny
 
 FORM = "[INST]{prompt}[/INST]"
@@ -174,5 +175,5 @@ def test_the_split_is_seeded_and_shares_nothing():
     assert split(QUESTIONS, 5, seed=1) == (train, test)
     assert split(QUESTIONS, 5, seed=2) != (train, test)
     for size in (0, 8, 9):
-        with pytest.raises(UsageError, match="cannot be split off"):
+        with pytest.raises(UsageError, match="leave none for D_test"):
             split(QUESTIONS, size, seed=1)
