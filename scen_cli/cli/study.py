@@ -222,7 +222,14 @@ def _bench(editor: Editor, suite: Suite_, decoding: str, folder: Path, out: Outp
 
     project = editor.project
     theta = project.ledger.theta()
-    return Bench(project.settings, theta, editor.base, suite, decoding, folder / "projects", lambda *_: None, out.warn)
+    said: set[str] = set()
+
+    def warn(text: str) -> None:
+        if text not in said:  # a study comes by some projects twice
+            said.add(text)
+            out.warn(text)
+
+    return Bench(project.settings, theta, editor.base, suite, decoding, folder / "projects", lambda *_: None, warn)
 
 
 def _finish(name: str, finding: Finding, bench: Bench, folder: Path, out: Output) -> None:
