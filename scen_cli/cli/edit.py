@@ -42,7 +42,8 @@ def edit(
 ) -> None:
     """Correct facts: each record gets its own expert and indexing neuron, and is committed by itself.
 
-    Run again after an interruption, the same command goes on where it stopped.
+    Run again after an interruption, the same command goes on where it
+    stopped.
 
     Example: scen edit edits.jsonl
 

@@ -20,7 +20,8 @@ def report(
 ) -> None:
     """One self-contained HTML page: base, settings, figures with intervals, curves, confusions, costs, edits.
 
-    Figures are those of the newest `scen eval` of each suite. Its pictures need matplotlib.
+    Figures are those of the newest `scen eval` of each suite. Its pictures
+    need matplotlib.
 
     Example: scen report
     """

@@ -18,7 +18,8 @@ def revert(
 ) -> None:
     """Take edits out of routing at once. Their records and files are kept.
 
-    An older edit that it had superseded stays superseded: the base answers again.
+    An older edit that it had superseded stays superseded: the base answers
+    again.
 
     Example: scen revert 3
     """

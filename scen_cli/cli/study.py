@@ -44,7 +44,8 @@ def sft(
 ) -> None:
     """Fine-tune a base on questions: the ZsRE protocol's first stage. A run that was stopped goes on.
 
-    Where the data says both, the true answer is taught, not the counterfactual target.
+    Where the data says both, the true answer is taught, not the
+    counterfactual target.
 
     Example: scen study sft --model llama2-7b --data zsre.jsonl --out tuned
     """
@@ -100,9 +101,10 @@ def _register(name: str, about: str, edits_in_paper: int) -> None:
 
     study.__doc__ = f"""{about}.
 
-    With the current project's base and settings, in projects of its own; writes JSON, CSV and pictures, and
-    goes on where it was stopped. A suite other than demo is divided first: what the base answers wrongly is
-    edited, what it answers rightly must stay.
+    With the current project's base and settings, in projects of its own;
+    writes JSON, CSV and pictures, and goes on where it was stopped. A suite
+    other than demo is divided first: what the base answers wrongly is edited,
+    what it answers rightly must stay.
 
     Example: scen study {name} --suite demo --edits {min(edits_in_paper, 200)}
     """
@@ -127,8 +129,9 @@ def hallucination(
 ) -> None:
     """The other half of Table 1: perplexities of WikiBio-E, WikiBio-A and OpenWebText, the base's beside.
 
-    With the current project's base and rates, the template `none`, and the paper's settings for this suite:
-    30 neuron steps, theta 0.60, experts in force whether or not they give the whole sentence.
+    With the current project's base and rates, the template `none`, and the
+    paper's settings for this suite: 30 neuron steps, theta 0.60, experts in
+    force whether or not they give the whole sentence.
 
     Example: scen study hallucination --data wikibio-test-all.json --accurate hall_accurates.json
     """
