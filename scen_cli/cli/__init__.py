@@ -13,17 +13,16 @@ from typer.core import TyperGroup
 from scen_cli import __version__
 from scen_cli.cli import (
     ask,
-    data,
     demo,
     edit,
     evaluate,
     export,
+    groups,
     init,
     ledger,
     merge,
     report,
     revert,
-    study,
     verify,
 )
 from scen_cli.cli.failures import explain
@@ -82,8 +81,8 @@ app.command("show")(ledger.show)
 app.command("report")(report.report)
 app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
-app.add_typer(data.app, name="data")
-app.add_typer(study.app, name="study")
+app.command("data", context_settings=groups.PASSED_ON, add_help_option=False)(groups.data)
+app.command("study", context_settings=groups.PASSED_ON, add_help_option=False)(groups.study)
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Look into data files of any form the field uses, and convert them. Example: scen data inspect edits.jsonl",
     no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 SHOWN = 5  # examples of each finding
 

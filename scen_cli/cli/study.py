@@ -24,6 +24,8 @@ SHOWN = 20  # rows of a long table printed
 app = typer.Typer(
     help="The paper's protocol, tables and figures on any base. Example: scen study table4 --edits 100",
     no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
