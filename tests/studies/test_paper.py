@@ -129,6 +129,12 @@ def test_a_study_goes_on_and_knows_other_settings(scen, folder, tmp_path):
     scen("study", "table1", "--edits", EDITS, "--dir", folder)
     again = scen("study", "table1", "--edits", EDITS, "--dir", folder)
     assert "scored" not in again.stderr  # all was there
+    few = ("--edits", "3", "--dir", folder, "--json")
+    [before] = json.loads(scen("study", "table1", *few).stdout)["rows"]
+    [project] = (folder / "studies" / "projects").glob("demo-3-*/scen")
+    Project(project).revert(2)
+    [after] = json.loads(scen("study", "table1", *few).stdout)["rows"]
+    assert (before["reliability_of"], after["reliability_of"]) == (3, 2)  # scored anew, not remembered
     scen("init", "--model", "demo", "--recipe", "key", "--dir", tmp_path / "other")
     out = ("--out", folder / "studies", "--dir", tmp_path / "other")
     assert "made with another recipe" in scen("study", "table1", "--edits", EDITS, *out, code=2).stderr
