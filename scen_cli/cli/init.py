@@ -44,8 +44,10 @@ def init(
     changes = dict(_split(text) for text in setting or [])
     if theta is not None:
         changes["theta"] = str(theta)
+    from scen_cli.editing.recipe import Recipe, make_recipe
+
+    make_recipe(recipe, changes)  # a mistake is told before the base is loaded
     load_quietly(f"loading base `{model}`", out)
-    from scen_cli.editing.recipe import Recipe
     from scen_cli.project_setup import new_project
 
     project = new_project(
@@ -58,7 +60,7 @@ def init(
         place=place,
         template=template,
         recipe=recipe,
-        changes=dict(changes),
+        changes={**changes},
         seed=seed,
     )
     settings = project.settings

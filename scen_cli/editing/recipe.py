@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scen_cli.errors import UsageError
@@ -53,7 +55,7 @@ RECIPES: dict[str, Recipe] = {
 DEMO_RATES: dict[str, str | float] = {"expert_lr": 1e-2, "expert_steps": 10, "neuron_lr": 1e-3, "neuron_steps": 100}
 
 
-def make_recipe(name: str, changes: dict[str, str | float]) -> Recipe:
+def make_recipe(name: str, changes: Mapping[str, str | float]) -> Recipe:
     """A named recipe with some settings changed.
 
     Raises `UsageError` for an unknown recipe, an unknown setting or a value out of range.
