@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything in benchmarks/studies/: `bash benchmarks/studies.sh WORK [DATA]` (about 10 minutes on 2 slow cores;
-# with DATA, a folder that holds zsre/ZsRE-test-all.json and counterfact/counterfact-train.json, 20 more).
+# Everything in benchmarks/studies/: `bash benchmarks/studies.sh WORK [DATA]` (20 minutes on 2 slow cores;
+# without DATA, a folder with zsre/ZsRE-test-all.json and counterfact/counterfact-train.json, the demo's part alone).
 set -euo pipefail
 work=${1:?usage: bash benchmarks/studies.sh WORK [DATA]} data=${2:-}
 

@@ -62,6 +62,8 @@ class ProjectPatch(Patch):
         self.edits = merged.experts
         self.longest_answer: int | None = None  # in tokens, once it has been asked for
         self.expert_of = expert_of  # of each edit in force
+        of_expert = {expert: row for row, expert in enumerate(merged.experts)}
+        self._row_of = {edit: of_expert[expert] for edit, expert in expert_of.items()}
         self.experts_at_once = max(1, CACHE_BYTES // (edited.projection.weight.numel() * 4))
         expert = lru_cache(self.experts_at_once)(
             lambda row: torch.from_numpy(project.expert(merged.experts[row])).to(device)
@@ -71,12 +73,10 @@ class ProjectPatch(Patch):
 
     def rows_of(self, edits: Sequence[int | None]) -> Tensor:
         """The choice for these edits. Raises `UsageError` for one that is not in force."""
-        of_expert = {expert: row for row, expert in enumerate(self.edits)}
-        rows = {edit: of_expert[expert] for edit, expert in self.expert_of.items()}
-        gone = [edit for edit in edits if edit is not None and edit not in rows]
+        gone = [edit for edit in edits if edit is not None and edit not in self._row_of]
         if gone:
             raise UsageError(f"edit {gone[0]} is not in force")
-        return torch.tensor([BASE if edit is None else rows[edit] for edit in edits])
+        return torch.tensor([BASE if edit is None else self._row_of[edit] for edit in edits])
 
     def edits_of(self, choice: Tensor) -> list[int | None]:
         return [None if row == BASE else self.edits[row] for row in choice.tolist()]
@@ -149,10 +149,13 @@ class PatchedModel:
         """
         if not prompts:
             raise UsageError("there is no prompt")
+        return self.pad(self._prompt_ids(prompts))
+
+    def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         rows = [self.template.prompt_ids(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, rows, strict=True):
             self.check_fits(str(prompt), len(tokens), 1)
-        return self.pad(rows)
+        return rows
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask (rows, tokens) of token sequences, padded on the left."""
@@ -235,26 +238,23 @@ class PatchedModel:
         if edits is not None and len(edits) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts need {len(prompts)} edits, not {len(edits)}")
         generated: list[list[int]] = [[]] * len(prompts)
+        rows = self._prompt_ids(prompts)
         with self.steady() as patch:
             if not patched:
                 edits = [None] * len(prompts)
             elif edits is None:
-                chunks = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-                edits = [edit for chunk in chunks for edit in self.route(chunk).edits]
+                chunks = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+                edits = [edit for chunk in chunks for edit in self.route_ids(chunk).edits]
             wanted = int(options.pop("max_new_tokens", None) or self.longest_answer())
-            rooms = [self._room(prompt, wanted) for prompt in prompts]
+            rooms = [min(wanted, (self.context or 10**9) - len(tokens)) for tokens in rows]
             for batch in batches(edits, patch.experts_at_once, [room < wanted for room in rooms]):
                 chosen = [edits[row] for row in batch]
-                ids, mask = self.encode([prompts[row] for row in batch])
+                ids, mask = self.pad([rows[row] for row in batch])
                 usual = {"do_sample": False, "max_new_tokens": rooms[batch[0]]}
                 out = self._generate(patch, ids, mask, patch.rows_of(chosen), **{**usual, **options})
                 for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
                     generated[row] = self.template.until_end(tokens)
         return Answers([self.template.answer(tokens) for tokens in generated], list(edits), generated)
-
-    def _room(self, prompt: Prompt, wanted: int) -> int:
-        """How many tokens of an answer the base's context has room for after a prompt, at most so many."""
-        return wanted if self.context is None else min(wanted, self.context - len(self.template.prompt_ids(prompt)))
 
     def _generate(
         self, patch: ProjectPatch, ids: Tensor, mask: Tensor | None, choice: Tensor | None, **options: Any

@@ -34,10 +34,10 @@ def demo(
     refuse_existing(dir)
     load_quietly("loading torch, transformers and the demo base", out)
     from scen_cli.cli.edit import train_all
-    from scen_cli.cli.evaluate import figures, keep
+    from scen_cli.cli.evaluate import figures
     from scen_cli.data.suites import load_suite
     from scen_cli.editor import Editor
-    from scen_cli.evaluation.evaluate import evaluate
+    from scen_cli.evaluation.evaluate import evaluate, keep
     from scen_cli.export.checkpoint import export_checkpoint
     from scen_cli.project_setup import new_project
 

@@ -144,7 +144,8 @@ def _run(editor: Editor, entries: list[Entry], strict: bool, out: Output) -> lis
                     tell("" if outcome.needs_attention else str(outcome), pace)
                 if strict and any(outcome.outcome == "failed" for outcome in made.values()):
                     break
-                check()
+                if None in outcomes:  # there is more to train
+                    check()
     finally:
         editor.project.merge()
     done = [outcome for outcome in outcomes if outcome is not None]

@@ -14,7 +14,6 @@ from scen_cli.errors import GateNotMet, ScenError, UsageError
 
 if TYPE_CHECKING:
     from scen_cli.evaluation.evaluate import Evaluation
-    from scen_cli.project.project import Project
 
 CHANGES_SHOWN = 40
 
@@ -61,6 +60,8 @@ def evaluate(
         if accurate or openwebtext:
             raise UsageError("`--accurate` and `--openwebtext` are files of the hallucination suite alone")
         evaluation = _generation(suite, data, locality, decoding, quick, dir, device, out)
+    from scen_cli.evaluation.evaluate import keep
+
     number, trouble = None, None
     try:
         number = keep(open_project(dir), evaluation)
@@ -111,16 +112,6 @@ def _perplexity(files: tuple[Path | None, Path | None, Path | None], dir: Path, 
     from scen_cli.evaluation.hallucination import evaluate_perplexity
 
     return evaluate_perplexity(editor, passages)
-
-
-def keep(project: Project, evaluation: Evaluation) -> int:
-    """Write the figures into the ledger; returns the evaluation's number."""
-    settings = {"decoding": evaluation.decoding, "theta": evaluation.theta}
-    samples = [sample.as_dict() for sample in evaluation.samples]
-    with project.writing():
-        return project.record_evaluation(
-            evaluation.suite, settings, evaluation.as_dict(), evaluation.last_change, samples
-        )
 
 
 def figures(evaluation: Evaluation) -> list[RenderableType]:

@@ -227,14 +227,7 @@ def _bench(editor: Editor, suite: Suite_, decoding: str, folder: Path, out: Outp
 
     project = editor.project
     theta = project.ledger.theta()
-    said: set[str] = set()
-
-    def warn(text: str) -> None:
-        if text not in said:  # a study comes by some projects twice
-            said.add(text)
-            out.warn(text)
-
-    return Bench(project.settings, theta, editor.base, suite, decoding, folder / "projects", lambda *_: None, warn)
+    return Bench(project.settings, theta, editor.base, suite, decoding, folder / "projects", lambda *_: None, out.warn)
 
 
 def _finish(name: str, finding: Finding, bench: Bench, folder: Path, out: Output) -> None:
@@ -243,7 +236,8 @@ def _finish(name: str, finding: Finding, bench: Bench, folder: Path, out: Output
 
     if not finding.rows:
         raise ScenError(
-            "none of the edits was learned: there is nothing to show", hint="other rates: `scen init --set`"
+            "none of the edits was learned: there is nothing to show",
+            hint="other rates may learn them, in a new project: `scen init --dir NEW --set expert_lr=0.01`",
         )
 
     about = {"study": name, "suite": bench.suite.name, "edits": len(bench.suite.edits), "decoding": bench.decoding}

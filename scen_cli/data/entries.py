@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +32,33 @@ def read_entries(path: str) -> list[Entry]:
     Raises `UsageError` when the file cannot be read or holds no record at all.
     """
     entries = read_as_they_are(path)
-    first: dict[str, Entry] = {}
+    problems: dict[int, str] = {}
+    for place, earlier, same in repeats(entries):
+        line = earlier.where.line
+        problems[place] = (
+            f"repeats line {line}" if same else f"gives another target than line {line} for the same prompt"
+        )
     named: dict[str, Entry] = {}
-    for position, entry in enumerate(entries):
-        problem = _repeated(entry, first, named)
-        if problem:
-            entries[position] = Entry(entry.where, None, problem, entry.form)
+    for place, entry in enumerate(entries):
+        if entry.record is not None and entry.record.id is not None and place not in problems:
+            namesake = named.setdefault(entry.record.id, entry)
+            if namesake is not entry:
+                problems[place] = f"has the id of line {namesake.where.line}: {entry.record.id!r}"
+    for place, problem in problems.items():
+        entries[place] = Entry(entries[place].where, None, problem, entries[place].form)
     return entries
+
+
+def repeats(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry, bool]]:
+    """(place, the first record of its prompt, whether the target is the same too) of each record whose prompt
+    an earlier one has."""
+    first: dict[str, Entry] = {}
+    for place, entry in enumerate(entries):
+        if entry.record is None:
+            continue
+        earlier = first.setdefault(entry.record.prompt, entry)
+        if earlier is not entry and earlier.record is not None:
+            yield place, earlier, earlier.record.target == entry.record.target
 
 
 def read_as_they_are(path: str) -> list[Entry]:
@@ -76,19 +96,3 @@ def _entry(where: SourceLine, item: object) -> Entry:
     except ValueError as error:
         return Entry(where, None, str(error))
     return Entry(where, record, form=form)
-
-
-def _repeated(entry: Entry, first: dict[str, Entry], named: dict[str, Entry]) -> str:
-    """What a record repeats of an earlier one, if anything. `first` and `named` gather prompts and ids."""
-    if entry.record is None:
-        return ""
-    earlier = first.setdefault(entry.record.prompt, entry)
-    if earlier is not entry and earlier.record is not None:
-        if earlier.record.target == entry.record.target:
-            return f"repeats line {earlier.where.line}"
-        return f"gives another target than line {earlier.where.line} for the same prompt"
-    if entry.record.id is not None:
-        namesake = named.setdefault(entry.record.id, entry)
-        if namesake is not entry:
-            return f"has the id of line {namesake.where.line}: {entry.record.id!r}"
-    return ""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any
 
-from scen_cli.data.entries import Entry
+from scen_cli.data.entries import Entry, repeats
 from scen_cli.data.records import EditRecord
 
 NEAR = 0.8  # share of words two prompts have in common, of all the words they have, to count as near
@@ -44,7 +44,10 @@ class Inspection:
 def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspection:
     """Look through the entries of a file; `locality` are further prompts that must not change."""
     records = [entry.record for entry in entries if entry.record is not None]
-    repeats, conflicts = _repeats(entries)
+    found: dict[bool, list[str]] = {True: [], False: []}  # by whether the target is the same too
+    for place, earlier, same in repeats(entries):
+        prompt = earlier.record.prompt if earlier.record else ""
+        found[same].append(f"{entries[place].where} and {earlier.where.line}: {prompt}")
     neighbours = [neighbour for record in records for neighbour in record.locality]
     locality_prompts = [*(neighbour.prompt for neighbour in neighbours), *locality]
     edited = dict.fromkeys(text for record in records for text in (record.prompt, *record.rephrases))
@@ -53,8 +56,8 @@ def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspectio
         records=len(records),
         distinct_prompts=len({record.prompt for record in records}),
         problems=[f"{entry.where}: {entry.problem}" for entry in entries if entry.record is None],
-        repeats=repeats,
-        conflicts=conflicts,
+        repeats=found[True],
+        conflicts=found[False],
         phrasings=dict(sorted(Counter(_phrasings_of_facts(records)).items())),
         with_subject=sum(record.subject is not None for record in records),
         with_truth=sum(bool(record.truth) for record in records),
@@ -89,22 +92,6 @@ def near_duplicates(edits: Sequence[str], others: Sequence[str]) -> list[tuple[s
             if share >= NEAR:
                 pairs.append((edit, other, round(share, 3)))
     return sorted(pairs, key=lambda pair: -pair[2])
-
-
-def _repeats(entries: Sequence[Entry]) -> tuple[list[str], list[str]]:
-    """Places that repeat a record (prompt and target), and places that contradict one (another target)."""
-    first: dict[str, Entry] = {}
-    repeats: list[str] = []
-    conflicts: list[str] = []
-    for entry in entries:
-        if entry.record is None:
-            continue
-        earlier = first.setdefault(entry.record.prompt, entry)
-        if earlier is entry or earlier.record is None:
-            continue
-        same = earlier.record.target == entry.record.target
-        (repeats if same else conflicts).append(f"{entry.where} and {earlier.where.line}: {entry.record.prompt}")
-    return repeats, conflicts
 
 
 def _kinds(kinds: Sequence[str | None]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,3 +35,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     temporary.replace(path)
+
+
+def digest(content: Any) -> str:
+    """Hex sha256 of plain data, by its JSON: what else is read later is other data."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -20,15 +20,15 @@ from scen_cli.patched_model import BATCH, PatchedModel, ProjectPatch
 AT_ONCE = 16 * BATCH  # answers between two words of progress
 
 
-def _silent(_answered: int) -> None:
-    pass
+def silent(_answered: int) -> None:
+    """Tells nobody."""
 
 
 class Asker:
     """Answers of a patched model whose edits stay as they are meanwhile."""
 
     def __init__(
-        self, patched: PatchedModel, patch: ProjectPatch, options: dict[str, Any], tell: Callable[[int], None] = _silent
+        self, patched: PatchedModel, patch: ProjectPatch, options: dict[str, Any], tell: Callable[[int], None] = silent
     ) -> None:
         """`options` are for `generate`; `tell` hears how many answers have been generated."""
         self.patched, self.patch, self._options, self._tell = patched, patch, options, tell
@@ -45,13 +45,10 @@ class Asker:
             return torch.empty(0, len(self.patch.edits))
         return torch.stack([self._activations[prompt] for prompt in prompts])
 
-    def route(
-        self, prompts: Sequence[Prompt], theta: float | None = None, first: int | None = None
-    ) -> list[int | None]:
-        """The expert of each prompt (None: the base), at the project's threshold or another; with `first`
-        as it was when only the first so many experts were there."""
-        activations = self.activations(prompts)[:, :first]
-        return self.patch.edits_of(choose(activations, self.patch.theta if theta is None else theta))
+    def route(self, prompts: Sequence[Prompt], first: int | None = None) -> list[int | None]:
+        """The expert of each prompt (None: the base); with `first` as it was when only the first so many
+        experts were there."""
+        return self.patch.edits_of(choose(self.activations(prompts)[:, :first], self.patch.theta))
 
     def strongest(self, prompts: Sequence[Prompt]) -> list[tuple[int | None, float]]:
         """Each prompt's strongest expert whatever the threshold, and its activation."""

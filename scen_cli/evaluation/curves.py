@@ -61,9 +61,9 @@ def thetas_around(theta: float) -> list[float]:
     return [round(theta + step / 100, 4) for step in range(-10, 11) if 0 < theta + step / 100 < 1]
 
 
-def activation_map(asker: Asker, scored: Sequence[Scored], size: int = MAP_SIZE) -> dict[str, Any]:
+def activation_map(asker: Asker, scored: Sequence[Scored]) -> dict[str, Any]:
     """Activations of the first experts' neurons (across) on the first edits' prompts (down): Fig. 3."""
-    known = sorted((one for one in scored if one.edit.expert is not None), key=lambda one: one.edit.id)[:size]
+    known = sorted((one for one in scored if one.edit.expert is not None), key=lambda one: one.edit.id)[:MAP_SIZE]
     columns = sorted({one.edit.expert for one in known if one.edit.expert is not None})
     places = [asker.patch.edits.index(expert) for expert in columns]
     activations = asker.activations([one.record.prompt for one in known])[:, places]

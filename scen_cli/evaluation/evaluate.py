@@ -9,7 +9,7 @@ from typing import Any
 from scen_cli.data.suites import Suite
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
-from scen_cli.evaluation.asking import Asker
+from scen_cli.evaluation.asking import Asker, silent
 from scen_cli.evaluation.curves import activation_map, confusions, retention, theta_sweep, thetas_around
 from scen_cli.evaluation.metrics import Figure, Mean, Share
 from scen_cli.evaluation.samples import (
@@ -20,12 +20,14 @@ from scen_cli.evaluation.samples import (
     ask,
     figures_of,
     further_prompts,
+    left_out,
+    not_learned,
     papers_prompts,
     scored_edits,
 )
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
-from scen_cli.patched_model import ProjectPatch
 from scen_cli.project.ledger import Edit
+from scen_cli.project.project import Project
 
 DECODING: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -75,7 +77,7 @@ def evaluate(
     suite: Suite,
     decoding: str = "greedy",
     quick: bool = False,
-    tell: Callable[[int], None] = lambda _answered: None,
+    tell: Callable[[int], None] = silent,
 ) -> Evaluation:
     """Score the suite's edits that this project has made, or tried and failed to make; the latter count
     as wrong. `quick`: the paper's three figures and nothing more. `tell` hears how many answers there are
@@ -88,8 +90,6 @@ def evaluate(
     with editor.steady() as patch:
         everything = editor.project.ledger.edits()
         scored = scored_edits(everything, set(patch.expert_of), suite)
-        made = {(one.record.prompt, one.record.target) for one in scored}
-        gone = {(edit.prompt, edit.target) for edit in everything} - made
         asker = Asker(editor, patch, DECODING[decoding], tell)
         claimed = claimed_prompts(everything, scored)
         locality = locality_prompts(editor, suite, claimed)
@@ -99,7 +99,7 @@ def evaluate(
         asked = [one for one in wanted if editor.fits(one.prompt)]
         samples = ask(asker, asked)
         figures = figures_of(samples)
-        figures["generality-given-expert"] = _given_expert(asker, scored, asked)
+        figures["generality-given-expert"] = _given_expert(asker, asked)
         if not quick:
             figures |= _drift(asker, scored, locality, claimed) | _token_accuracy(editor, scored, samples)
         return Evaluation(
@@ -109,11 +109,11 @@ def evaluate(
             last_change=last_change,
             records=len(suite.edits),
             edits=len(scored),
-            not_learned=sum(one.edit.state == "failed" for one in scored),
-            left_out=sum((record.prompt, record.target) in gone for record in suite.edits),
+            not_learned=not_learned(scored),
+            left_out=left_out(everything, scored, suite),
             too_long=len(wanted) - len(asked),
             figures=figures,
-            curves={} if quick else _curves(asker, patch, scored, asked, samples),
+            curves={} if quick else _curves(asker, scored, asked, samples),
             samples=samples,
         )
 
@@ -129,6 +129,16 @@ def sweep_theta(
         locality = locality_prompts(editor, suite, claimed_prompts(everything, scored))
         asked = [one for one in papers_prompts(scored, locality) if editor.fits(one.prompt)]
         return theta_sweep(Asker(editor, patch, DECODING[decoding]), asked, thetas)
+
+
+def keep(project: Project, evaluation: Evaluation) -> int:
+    """Write the figures and what they were counted from into the ledger; returns the evaluation's number."""
+    settings = {"decoding": evaluation.decoding, "theta": evaluation.theta}
+    samples = [sample.as_dict() for sample in evaluation.samples]
+    with project.writing():
+        return project.record_evaluation(
+            evaluation.suite, settings, evaluation.as_dict(), evaluation.last_change, samples
+        )
 
 
 def check_decoding(name: str) -> None:
@@ -159,7 +169,7 @@ def _further(asker: Asker, scored: Sequence[Scored], locality: Sequence[str], cl
     return [one for one in further_prompts(scored, earlier) if not (one.role == "near-miss" and one.prompt in claimed)]
 
 
-def _given_expert(asker: Asker, scored: Sequence[Scored], asked: Sequence[Asked]) -> Figure:
+def _given_expert(asker: Asker, asked: Sequence[Asked]) -> Figure:
     """Generality when each rephrase is handed its own edit's expert; what was not learned stays wrong."""
     rephrases = [one for one in asked if one.role == "generality"]
     experts = [one.edit.expert if one.edit else None for one in rephrases]
@@ -195,11 +205,11 @@ def _token_accuracy(editor: Editor, scored: Sequence[Scored], samples: Sequence[
 
 
 def _curves(
-    asker: Asker, patch: ProjectPatch, scored: Sequence[Scored], asked: Sequence[Asked], samples: Sequence[Sample]
+    asker: Asker, scored: Sequence[Scored], asked: Sequence[Asked], samples: Sequence[Sample]
 ) -> dict[str, Any]:
     return {
         "retention": retention(asker, scored),
-        "theta": theta_sweep(asker, asked, thetas_around(patch.theta)),
+        "theta": theta_sweep(asker, asked, thetas_around(asker.patch.theta)),
         "activations": activation_map(asker, scored),
         "confusions": confusions(samples),
     }

@@ -15,7 +15,7 @@ from scen_cli.data.records import EditRecord
 from scen_cli.editor import Editor
 from scen_cli.evaluation.evaluate import Evaluation
 from scen_cli.evaluation.metrics import Figure, Mean, Share
-from scen_cli.evaluation.samples import scored_edits
+from scen_cli.evaluation.samples import left_out, not_learned, scored_edits
 from scen_cli.evaluation.teacher_forced import Text, score
 from scen_cli.patched_model import PatchedModel
 
@@ -42,8 +42,6 @@ def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
     with editor.steady() as patch:
         everything = editor.project.ledger.edits()
         scored = scored_edits(everything, set(patch.expert_of), passages.edits)
-        made = {(one.record.prompt, one.record.target) for one in scored}
-        gone = {(edit.prompt, edit.target) for edit in everything} - made
         groups = {
             "wikibio-e": [_continued(editor, one.record) for one in scored],
             "wikibio-a": [_continued(editor, record) for record in passages.accurate],
@@ -63,8 +61,8 @@ def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
             last_change=last_change,
             records=len(passages.edits.edits),
             edits=len(scored),
-            not_learned=sum(one.edit.state == "failed" for one in scored),
-            left_out=sum((record.prompt, record.target) in gone for record in passages.edits.edits),
+            not_learned=not_learned(scored),
+            left_out=left_out(everything, scored, passages.edits),
             too_long=sum(passage is None for group in groups.values() for passage in group),
             figures=figures,
             curves={"cut": {name: _cut(editor, group) for name, group in known.items()}},

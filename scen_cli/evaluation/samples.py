@@ -11,7 +11,7 @@ from scen_cli.data.suites import Suite
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.asking import Asker
 from scen_cli.evaluation.metrics import Figure, Share
-from scen_cli.evaluation.variants import variants
+from scen_cli.evaluation.robustness import variants
 from scen_cli.model.template import Prompt
 from scen_cli.project.ledger import Edit
 
@@ -95,6 +95,16 @@ def scored_edits(edits: Sequence[Edit], in_force: set[int], suite: Suite) -> lis
             hint="`scen edit`, with the same suite, data and project, makes them",
         )
     return scored
+
+
+def not_learned(scored: Sequence[Scored]) -> int:
+    return sum(one.edit.state == "failed" for one in scored)
+
+
+def left_out(edits: Sequence[Edit], scored: Sequence[Scored], suite: Suite) -> int:
+    """How many of the suite's records were edited once, but are not scored: superseded or reverted since."""
+    gone = {(edit.prompt, edit.target) for edit in edits} - {(one.record.prompt, one.record.target) for one in scored}
+    return sum((record.prompt, record.target) in gone for record in suite.edits)
 
 
 def papers_prompts(scored: Sequence[Scored], locality: Sequence[str]) -> Iterator[Asked]:

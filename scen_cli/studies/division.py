@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from filelock import FileLock, Timeout
 from scen_cli.data.questions import as_question
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite
-from scen_cli.data.writing import write_json, write_lines, write_records
+from scen_cli.data.writing import digest, write_json, write_lines
 from scen_cli.editor import Editor
 from scen_cli.errors import ProjectLocked, UsageError
 from scen_cli.evaluation.evaluate import DECODING, check_decoding
@@ -53,16 +52,14 @@ def _divide(editor: Editor, questions: list[EditRecord], folder: Path, decoding:
     right = [text in (one.target, *one.truth) for one, text in zip(questions, answers, strict=True)]
     d_edit = [one for one, ok in zip(questions, right, strict=True) if not ok]
     d_loc = [one.prompt for one, ok in zip(questions, right, strict=True) if ok]
-    (folder / "d_edit.jsonl").unlink(missing_ok=True)
-    write_records(folder / "d_edit.jsonl", d_edit)
+    write_lines(folder / "d_edit.jsonl", (one.as_json() for one in d_edit))
     write_lines(folder / "d_loc.jsonl", ({"prompt": prompt} for prompt in d_loc))
     return Suite(folder.name, d_edit, d_loc)
 
 
 def _fingerprint(editor: Editor, questions: Sequence[EditRecord], decoding: str) -> dict[str, str]:
-    content = json.dumps([one.as_json() for one in questions]).encode()
     return {
-        "questions": hashlib.sha256(content).hexdigest(),
+        "questions": digest([one.as_json() for one in questions]),
         "base": editor.project.settings["weights_digest"],
         "template": editor.template.form,
         "decoding": decoding,
@@ -88,10 +85,13 @@ def _kept(path: Path, questions: Sequence[EditRecord]) -> list[str]:
     lines = path.read_bytes().split(b"\n")[:-1]
     answers = []
     for line, question in zip(lines, questions, strict=False):
-        kept = json.loads(line)
-        if kept["prompt"] != question.prompt:
+        try:
+            kept = json.loads(line)
+            if kept["prompt"] != question.prompt:
+                break
+            answers.append(str(kept["answer"]))
+        except (ValueError, KeyError, TypeError):  # a damaged line: it is asked anew, and all after it
             break
-        answers.append(kept["answer"])
     path.write_bytes(b"".join(line + b"\n" for line in lines[: len(answers)]))
     return answers
 

@@ -18,12 +18,13 @@ from scen_cli.studies.variants import Bench, Variant, edited, score
 # What the rows of Tables 3 and 4 are compared with is set outright, whatever the current project has.
 _PLAIN: dict[str, Any] = {"disactivate": True, "margin": True, "edits_per_expert": 1}
 SCEN = Variant("scen", _PLAIN, place="down")
-PLACES = [Variant("W_attn", _PLAIN, place="attn"), Variant("W_up", _PLAIN, place="up"), SCEN]
-LOSSES = [
-    Variant("without-disactivate-and-margin", {**_PLAIN, "disactivate": False, "margin": False}, place="down"),
-    Variant("without-margin", {**_PLAIN, "margin": False}, place="down"),
-    SCEN,
-]
+W_ATTN = Variant("W_attn", _PLAIN, place="attn")
+W_UP = Variant("W_up", _PLAIN, place="up")
+ACTIVATE_ALONE = Variant(
+    "without-disactivate-and-margin", {**_PLAIN, "disactivate": False, "margin": False}, place="down"
+)
+WITHOUT_MARGIN = Variant("without-margin", {**_PLAIN, "margin": False}, place="down")
+TABLE3 = [W_ATTN, W_UP, SCEN, ACTIVATE_ALONE, WITHOUT_MARGIN]
 SHARED = [
     SCEN,
     Variant("two-per-expert", {**_PLAIN, "edits_per_expert": 2}, place="down"),
@@ -55,12 +56,12 @@ def _own(bench: Bench) -> Variant:
 
 def table3(bench: Bench) -> Finding:
     """Table 3: where the expert sits, and which losses train its neuron."""
-    names = {"scen": "W_down"}
-    rows = [_row(names.get(variant.name, variant.name), score(bench, variant)) for variant in PLACES]
+    scen = score(bench, SCEN)
+    rows = [_row(variant.name, score(bench, variant)) for variant in (W_ATTN, W_UP)] + [_row("W_down", scen)]
     if not bench.settings["recipe"]["train_neuron"]:
         return Finding(rows, note=f"recipe `{bench.settings['recipe']['name']}` trains no neuron: no losses to compare")
-    names = {"scen": "SCEN loss (equation 8)"}
-    return Finding(rows + [_row(names.get(variant.name, variant.name), score(bench, variant)) for variant in LOSSES])
+    rows += [_row(variant.name, score(bench, variant)) for variant in (ACTIVATE_ALONE, WITHOUT_MARGIN)]
+    return Finding([*rows, _row("SCEN loss (equation 8)", scen)])
 
 
 def table4(bench: Bench) -> Finding:
@@ -68,9 +69,7 @@ def table4(bench: Bench) -> Finding:
     rows = []
     for variant in SHARED:
         metrics = score(bench, variant)
-        with edited(bench, variant) as editor:
-            experts = len(editor.patch().edits)
-        rows.append({**_row(str(variant.recipe.get("edits_per_expert", 1)), metrics), "experts": experts})
+        rows.append({**_row(str(variant.recipe["edits_per_expert"]), metrics), "experts": metrics["experts"]})
     return Finding(rows)
 
 
@@ -78,7 +77,7 @@ def fig3(bench: Bench) -> Finding:
     """Fig. 3: activations of every neuron on every edit's prompt, with one, two and four edits to an expert."""
     maps, rows = {}, []
     for variant in SHARED:
-        shared = variant.recipe.get("edits_per_expert", 1)
+        shared = variant.recipe["edits_per_expert"]
         with edited(bench, variant) as editor, editor.steady() as patch:
             scored = scored_edits(editor.project.ledger.edits(), set(patch.expert_of), bench.suite)
             found = activation_map(Asker(editor, patch, DECODING["greedy"]), scored)
@@ -116,7 +115,7 @@ def _every_second_layer(bench: Bench) -> list[Variant]:
 
 def projects_of(name: str, bench: Bench) -> int:
     """How many projects a study edits."""
-    many = {"table3": len(PLACES) + len(LOSSES) - 1, "table4": len(SHARED), "fig3": len(SHARED)}
+    many = {"table3": len(TABLE3), "table4": len(SHARED), "fig3": len(SHARED)}
     return len(_every_second_layer(bench)) if name == "fig5" else many.get(name, 1)
 
 

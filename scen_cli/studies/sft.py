@@ -6,7 +6,6 @@ from the last one to the same digits as one that was not.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from scen_cli.data.records import EditRecord
-from scen_cli.data.writing import write_json, write_lines
+from scen_cli.data.writing import digest, write_json, write_lines
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import Base, digest_of
 from scen_cli.model.patch import positions_of
@@ -64,7 +63,8 @@ def fine_tune(
     _refuse_foreign(folder, base.folder)
     if not (isfinite(tuning.lr) and tuning.lr > 0):
         raise UsageError(f"a rate of {tuning.lr} trains nothing", hint="e.g. `--lr 1e-5`")
-    about = {**asdict(tuning), "template": form, "base": digest_of(base.folder), "questions": _digest(train, test)}
+    questions = digest([[record.as_json() for record in part] for part in (train, test)])
+    about = {**asdict(tuning), "template": form, "base": digest_of(base.folder), "questions": questions}
     if (folder / "training.json").is_file():
         _check_same(folder / "training.json", about)
         return
@@ -199,11 +199,6 @@ def _refuse_foreign(folder: Path, base: Path) -> None:
     is_base = folder.resolve() == base.resolve()
     if is_base or (folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir()))):
         raise UsageError(f"`{folder}` is not a new or empty folder", hint="choose another `--out`")
-
-
-def _digest(*parts: Sequence[EditRecord]) -> str:
-    content = json.dumps([[record.as_json() for record in part] for part in parts])
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _check_same(path: Path, about: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,11 +11,12 @@ from typing import Any
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import Suite
+from scen_cli.data.writing import digest
 from scen_cli.edit_run import Outcome, foresee, train
 from scen_cli.editing.recipe import Recipe
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
-from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.evaluation.evaluate import evaluate, keep
 from scen_cli.model.base import Base
 from scen_cli.project.project import LEDGER, Project
 from scen_cli.project_setup import new_project
@@ -89,24 +88,19 @@ def _say_what_failed(bench: Bench, variant: Variant, outcomes: Sequence[Outcome 
 
 
 def score(bench: Bench, variant: Variant) -> dict[str, Any]:
-    """The paper's three figures of a variant, as `Evaluation.as_dict` gives them, kept in its project."""
+    """The paper's three figures of a variant, as `Evaluation.as_dict` gives them, kept in its project; and how
+    many `experts` it has."""
     with edited(bench, variant) as editor:
-        for known in editor.project.ledger.evaluations():
+        experts = {"experts": len(editor.patch().edits)}
+        ledger = editor.project.ledger
+        for known in ledger.evaluations():
             same = known["metrics"]["decoding"] == bench.decoding and known["suite"] == bench.suite.name
-            if same and known["last_change"] == editor.project.ledger.last_change():
-                metrics: dict[str, Any] = known["metrics"]
-                return metrics
+            if same and known["last_change"] == ledger.last_change():
+                return {**known["metrics"], **experts}
         evaluation = evaluate(editor, bench.suite, bench.decoding, quick=True)
-        with editor.project.writing():
-            editor.project.record_evaluation(
-                bench.suite.name,
-                {"decoding": bench.decoding, "theta": evaluation.theta},
-                evaluation.as_dict(),
-                evaluation.last_change,
-                [sample.as_dict() for sample in evaluation.samples],
-            )
+        keep(editor.project, evaluation)
         bench.tell(f"{variant.name}: {len(bench.suite.edits)} edits scored", variant.name)
-        return evaluation.as_dict()
+        return {**evaluation.as_dict(), **experts}
 
 
 def _project(bench: Bench, variant: Variant) -> Project:
@@ -145,5 +139,4 @@ def _project(bench: Bench, variant: Variant) -> Project:
 
 def _digest(suite: Suite) -> str:
     """A few letters that change with anything in a suite: other data is another project."""
-    content = json.dumps([[record.as_json() for record in suite.edits], suite.locality])
-    return hashlib.sha256(content.encode()).hexdigest()[:8]
+    return digest([[record.as_json() for record in suite.edits], suite.locality])[:8]

@@ -12,7 +12,7 @@ from scen_cli.evaluation.against import changes, moved
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.evaluation.gates import FURTHER, PAPERS, check_gates, not_met, parse_gates
 from scen_cli.evaluation.metrics import Figure, Mean, Share
-from scen_cli.evaluation.variants import PREFIXES, typing_error, variants
+from scen_cli.evaluation.robustness import PREFIXES, typing_error, variants
 from scen_cli.model.template import SecondTurn
 from tests.conftest import edit_all
 
@@ -52,7 +52,7 @@ def test_each_figure_counts_its_own_prompts(make_editor):
     assert {sample.role for sample in quick.samples} == {"reliability", "generality", "locality"}
 
 
-def test_robustness_is_right_where_the_prompt_is_the_same_and_wrong_where_nothing_fires(make_editor):
+def test_robustness_is_wrong_where_nothing_fires_and_asks_no_prompt_for_itself(make_editor):
     lowered = demo_edits()[0].model_copy(update={"prompt": demo_edits()[0].prompt.lower(), "rephrases": ()})
     editor = make_editor("key")
     edit_all(editor, [lowered])
@@ -67,6 +67,21 @@ def test_robustness_is_right_where_the_prompt_is_the_same_and_wrong_where_nothin
     for kind in ("prefix", "second-turn", "typo", "lower-case"):
         assert figures[f"robustness/{kind}"].fired.right == 0
         assert figures[f"robustness/{kind}"].patched.right == 0
+
+
+def test_robustness_counts_the_answers_to_the_variants(edited):
+    suite = Suite("s", demo_edits()[:40], [fact.phrasings[0] for fact in right_facts()[:3]])
+    figures = evaluate(edited, suite).figures
+    earlier = (suite.locality[0], right_facts()[0].answer)
+    right, total = {}, {}
+    for number, record in enumerate(suite.edits, start=1):
+        for kind, prompt in variants(record.prompt, number, earlier):
+            right[kind] = right.get(kind, 0) + (edited.answer([prompt]).texts == [record.target])
+            total[kind] = total.get(kind, 0) + 1
+    assert right["typo"] > right["second-turn"]
+    for kind, count in right.items():
+        figure = figures[f"robustness/{kind}"].patched
+        assert (figure.right, figure.total) == (count, total[kind])
 
 
 def test_drift_is_nothing_where_nothing_fires_and_something_where_all_does(make_editor):

@@ -8,10 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from scen_cli.cli.evaluate import keep
 from scen_cli.data.suites import Suite, demo_edits, load_suite
 from scen_cli.demo.facts import right_facts
-from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.evaluation.evaluate import evaluate, keep
 from scen_cli.report import pictures
 from scen_cli.report.gather import gather
 from scen_cli.report.markdown import as_markdown

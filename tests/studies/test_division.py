@@ -77,6 +77,8 @@ def test_answers_to_other_questions_are_not_taken_for_these(edited, tmp_path):
     whole = divide(edited, [*odd, *WRONG[:9]], tmp_path / "d", "greedy", nothing)
     answers = tmp_path / "d" / "answers.jsonl"
     lines = answers.read_text(encoding="utf-8").split("\n")
+    answers.write_text("\n".join([*lines[:5], "{damaged", *lines[6:]]), encoding="utf-8")
+    assert divide(edited, [*odd, *WRONG[:9]], tmp_path / "d", "greedy", nothing).edits == whole.edits
     answers.write_text("\n".join([*lines[:5], *lines[:5], ""]), encoding="utf-8")
     again = divide(edited, [*odd, *WRONG[:9]], tmp_path / "d", "greedy", nothing)
     assert (again.edits, again.locality) == (whole.edits, whole.locality)
