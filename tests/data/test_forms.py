@@ -133,6 +133,8 @@ def test_records_of_the_same_id_are_a_problem(tmp_path):
     path = tmp_path / "flat.json"
     path.write_text(json.dumps([FLAT, {**FLAT, "prompt": "Another, the"}]))
     assert [entry.problem for entry in read_entries(str(path))] == ["", "has the id of line 1: '2'"]
+    path.write_text(json.dumps([FLAT, FLAT]))
+    assert [entry.problem for entry in read_entries(str(path))] == ["", "repeats line 1"]  # said once, and the cause
 
 
 # Any text JSON can carry, but for half characters; space around it is not kept, so none is made.
