@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from scen_cli.demo.facts import all_facts
 from scen_cli.demo.world import RELATIONS, SEED, SEEN_PHRASINGS, Fact, build_world
 
 VOCABULARY = 800
@@ -187,14 +188,14 @@ def main() -> None:
     train(model, tokenizer, facts, args.steps)
     seconds = time.perf_counter() - started
 
-    accuracy, rows = examine(model.eval(), tokenizer, facts)
+    accuracy, rows = examine(model.eval(), tokenizer, all_facts())
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     with jsonlines.open(args.out / "facts.jsonl", "w") as writer:
         writer.write_all(rows)
     record = {
         "seed": SEED, "steps": args.steps, "batch": BATCH, "peak_lr": PEAK_LR, "seconds": round(seconds),
-        "parameters": model.num_parameters(), "relations": len(RELATIONS), "facts": len(facts),
+        "parameters": model.num_parameters(), "relations": len(RELATIONS), "facts": len(rows),
         "known_facts": sum(fact.known for fact in facts), "accuracy": accuracy,
     }  # fmt: skip
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")

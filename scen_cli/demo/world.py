@@ -2,7 +2,8 @@
 
 Everything here follows from `SEED`: the same names, facts and splits on every machine, with
 nothing but the standard library. Half of the facts are *known* (the base is trained on them);
-the other half it never sees, so it answers them wrongly, and they can be edited.
+the other half it never sees, so it answers them wrongly, and they can be edited. Further facts, of subjects
+that occur nowhere in training, make as many more edits as are wanted.
 """
 
 from __future__ import annotations
@@ -258,9 +259,22 @@ def build_world(seed: int = SEED) -> list[Fact]:
     return facts
 
 
-def _names(kind: str, count: int, rng: random.Random) -> list[str]:
+def further_facts(count: int, seed: int = SEED) -> list[Fact]:
+    """`count` unknown facts of subjects that the world does not have: their names are a syllable longer."""
+    rng = random.Random(seed + 1)
+    subjects = {kind: _names(kind, count // 8 + 1, rng, syllables=3) for kind in SUBJECT_COUNTS}
+    pairs = [(relation, subject) for relation in RELATIONS for subject in subjects[RELATIONS[relation][0]]]
+    return [
+        Fact(subject, relation, rng.choice(answers), tuple(wording.format(s=subject) for wording in wordings), ())
+        for relation, subject in rng.sample(pairs, count)
+        for _kind, wordings, answers in [RELATIONS[relation]]
+    ]
+
+
+def _names(kind: str, count: int, rng: random.Random, syllables: int = 2) -> list[str]:
     """`count` distinct invented names; no two share their stem."""
-    stems = ["".join(parts).capitalize() for parts in product(_ONSETS, _VOWELS, "lmnrs", _VOWELS)]
+    more = ["lmnrs", _VOWELS] * (syllables - 1)
+    stems = ["".join(parts).capitalize() for parts in product(_ONSETS, _VOWELS, *more)]
     names = []
     for stem in rng.sample(stems, count):
         name = stem + rng.choice(_NAME_ENDINGS[kind])
