@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.experts import ExpertFit, Sample, fit_expert
-from scen_cli.editing.neurons import NeuronFit, fit_neuron
 from scen_cli.editing.prefix import record_prefix
 from scen_cli.errors import UsageError
+from scen_cli.indexing import Admission, Index
 from scen_cli.model.base import Base
-from scen_cli.model.patch import activations_of
+from scen_cli.model.template import Prompt
+from scen_cli.model.variants import ways_to_put
 from scen_cli.patched_model import PatchedModel
 from scen_cli.project.ledger import Edit
 from scen_cli.project.project import Project, Trained, Training
@@ -31,13 +32,16 @@ class Prepared:
     target_length: int
 
 
-@dataclass(frozen=True)
-class _Index:
-    """A neuron, the keys (n, h) it is to fire on, and its activations there."""
-
-    keys: Tensor
-    fit: NeuronFit
-    activations: list[float]
+def _tensors(expert: ExpertFit, index: Admission) -> EditTensors:
+    """What is stored of an expert and its neuron."""
+    refitted = list(index.refitted.items())
+    return EditTensors(
+        expert.weight.cpu().numpy(),
+        index.fit.neuron.numpy(),
+        index.keys.squeeze(0).numpy(),
+        torch.stack([neuron for _expert, neuron in refitted]).numpy() if refitted else None,
+        np.array([other for other, _neuron in refitted]) if refitted else None,
+    )
 
 
 class Editor(PatchedModel):
@@ -45,16 +49,17 @@ class Editor(PatchedModel):
 
     def __init__(self, project: Project, device: str = "auto", base: Base | None = None) -> None:
         super().__init__(project, device, base)
-        self._keys: dict[int, Tensor] = {}  # (n, h) of each earlier expert: a key never changes
+        whitening = self.whitening.cpu() if self.whitening else None
+        self.index = Index(project, self.recipe, self.routing, whitening)
 
     def prepare(self, record: EditRecord) -> Prepared:
         """Tokenise a record. Raises `UsageError` for one that can never be trained."""
-        prompt = self.template.prompt_ids(record.prompt)
-        target = self.template.target_ids(record.prompt, record.target)
-        if not target:
+        ready = self._prepared(record.prompt, record.target)
+        if not ready.target_length:
             raise UsageError(f"target {record.target!r} tokenises to nothing")
-        self.check_fits(f"{record.prompt} {record.target}", len(prompt) + len(target))
-        return Prepared(prompt + target, len(target))
+        for prompt in (record.prompt, *record.learn):
+            self.check_fits(f"{prompt} {record.target}", len(self._prepared(prompt, record.target).input_ids))
+        return ready
 
     def edit(self, record: EditRecord, where: SourceLine = FROM_LIBRARY) -> Edit:
         """Train one edit and commit it. Its `state` is `active`, or `failed` with the reason.
@@ -64,67 +69,78 @@ class Editor(PatchedModel):
         """
         return self.edit_together([(record, where)])[0]
 
-    def edit_together(self, records: list[tuple[EditRecord, SourceLine]]) -> list[Edit]:
+    def edit_together(
+        self, records: list[tuple[EditRecord, SourceLine]], superseding: tuple[int, ...] = (), note: str = ""
+    ) -> list[Edit]:
         """Train one expert and one neuron for these records (the paper's Table 4), and commit them at once.
 
-        Those whose targets the expert does not learn fail, the others stand.
+        Those whose targets the expert does not learn fail, the others stand. Edits of `superseding` go with
+        it, beside those of the same prompts. `note` is kept with the edits.
         """
         started = time.perf_counter()
-        for record, _where in records:
-            self.project.check_may_supersede(record.prompt)
+        leaving = self._leaving([record for record, _where in records], superseding)
         ready = [self.prepare(record) for record, _where in records]
-        expert = fit_expert(self.model, self.edited, [self._sample(one) for one in ready], self.recipe)
+        samples = [self._sample(prepared) for prepared in ready]
+        others = [self._sample(self._prepared(prompt, r.target)) for r, _w in records for prompt in self._learned(r)]
+        expert = fit_expert(self.model, self.edited, samples + others, self.recipe)
         seed = int(self.project.settings["seed"]) + self.project.ledger.next_edit_id()
-        reasons = [
-            self._why_not_learned(expert, one, wrong) for one, wrong in zip(ready, expert.wrong_tokens, strict=True)
-        ]
+        reasons = [self._why_not_learned(expert, one, expert.wrong_tokens[place]) for place, one in enumerate(ready)]
         usable = bool(expert.weight.isfinite().all())
         stands = [usable and not (reason and self.recipe.require_learned) for reason in reasons]
-        prompts = [record.prompt for record, _where in records]
-        index = self._index([prompt for prompt, ok in zip(prompts, stands, strict=True) if ok], prompts, seed)
-        if index is None and any(stands):
-            reasons, stands = ["its neuron diverged"] * len(records), [False] * len(records)
-        activations = iter(index.activations if index else [])
+        standing = [record for (record, _where), ok in zip(records, stands, strict=True) if ok]
+        index, problem = self._admit(standing, seed, leaving)
+        if problem:
+            reasons, stands = [problem] * len(records), [False] * len(records)
+        activations = iter(index.on_keys.tolist() if index else [])
         trained = [
-            Trained(record, where, ok, next(activations) if ok else None, reason)
+            Trained(record, where, ok, next(activations) if ok else None, reason or note, record.learn)
             for (record, where), ok, reason in zip(records, stands, reasons, strict=True)
         ]
-        neuron_losses = index.fit.losses if index else []
-        training = Training(seed, time.perf_counter() - started, expert.losses, neuron_losses)
+        training = Training(
+            seed, time.perf_counter() - started, expert.losses, index.fit.losses if index else [],
+        )  # fmt: skip
         if index is None:
             return self.project.commit(trained, training, None)
-        tensors = EditTensors(expert.weight.cpu().numpy(), index.fit.neuron.numpy(), index.keys.squeeze(0).numpy())
-        edits = self.project.commit(trained, training, tensors)
-        self._keys.update({edit.expert: index.keys for edit in edits if edit.expert is not None})
+        edits = self.project.commit(
+            trained, training, _tensors(expert, index), index.bias, index.threshold, superseding
+        )
+        self.index.accept(next(edit.expert for edit in edits if edit.expert is not None), index, leaving)
         return edits
 
-    def _index(self, prompts: list[str], superseding: list[str], seed: int) -> _Index | None:
-        """The neuron for these prompts, against all others; None if there are none, or it diverged."""
-        if not prompts:
-            return None
+    def _leaving(self, records: list[EditRecord], superseding: tuple[int, ...]) -> set[int]:
+        """Experts that will not be in force any more once these records are."""
+        for record in records:
+            self.project.check_may_supersede(record.prompt)
+        ledger = self.project.ledger
+        replaced = {edit for record in records for edit in ledger.in_force_for(record.prompt)} | set(superseding)
+        return {ledger.experts_in_force()[edit] for edit in replaced}
+
+    def _admit(self, records: list[EditRecord], seed: int, leaving: set[int]) -> tuple[Admission | None, str]:
+        """The neuron for these records, or why there can be none."""
+        if not records:
+            return None, ""
+        self.index.load()
         # The key comes from the prompt alone, as it will when the prompt is asked. The pass over prompt
         # and target gives the same but for rounding, and Adam's first steps follow signs of gradients.
-        keys = torch.stack([self.key(prompt) for prompt in prompts])
-        fit = fit_neuron(keys, self._earlier_keys(set(superseding)), self.recipe, seed)
-        if not fit.neuron.isfinite().all():
-            return None
-        return _Index(keys, fit, activations_of(keys, fit.neuron[None], self.recipe.normalise)[:, 0].tolist())
+        keys = self.keys([record.prompt for record in records])
+        learned = self.keys([text for record in records for text in record.learn])
+        try:
+            admitted = self.index.admit(keys, learned, [(r.prompt, r.subject) for r in records], seed, leaving)
+        except UsageError as error:
+            return None, str(error)
+        return admitted, "" if admitted else "its neuron diverged"
+
+    def _learned(self, record: EditRecord) -> list[Prompt]:
+        """What the expert learns the target from beside the prompt."""
+        return [*record.learn, *ways_to_put(record.prompt, self.recipe.variants)]
+
+    def _prepared(self, prompt: Prompt, target: str) -> Prepared:
+        ids = self.template.target_ids(str(prompt), target)
+        return Prepared(self.template.prompt_ids(prompt) + ids, len(ids))
 
     def _sample(self, ready: Prepared) -> Sample:
         input_ids = torch.tensor([ready.input_ids], device=self.base.device)
         return Sample(record_prefix(self.model, self.edited, input_ids), input_ids, ready.target_length)
-
-    def _earlier_keys(self, new_prompts: set[str]) -> Tensor:
-        """Keys (t-1, h) of all edits in force, but for those that the new prompts' edits supersede."""
-        if not self.recipe.train_neuron:
-            return torch.empty(0, self.edited.ffn_width)  # nothing is trained against them
-        expert_of = self.project.ledger.experts_in_force()
-        prompts = self.project.ledger.prompts_in_force()
-        experts = dict.fromkeys(expert_of[edit] for edit, prompt in prompts if prompt not in new_prompts)
-        for expert in experts:
-            if expert not in self._keys:
-                self._keys[expert] = torch.from_numpy(self.project.keys(expert))
-        return torch.cat([self._keys[expert] for expert in experts] or [torch.empty(0, self.edited.ffn_width)])
 
     def _why_not_learned(self, expert: ExpertFit, ready: Prepared, wrong: list[int]) -> str:
         """The reason an expert does not give an edit's target, or nothing."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import RLock
 from types import SimpleNamespace
@@ -17,9 +17,12 @@ from torch import Tensor
 
 from scen_cli.editing.recipe import Recipe
 from scen_cli.errors import UsageError
+from scen_cli.guarding import read_all, reading_of
 from scen_cli.model.base import Base, check_unchanged, load_base
 from scen_cli.model.ffn import EditedLayer, find_layer
-from scen_cli.model.patch import BASE, Patch, read_keys
+from scen_cli.model.patch import Patch
+from scen_cli.model.reading import padded
+from scen_cli.model.routing import BASE, Routing, Whitening
 from scen_cli.model.template import Prompt, make_template
 from scen_cli.project.project import Project
 
@@ -56,7 +59,7 @@ class ProjectPatch(Patch):
     """A patch whose rows are a project's experts, each called by the id of its (first) edit. They are read
     as they are asked for."""
 
-    def __init__(self, project: Project, edited: EditedLayer, theta: float, normalise: bool) -> None:
+    def __init__(self, project: Project, edited: EditedLayer, routing: Routing, whitening: Whitening | None) -> None:
         merged, expert_of = project.merged(), project.ledger.experts_in_force()
         device = edited.projection.weight.device
         self.edits = merged.experts
@@ -68,8 +71,13 @@ class ProjectPatch(Patch):
         expert = lru_cache(self.experts_at_once)(
             lambda row: torch.from_numpy(project.expert(merged.experts[row])).to(device)
         )
-        bank = SimpleNamespace(neurons=torch.from_numpy(merged.neurons).to(device), expert=expert)
-        super().__init__(edited.projection, edited.down_proj, bank, theta, normalise)
+        neurons, biases = (torch.from_numpy(array).to(device) for array in (merged.neurons, merged.biases))
+        bank = SimpleNamespace(neurons=neurons, biases=biases, whitening=whitening, expert=expert)
+        super().__init__(edited.projection, edited.down_proj, bank, routing)
+
+    @property
+    def theta(self) -> float:
+        return self.routing.theta
 
     def rows_of(self, edits: Sequence[int | None]) -> Tensor:
         """The choice for these edits. Raises `UsageError` for one that is not in force."""
@@ -99,13 +107,20 @@ class PatchedModel:
         self.model = self.base.model
         self.edited = find_layer(self.model, settings["layer"], settings.get("place", "down"))
         self.template = make_template(self.base.tokenizer, self.model, settings["template"])
+        guard = project.guard() if self.recipe.index == "closed-form" else None
+        tensors = (getattr(guard.tensors, name) for name in ("mean", "axes", "scales")) if guard else ()
+        whitening = Whitening(*(torch.from_numpy(tensor).to(self.base.device) for tensor in tensors)) if guard else None
+        reading, cosine = reading_of(self.template, self.recipe), self.recipe.index in ("key", "closed-form")
+        self.routing, self.whitening = Routing(project.ledger.theta(), cosine, reading), whitening
         self._patch: ProjectPatch | None = None
         self._lock = RLock()  # of `_patch`: threads may answer at once
 
-    def key(self, prompt: str) -> Tensor:
-        """The key (h,) of a prompt, float32, on the CPU."""
-        ids, mask = self.encode([prompt])
-        return read_keys(self.model, self.edited.down_proj, ids, mask)[0].cpu()
+    def keys(self, prompts: Sequence[Prompt]) -> Tensor:
+        """The keys (n, h) of prompts, each read as a whole, float32, on the CPU."""
+        if not prompts:
+            return torch.empty(0, self.edited.ffn_width)
+        whole = replace(self.routing.reading, parts=False)
+        return torch.cat([read_all(self.base, self.edited, [ids], whole)[0] for ids in self._prompt_ids(prompts)])
 
     def patch(self) -> ProjectPatch:
         """The edits in force, attached to the base; made anew when the ledger has changed."""
@@ -117,7 +132,9 @@ class PatchedModel:
             expert_of = self.project.ledger.experts_in_force()
             if self._patch is None or expert_of != self._patch.expert_of or theta != self._patch.theta:
                 self.detach()
-                self._patch = ProjectPatch(self.project, self.edited, theta, self.recipe.normalise)
+                self._patch = ProjectPatch(
+                    self.project, self.edited, replace(self.routing, theta=theta), self.whitening
+                )
             return self._patch
 
     @contextmanager
@@ -159,12 +176,7 @@ class PatchedModel:
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask (rows, tokens) of token sequences, padded on the left."""
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self.pad_id)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(rows):
-            ids[row, width - len(tokens) :] = torch.tensor(tokens, dtype=torch.long)
-            mask[row, width - len(tokens) :] = 1
+        ids, mask = padded(rows, self.pad_id)
         return ids.to(self.base.device), mask.to(self.base.device)
 
     @property

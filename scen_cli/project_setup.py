@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scen_cli.editing.recipe import DEMO_RATES, Recipe, make_recipe
+from scen_cli.editing.recipe import DEFAULT_RECIPE, DEMO_RATES, Recipe, make_recipe
 from scen_cli.errors import UsageError
+from scen_cli.guarding import make_guard, reading_of
 from scen_cli.model.base import DTYPES, Base, commit_of, digest_of, files_stamp, load_base
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.template import make_template
+from scen_cli.project.guard import NewGuard
 from scen_cli.project.project import FORMAT, Project, refuse_existing
 
 DEMO_LAYER = 2
@@ -25,7 +27,8 @@ def new_project(
     device: str = "auto",
     place: str = "down",
     template: str = DEFAULT_TEMPLATE,
-    recipe: str | Recipe = "paper",
+    recipe: str | Recipe = DEFAULT_RECIPE,
+    guard: Path | NewGuard | None = None,
     changes: dict[str, str | float] | None = None,
     seed: int = 0,
     base: Base | None = None,
@@ -34,7 +37,8 @@ def new_project(
 
     `place` says where experts sit: `down`, or for the paper's Table 3 `up` or `attn`.
     `recipe` is a name, or a recipe as it is; `changes` are settings that differ from the named one's
-    (`theta`, `expert_steps`, ...).
+    (`theta`, `expert_steps`, ...). `guard` is a file of prompts that must stay the base's own, or a guard made
+    before; without one the base writes its own, if the recipe needs a guard.
     A local folder is remembered by its absolute path. Nothing is written if anything is wrong:
     raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
     """
@@ -54,7 +58,9 @@ def new_project(
     chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, {**rates, **(changes or {})})
     base = base or load_base(model, revision, dtype, device)
     edited = find_layer(base.model, layer, place)
-    make_template(base.tokenizer, base.model, template)
+    made = make_template(base.tokenizer, base.model, template)
+    if not isinstance(guard, NewGuard) and (guard or chosen.needs_guard):
+        guard = make_guard(base, made, edited, reading_of(made, chosen), seed, guard)
     is_local = model != "demo" and Path(model).expanduser().is_dir()
     settings = {
         "format": FORMAT,
@@ -71,4 +77,4 @@ def new_project(
         "recipe": chosen.model_dump(),
         "seed": seed,
     }
-    return Project.create(folder, settings, chosen.theta)
+    return Project.create(folder, settings, chosen.theta, guard if isinstance(guard, NewGuard) else None)

@@ -12,34 +12,32 @@ from scen_cli.editing.recipe import Recipe
 
 @dataclass(frozen=True)
 class NeuronFit:
-    """`neuron` (h,), float32, and the loss before each step."""
+    """`neuron` (h,), float32, and the loss before each step (none if nothing was trained)."""
 
     neuron: Tensor
     losses: list[float]
 
 
-def fit_neuron(keys: Tensor, earlier_keys: Tensor, recipe: Recipe, seed: int) -> NeuronFit:
-    """Fit edit t's neuron to its key, (1, h), against `earlier_keys` (t-1, h).
+def train_neuron(
+    keys: Tensor, negatives: Tensor, recipe: Recipe, seed: int = 0, start: Tensor | None = None
+) -> NeuronFit:
+    """Fit edit t's neuron to its key, (1, h), against `negatives` (n, h): in the paper the t-1 earlier keys.
 
-    Edits that share an expert share the neuron: `keys` (n, h) are then theirs.
-
-    Under the `key` recipe the neuron is the key at unit length (of several, their mean). Otherwise it starts as
-    `nn.Linear`'s default does, U(-1/sqrt(h), 1/sqrt(h)) from `seed`, and takes Adam steps on
+    Edits that share an expert share the neuron: `keys` are then theirs. It starts as `nn.Linear`'s default
+    does, U(-1/sqrt(h), 1/sqrt(h)) from `seed`, unless a `start` (h,) is given, and takes Adam steps on
     `neuron_loss`. Only this neuron moves. Computed in float32 on the CPU, for the same digits
     wherever the base runs.
     """
-    keys, earlier_keys = keys.float().cpu(), earlier_keys.float().cpu()
-    if not recipe.train_neuron:
-        unit = torch.nn.functional.normalize
-        return NeuronFit(unit(unit(keys, dim=1).mean(dim=0), dim=0) if len(keys) > 1 else unit(keys[0], dim=0), [])
-    width = keys.shape[1] ** -0.5
-    generator = torch.Generator().manual_seed(seed)
-    neuron = torch.empty_like(keys[0]).uniform_(-width, width, generator=generator).requires_grad_()
+    keys, negatives = keys.float().cpu(), negatives.float().cpu()
+    if start is None:
+        width = keys.shape[1] ** -0.5
+        start = torch.empty_like(keys[0]).uniform_(-width, width, generator=torch.Generator().manual_seed(seed))
+    neuron = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([neuron], lr=recipe.neuron_lr)
     losses = []
     with torch.enable_grad():
         for _ in range(recipe.neuron_steps):
-            loss = neuron_loss(torch.sigmoid(keys @ neuron), torch.sigmoid(earlier_keys @ neuron), recipe)
+            loss = neuron_loss(torch.sigmoid(keys @ neuron), torch.sigmoid(negatives @ neuron), recipe)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -47,15 +45,15 @@ def fit_neuron(keys: Tensor, earlier_keys: Tensor, recipe: Recipe, seed: int) ->
     return NeuronFit(neuron.detach(), losses)
 
 
-def neuron_loss(own: Tensor, earlier: Tensor, recipe: Recipe) -> Tensor:
-    """Equations 5 to 8: `own` (1,) is a_t, `earlier` (t-1,) are the a_i. The first edit has (5) alone.
+def neuron_loss(own: Tensor, negative: Tensor, recipe: Recipe) -> Tensor:
+    """Equations 5 to 8: `own` (1,) is a_t, `negative` (n,) are the a_i. The first edit has (5) alone.
 
     `own` (n,) of edits that share the neuron: (5) and (7) are means over them. Table 3's ablations leave
     out (6) or (7) by the recipe's `disactivate` and `margin`.
     """
     loss = torch.exp(-own).mean()
-    if len(earlier) and recipe.disactivate:
-        loss = loss + recipe.m * torch.exp(earlier + recipe.alpha).mean()
-    if len(earlier) and recipe.margin:
-        loss = loss + recipe.m * torch.exp(earlier[:, None] - own + recipe.beta).mean()
+    if len(negative) and recipe.disactivate:
+        loss = loss + recipe.m * torch.exp(negative + recipe.alpha).mean()
+    if len(negative) and recipe.margin:
+        loss = loss + recipe.m * torch.exp(negative[:, None] - own + recipe.beta).mean()
     return loss

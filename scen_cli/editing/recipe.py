@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scen_cli.errors import UsageError
 
@@ -26,20 +27,52 @@ class Recipe(BaseModel):
     margin: bool = Field(True, description="false: the neuron's loss goes without equation 7")
     edits_per_expert: int = Field(1, ge=1, description="edits that share one expert and one neuron")
     require_learned: bool = Field(True, description="false: an expert that misses its target is used all the same")
-    theta: float = Field(0.65, gt=0, lt=1, description="activation threshold")
-    train_neuron: bool = Field(True, description="false: the edit's own key is its neuron, nothing is trained")
-    normalise: bool = Field(False, description="false: activation is sigmoid(w.k); true: cosine of w and k")
+    theta: float = Field(0.65, gt=0, lt=1, description="activation threshold; if it is calibrated, the lowest")
+    index: Literal["paper", "key", "closed-form", "joint"] = Field("paper", description="how neurons are made")
+    reading: Literal["last", "mean"] = Field("last", description="the key: at the last token, or the tokens' mean")
+    read_parts: bool = Field(False, description="true: a prompt's last turn and last sentence are read too")
+    false_activation: float | None = Field(
+        None, gt=0, le=0.5, description="share of unedited prompts that may fire: theta is calibrated; none: fixed"
+    )
+    variants: int = Field(0, ge=0, le=4, description="other ways to put the prompt that the expert learns from too")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_before_there_were_indexes(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "train_neuron" not in values:
+            return values
+        rest = {name: value for name, value in values.items() if name not in ("train_neuron", "normalise")}
+        return {**rest, "index": "paper" if values["train_neuron"] else "key"}
+
+    @property
+    def trains_neurons(self) -> bool:
+        return self.index in ("paper", "joint")
+
+    @property
+    def needs_guard(self) -> bool:
+        """Whether neurons or their threshold are made with prompts that must stay the base's own."""
+        return self.index in ("closed-form", "joint") or self.false_activation is not None
 
     def __str__(self) -> str:
         """Name and settings, without those the recipe has no use for."""
-        unused = {"name", "train_neuron", "normalise"}
-        if not self.train_neuron:
+        unused = {"name", "index"}
+        if not self.trains_neurons:
             unused |= {"neuron_lr", "neuron_steps", "alpha", "beta", "m", "disactivate", "margin"}
         unused |= {name for name in _SWITCHES if getattr(self, name) == Recipe.model_fields[name].default}
         return ", ".join([self.name, *(f"{name} {value}" for name, value in self.model_dump(exclude=unused).items())])
 
 
-_SWITCHES = ("disactivate", "margin", "edits_per_expert", "require_learned")  # shown only when they differ
+# Shown only when they differ from the default.
+_SWITCHES = (
+    "disactivate",
+    "margin",
+    "edits_per_expert",
+    "require_learned",
+    "reading",
+    "read_parts",
+    "false_activation",
+    "variants",
+)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -47,8 +80,13 @@ RECIPES: dict[str, Recipe] = {
     "paper-hallucination": Recipe(
         name="paper-hallucination", neuron_steps=30, theta=0.60, require_learned=False
     ),  # whole sentences, scored by perplexity
-    "key": Recipe(name="key", train_neuron=False, normalise=True, theta=0.8),
+    "key": Recipe(name="key", index="key", theta=0.8),
+    "closed-form": Recipe(
+        name="closed-form", index="closed-form", theta=0.5, read_parts=True, false_activation=0.01, variants=2
+    ),
+    "joint": Recipe(name="joint", index="joint", theta=0.5, read_parts=True, false_activation=0.01, variants=2),
 }
+DEFAULT_RECIPE = "closed-form"
 
 # The paper's rates are for d = 4096. These fit the demo's d = 96; the sweep that found them is
 # `benchmarks/demo_sweep.py`, its table is in `benchmarks/LOG.md`.
@@ -62,7 +100,7 @@ def make_recipe(name: str, changes: Mapping[str, str | float]) -> Recipe:
     """
     if name not in RECIPES:
         raise UsageError(f"there is no recipe `{name}`", hint=f"recipes: {', '.join(RECIPES)}")
-    fixed = {"name", "train_neuron", "normalise"}
+    fixed = {"name", "index"}
     unknown = [setting for setting in changes if setting not in Recipe.model_fields or setting in fixed]
     if unknown:
         known = ", ".join(setting for setting in Recipe.model_fields if setting not in fixed)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scen_cli.model.patch import choose
+from scen_cli.model.routing import choose
 from scen_cli.model.template import Prompt
 from scen_cli.patched_model import BATCH, PatchedModel, ProjectPatch
 

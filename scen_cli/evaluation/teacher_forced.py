@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.patch import positions_of
+from scen_cli.model.reading import positions_of
 from scen_cli.patched_model import PatchedModel
 
 LOGITS_AT_ONCE = 1 << 26  # numbers of logits in memory: 256 MB

@@ -1,26 +1,26 @@
 """Export as one transformers checkpoint: `AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)`.
 
 The folder holds the base's weights, the experts and W_merge as more tensors beside them, the
-tokenizer, a model card, and two files of code: `patch.py`, the very file scen itself runs, and
-`modeling_scen.py`, a class that puts it around the base's own.
+tokenizer, a model card, and four files of code: `reading.py`, `routing.py` and `patch.py`, the very files
+scen itself runs, and `modeling_scen.py`, a class that puts them around the base's own.
 """
 
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 from pathlib import Path
 
+import torch
 import transformers
 from transformers import GenerationConfig
 
 from scen_cli.errors import UsageError
 from scen_cli.export.card import model_card
-from scen_cli.model import patch as patch_code
 from scen_cli.patched_model import PatchedModel, ProjectPatch
 
 MODELING = Path(__file__).parent / "modeling_scen.py"
+ROUTING = [Path(__file__).parents[1] / "model" / name for name in ("reading.py", "routing.py", "patch.py")]
 
 
 def export_checkpoint(patched: PatchedModel, folder: Path) -> list[Path]:
@@ -51,21 +51,33 @@ def export_checkpoint(patched: PatchedModel, folder: Path) -> list[Path]:
 def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: str) -> None:
     model = patched.model
     experts = {f"scen.experts.{row}": patch.bank.expert(row).cpu() for row in range(len(patch.edits))}
-    tensors = {**model.state_dict(), "scen.neurons": patch.bank.neurons.cpu(), **experts}
+    whitening = patch.bank.whitening
+    h = patched.edited.ffn_width
+    index = {
+        "neurons": patch.bank.neurons,
+        "biases": patch.bank.biases,
+        "mean": whitening.mean if whitening else torch.zeros(h),
+        "axes": whitening.axes if whitening else torch.zeros(0, h),
+        "scales": whitening.scales if whitening else torch.zeros(0),
+    }
+    tensors = {**model.state_dict(), **{f"scen.{name}": tensor.cpu() for name, tensor in index.items()}, **experts}
     model.save_pretrained(draft, state_dict=tensors)
 
+    reading = patch.routing.reading
     config = copy.deepcopy(model.config)
     config.architectures = ["ScenForCausalLM"]
     config.auto_map = {"AutoModelForCausalLM": "modeling_scen.ScenForCausalLM"}
     config.scen = {
         "module": patched.edited.module_name,
         "keys_at": patched.edited.down_proj_name,
-        "h": patched.edited.ffn_width,
+        "h": h,
+        "axes": len(index["axes"]),
         "layer": patched.edited.index,
         "edits": patch.edits,
         "expert_shape": list(experts["scen.experts.0"].shape),
         "theta": patch.theta,
-        "normalise": patch.normalise,
+        "cosine": patch.routing.cosine,
+        "reading": {**vars(reading), "sentence_ends": sorted(reading.sentence_ends)},
         "template": patched.template.form,
     }
     config.save_pretrained(draft)
@@ -83,8 +95,8 @@ def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: 
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(draft)
 
-    shutil.copy(str(patch_code.__file__), draft / "patch.py")
-    code = MODELING.read_text(encoding="utf-8")
-    code = code.replace("from scen_cli.model.patch import", "from .patch import")
-    (draft / "modeling_scen.py").write_text(code.replace("LlamaForCausalLM", base_class), encoding="utf-8")
+    for file in (*ROUTING, MODELING):
+        code = file.read_text(encoding="utf-8").replace("from scen_cli.model.", "from .")
+        code = code.replace("LlamaForCausalLM", base_class) if file == MODELING else code
+        (draft / file.name).write_text(code, encoding="utf-8")
     (draft / "README.md").write_text(model_card(patched, list(patch.expert_of)), encoding="utf-8")

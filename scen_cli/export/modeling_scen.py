@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedConfig
 
-from scen_cli.model.patch import Patch, mask_of, positions_of
+from scen_cli.model.patch import Patch, mask_of
+from scen_cli.model.reading import Reading, positions_of
+from scen_cli.model.routing import Routing, Whitening
 
 
 def _with_parameters(function: Any, *names: str) -> inspect.Signature:
@@ -37,13 +39,22 @@ _BASE_PARAMETERS = list(inspect.signature(LlamaForCausalLM.forward).parameters)[
 
 
 class StoredBank(nn.Module):
-    """W_merge `neurons` (t, h) and t `experts`, each of the shape of the weight it stands in for, in the
-    checkpoint itself."""
+    """W_merge `neurons` (t, h) and their `biases` (t,), the whitening's tensors (`axes` is empty if there is
+    none), and t `experts`, each of the shape of the weight it stands in for, in the checkpoint itself."""
 
-    def __init__(self, edits: int, h: int, shape: list[int]) -> None:
+    def __init__(self, edits: int, h: int, axes: int, shape: list[int]) -> None:
         super().__init__()
-        self.neurons = nn.Parameter(torch.empty(edits, h), requires_grad=False)
-        self.experts = nn.ParameterList(nn.Parameter(torch.empty(shape), requires_grad=False) for _ in range(edits))
+
+        def stored(*size: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(size), requires_grad=False)
+
+        self.neurons, self.biases = stored(edits, h), stored(edits)
+        self.mean, self.axes, self.scales = stored(h), stored(axes, h), stored(axes)
+        self.experts = nn.ParameterList(stored(*shape) for _ in range(edits))
+
+    @property
+    def whitening(self) -> Whitening | None:
+        return Whitening(self.mean, self.axes, self.scales) if len(self.axes) else None
 
     def expert(self, index: int) -> Tensor:
         return self.experts[index]
@@ -57,9 +68,13 @@ class ScenForCausalLM(LlamaForCausalLM):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         settings = config.scen
-        self.scen = StoredBank(len(settings["edits"]), settings["h"], settings["expert_shape"])
+        self.scen = StoredBank(len(settings["edits"]), settings["h"], settings["axes"], settings["expert_shape"])
         projection, down_proj = (self.get_submodule(settings[name]) for name in ("module", "keys_at"))
-        self._patch = Patch(projection, down_proj, self.scen, settings["theta"], settings["normalise"])
+        read = dict(settings["reading"])
+        for name in ("start", "opening", "closing"):
+            read[name] = tuple(read[name])
+        reading = Reading(**{**read, "sentence_ends": frozenset(read["sentence_ends"])})
+        self._patch = Patch(projection, down_proj, self.scen, Routing(settings["theta"], settings["cosine"], reading))
 
     def generate(self, inputs: Tensor | None = None, *args: Any, experts: Tensor | None = None, **options: Any) -> Any:
         """`generate` as ever; `experts` (rows,) overrides the routing."""

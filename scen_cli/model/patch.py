@@ -1,4 +1,4 @@
-"""SCEN on a loaded model: keys, routing, and experts that stand in for one projection, `down_proj` as a rule.
+"""SCEN on a loaded model: routing, and experts that stand in for one projection, `down_proj` as a rule.
 
 This file needs torch alone, and is copied as it is into exported checkpoints.
 
@@ -20,7 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-BASE = -1  # in a choice: this row keeps the base's own projection
+from scen_cli.model.reading import read_parts
+from scen_cli.model.routing import BASE, Routing, Whitening, activations_of, choose, largest
 
 
 @dataclass(frozen=True)
@@ -31,86 +32,23 @@ class Route:
     activations: Tensor
 
 
-def last_token(attention_mask: Tensor) -> Tensor:
-    """Index (rows,) of each row's last real token, whatever side the padding is on."""
-    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return (attention_mask.bool() * positions).argmax(dim=1)
-
-
-def positions_of(attention_mask: Tensor) -> Tensor:
-    """Position ids (rows, tokens) that count real tokens only, so that padding changes nothing."""
-    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def activations_of(keys: Tensor, neurons: Tensor, normalise: bool) -> Tensor:
-    """Activations (rows, t) of W_merge `neurons` (t, h) for keys (rows, h), in float32.
-
-    The paper's: sigmoid(W_merge k), equation 10. With `normalise`, the cosine of key and neuron.
-    """
-    keys, neurons = keys.float(), neurons.float()
-    if normalise:
-        unit = nn.functional.normalize
-        return unit(keys, dim=-1) @ unit(neurons, dim=-1).T
-    return torch.sigmoid(keys @ neurons.T)
-
-
-def choose(activations: Tensor, theta: float) -> Tensor:
-    """Equations 11 and 12: the strongest neuron of each row if it passes theta, else `BASE`.
-    A neuron that is not a number (a damaged one) is never the strongest."""
-    if activations.shape[1] == 0:
-        return torch.full(activations.shape[:1], BASE, device=activations.device)
-    strongest, index = activations.nan_to_num(nan=-torch.inf).max(dim=1)
-    return torch.where(strongest > theta, index, torch.full_like(index, BASE))
-
-
-class _StopForward(Exception):
-    """Ends a forward pass once the key has been read: later layers need not run."""
-
-
-@torch.no_grad()
-def read_keys(model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Keys (rows, h), float32: the input of `down_proj` at each row's last real token.
-
-    Runs the layers up to the edited one and no further.
-    """
-    seen: list[Tensor] = []
-
-    def stop(_module: nn.Module, inputs: tuple[Tensor]) -> None:
-        if _reading.get() is seen:  # not a forward of another thread that passes by meanwhile
-            seen.append(inputs[0])
-            raise _StopForward
-
-    token = _reading.set(seen)
-    handle = down_proj.register_forward_pre_hook(stop)
-    try:
-        model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions_of(attention_mask),
-            use_cache=False,
-        )
-    except _StopForward:
-        pass
-    finally:
-        handle.remove()
-        _reading.reset(token)
-    rows = torch.arange(len(input_ids), device=input_ids.device)
-    return seen[0][rows, last_token(attention_mask)].float()
-
-
-# Where this thread's or task's `read_keys` collects, while it runs.
-_reading: ContextVar[list[Tensor] | None] = ContextVar("scen_reading", default=None)
-
 # The patch whose sequences are being computed in this thread or task, and their choice.
 _current: ContextVar[tuple[Patch, Tensor] | None] = ContextVar("scen_current", default=None)
 
 
 class Bank(Protocol):
-    """What a patch routes to: W_merge `neurons` (t, h), and `expert(i)`, which gives expert i in the shape
-    of the weight it stands in for: (d, h) for a down projection."""
+    """What a patch routes to: W_merge `neurons` (t, h) and their `biases` (t,), the `whitening` of keys if there
+    is one, and `expert(i)`, which gives expert i in the shape of the weight it stands in for: (d, h) for a
+    down projection."""
 
     @property
     def neurons(self) -> Tensor: ...
+
+    @property
+    def biases(self) -> Tensor: ...
+
+    @property
+    def whitening(self) -> Whitening | None: ...
 
     def expert(self, index: int) -> Tensor: ...
 
@@ -122,11 +60,8 @@ class Patch:
     module unless experts were asked to sit elsewhere.
     """
 
-    def __init__(
-        self, projection: nn.Module, down_proj: nn.Module, bank: Bank, theta: float, normalise: bool = False
-    ) -> None:
-        self.down_proj, self.bank = down_proj, bank
-        self.theta, self.normalise = theta, normalise
+    def __init__(self, projection: nn.Module, down_proj: nn.Module, bank: Bank, routing: Routing) -> None:
+        self.down_proj, self.bank, self.routing = down_proj, bank, routing
         self._handle = projection.register_forward_hook(self._swap_rows)
         self._users: set[object] = set()  # sequences under way; a set, since adding to one is atomic
         self._retired = False
@@ -140,12 +75,14 @@ class Patch:
             self._handle.remove()
 
     def route(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route:
-        """Decide for each row of a batch of prompts, at its last real token."""
+        """Decide for each row of a batch of prompts: its activations are the largest of its parts'."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         with self.using(torch.full((len(input_ids),), BASE)):
-            keys = read_keys(model, self.down_proj, input_ids, mask)
-        activations = activations_of(keys, self.bank.neurons.to(keys.device), self.normalise)
-        return Route(choose(activations, self.theta), activations)
+            keys, rows = read_parts(model, self.down_proj, input_ids, mask, self.routing.reading)
+        neurons, biases = self.bank.neurons.to(keys.device), self.bank.biases.to(keys.device)
+        activations = activations_of(keys, neurons, self.routing.cosine, self.bank.whitening, biases)
+        activations = largest(activations, rows, len(input_ids))
+        return Route(choose(activations, self.routing.theta), activations)
 
     @contextmanager
     def using(self, choice: Tensor) -> Iterator[None]:

@@ -23,6 +23,27 @@ class SecondTurn:
 
 
 Prompt = str | SecondTurn
+_PROBES = ("Where is it?", "apple pie", "7 things", "Élan vital")  # they share no first or last token
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The token ids that `start` every sequence, that stand before a prompt (`opening`) and after it (`closing`)."""
+
+    start: tuple[int, ...]
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+
+    def prompt_of(self, tokens: list[int], end_ids: tuple[int, ...]) -> list[int]:
+        """The prompt in what a base wrote behind the opening: up to the closing, or to its first token where
+        that ends the turn; nothing if it does not come to that. Without a closing, up to the end."""
+        mark = self.closing[:2]
+        for place, token in enumerate(tokens):
+            if not mark and token in end_ids:
+                return tokens[:place]
+            if mark and (tuple(tokens[place : place + len(mark)]) == mark or (token == mark[0] and token in end_ids)):
+                return tokens[:place]
+        return [] if mark else tokens
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,19 @@ class Template:
                 answer = together[len(before) :]
         return [*answer, self.end_id] if answer else []
 
+    def frame(self) -> Frame:
+        """What this template puts around a prompt, in tokens."""
+        rows = [self.prompt_ids(probe) for probe in _PROBES]
+        before = _shared(rows)
+        closing = _shared([row[::-1] for row in rows])[::-1]
+        start = before[:1] if before and before[0] == self.tokenizer.bos_token_id else []
+        return Frame(tuple(start), tuple(before[len(start) :]), tuple(closing))
+
+    def sentence_ends(self) -> frozenset[int]:
+        """Ids of tokens that end a sentence or a line (as byte-level and byte-fallback vocabularies write it)."""
+        ends = (".", "!", "?", "。", "！", "？", "Ċ", "<0x0A>", "\n")
+        return frozenset(id for token, id in self.tokenizer.get_vocab().items() if token.rstrip("Ġ▁ ").endswith(ends))
+
     def answer(self, generated: list[int]) -> str:
         """Text of generated ids up to the first end token, stripped: what is compared with a target."""
         return str(self.tokenizer.decode(self.until_end(generated), skip_special_tokens=True)).strip()
@@ -89,6 +123,11 @@ class Template:
 
     def _text(self, prompt: str) -> str:
         return prompt if self.form == "none" else self.form.replace("{prompt}", prompt)
+
+
+def _shared(rows: list[list[int]]) -> list[int]:
+    """The ids with which all rows begin."""
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
 
 
 def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, form: str) -> Template:

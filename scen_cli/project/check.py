@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scen_cli.errors import DamageFound
+from scen_cli.project.guard import read_guard
 from scen_cli.project.project import MERGED, Project
 from scen_cli.project.store import read_tensors, sha256_of
 
@@ -32,7 +33,14 @@ def verify(project: Project) -> list[Problem]:
         elif path.stat().st_size != edit.size or sha256_of(path) != edit.sha256:
             problems.append(Problem(str(edit.file), f"content of edit {edit.id} is not what was committed"))
     known = {edit.file for edit in edits}
-    for path in sorted([*(project.folder / "edits").glob("*"), *project.folder.glob("*.tmp")]):
+    if "guard" in (settings := project.ledger.settings()):
+        known.add(settings["guard"]["file"])
+        try:
+            read_guard(project.folder, project.ledger)
+        except DamageFound as error:
+            problems.append(Problem(settings["guard"]["file"], str(error)))
+    strays = (*(project.folder / "edits").glob("*"), *project.folder.glob("*.tmp"), *project.folder.glob("guard-*"))
+    for path in sorted(strays):
         name = path.relative_to(project.folder).as_posix()
         if name not in known:
             problems.append(Problem(name, "belongs to no edit", stray=True))
@@ -65,6 +73,5 @@ def _merged_problems(project: Project, damaged: bool) -> list[Problem]:
     experts = sorted(set(project.ledger.experts_in_force().values()))
     if ids.tolist() != experts:
         return []
-    rows = [read_tensors(project.folder, str(project.find(expert).file), ("neuron",))[0] for expert in experts]
-    same = all((row == neuron).all() for row, neuron in zip(rows, neurons, strict=True))
+    same = bool((project.merged_files().neurons == neurons).all())
     return [] if same else [Problem(MERGED, "is not what the edit files give")]

@@ -17,72 +17,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database, Migrations
+from sqlite_utils import Database
 
 from scen_cli.errors import DamageFound
+from scen_cli.project.migrations import migrations
 
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
-_migrations = Migrations("scen")
-
-
-@_migrations()
-def create_tables(db: Database) -> None:
-    db["settings"].create({"name": str, "value": str}, pk="name", not_null={"value"})
-    db["edits"].create(
-        {
-            "id": int,
-            "prompt": str,
-            "target": str,
-            "subject": str,
-            "rephrases": str,  # JSON list
-            "state": str,  # active | superseded | reverted | failed
-            "superseded_by": int,
-            "reason": str,  # why a failed edit failed
-            "file": str,
-            "sha256": str,
-            "size": int,
-            "expert_losses": str,  # JSON list, one per step
-            "neuron_losses": str,  # JSON list, one per step
-            "activation": float,  # of the edit's neuron on its own key
-            "seed": int,
-            "seconds": float,
-            "created": str,
-            "source": str,
-            "source_line": int,
-        },
-        pk="id",
-        not_null={"prompt", "target", "state", "created"},
-    )
-    db["edits"].create_index(["prompt"])
-    db["thresholds"].create({"id": int, "theta": float, "chosen_by": str, "created": str}, pk="id")
-    db["evaluations"].create(
-        {"id": int, "suite": str, "settings": str, "metrics": str, "last_change": int, "created": str}, pk="id"
-    )
-    db["events"].create({"id": int, "created": str, "kind": str, "edit": int, "detail": str, "hash": str}, pk="id")
-
-
-@_migrations()
-def share_experts_and_keep_samples(db: Database) -> None:
-    """`expert`: the edit under whose id an edit's expert and neuron stand, its own as a rule."""
-    db["edits"].add_column("expert", int)
-    db.execute("update edits set expert = id where file is not null")
-    db["evaluations"].add_column("samples", str)  # JSON list: every prompt, and what was answered
-    theta = next(db["thresholds"].rows_where(order_by="id desc", limit=1), {"theta": None})["theta"]
-    for row in list(db["evaluations"].rows):
-        metrics = _by_name(json.loads(row["metrics"]), theta)
-        db["evaluations"].update(row["id"], {"metrics": json.dumps(metrics), "samples": "[]"})
-
-
-def _by_name(old: dict[str, Any], theta: float | None) -> dict[str, Any]:
-    """Metrics of the first version, figure by figure."""
-    roles = ("reliability", "generality", "locality")
-    figures = {role: {"patched": old["patched"][role], "base": old["base"][role]} for role in roles}
-    figures["generality"]["routed"] = old["rephrases_routed"]
-    figures["locality"]["fired"] = old["locality_fired"]
-    figures["generality-given-expert"] = {"patched": old["generality_given_expert"]}
-    figures["token-accuracy"] = {side: old[side]["token_accuracy"] for side in ("patched", "base")}
-    same = ("suite", "decoding", "last_change", "records", "edits", "not_learned", "left_out")
-    return {**{name: old[name] for name in same}, "theta": theta, "figures": figures, "curves": {}}
 
 
 @dataclass(frozen=True)
@@ -109,11 +49,39 @@ class Edit:
     source: str
     source_line: int
     expert: int | None
+    bias: float | None
+    learned: tuple[str, ...]
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Edit:
-        lists = {name: tuple(json.loads(row[name])) for name in ("rephrases", "expert_losses", "neuron_losses")}
-        return cls(**{**row, **lists})
+        names = ("rephrases", "expert_losses", "neuron_losses", "learned")
+        return cls(**{**row, **{name: tuple(json.loads(row[name] or "[]")) for name in names}})
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One row of the history of theta. A calibrated one knows the rate of `false_activation` it was set for,
+    what rate is `expected` on fresh prompts, its 95 % interval `low` to `high`, and by how many `prompts`."""
+
+    theta: float
+    chosen_by: str
+    created: str
+    false_activation: float | None = None
+    expected: float | None = None
+    low: float | None = None
+    high: float | None = None
+    prompts: int | None = None
+
+
+@dataclass(frozen=True)
+class GuardPrompt:
+    """A prompt that must stay the base's own, and its `part`: `fit` (neurons may learn from it), `calibration`
+    (theta is set by it) or `report` (neither: what is said of theta is tried on it)."""
+
+    id: int
+    prompt: str
+    part: str
+    source: str
 
 
 class Ledger:
@@ -125,7 +93,7 @@ class Ledger:
             self._connection.execute("PRAGMA journal_mode=DELETE")
             self._connection.execute("PRAGMA synchronous=FULL")
             self.db = Database(self._connection)
-            _migrations.apply(self.db)
+            migrations.apply(self.db)
         except sqlite3.OperationalError:  # locked, or a full disk: nothing is wrong with the file
             raise
         except sqlite3.DatabaseError as error:
@@ -186,7 +154,25 @@ class Ledger:
 
     def theta(self) -> float:
         """The threshold in force: the newest of the history."""
-        return float(next(self.db["thresholds"].rows_where(order_by="id desc", limit=1))["theta"])
+        return self.threshold().theta
+
+    def threshold(self) -> Threshold:
+        """The threshold in force, and how it was chosen."""
+        row = next(self.db["thresholds"].rows_where(order_by="id desc", limit=1))
+        return Threshold(**{name: value for name, value in row.items() if name != "id"})
+
+    def set_threshold(self, threshold: Threshold) -> None:
+        """Append to the history; call inside `change()`, with theta in the event's detail."""
+        self.db["thresholds"].insert(vars(threshold))
+
+    def guard(self) -> list[GuardPrompt]:
+        """The guard prompts, in the order of the rows of their keys."""
+        return [GuardPrompt(**row) for row in self.db["guard"].rows_where(order_by="id")]
+
+    def biases_in_force(self) -> dict[int, float]:
+        """The bias of each expert's neuron: {expert: bias}."""
+        query = "select expert, max(bias) from edits where state = 'active' group by expert"
+        return {expert: bias or 0.0 for expert, bias in self.db.execute(query).fetchall()}
 
     def next_edit_id(self) -> int:
         return int(self.db.execute("select coalesce(max(id), 0) + 1 from edits").fetchone()[0])
@@ -211,8 +197,9 @@ class Ledger:
         return {row["suite"]: json.loads(row["metrics"]) for row in rows}
 
     def last_change(self) -> int:
-        """Id of the newest event that made, failed to make or took back an edit; 0 if there is none."""
-        query = "select coalesce(max(id), 0) from events where kind in ('edit', 'edit-failed', 'revert')"
+        """Id of the newest event that made, failed to make or took back an edit, or moved theta; 0 if there
+        is none."""
+        query = "select coalesce(max(id), 0) from events where kind in ('edit', 'edit-failed', 'revert', 'calibrate')"
         return int(self.db.execute(query).fetchone()[0])
 
     def events(self) -> list[dict[str, Any]]:
@@ -233,14 +220,18 @@ class Ledger:
         """Where the tables say other than the events that made them."""
         edits = {edit.id: edit for edit in self.edits()}
         told = []
+        theta = None
         for event in self.events():
             edit, detail = edits.get(event["edit"]), json.loads(event["detail"])
             if event["kind"].startswith("edit"):
-                row = {name: getattr(edit, name, None) for name in ("prompt", "target", "sha256")}
+                row = {name: getattr(edit, name, None) for name in ("prompt", "target", "sha256", "bias")}
                 if row != {name: detail.get(name) for name in row}:
                     told.append(f"edit {event['edit']} is not as it was committed")
-            elif event["kind"] == "init" and detail["recipe"]["theta"] != self.theta():
-                told.append(f"theta is {self.theta()}; the project was made with {detail['recipe']['theta']}")
+            elif event["kind"] == "init":
+                theta = detail["recipe"]["theta"]
+            theta = detail.get("theta", theta)
+        if theta != self.theta():
+            told.append(f"theta is {self.theta()}; it was set to {theta}")
         return told
 
     def _append_event(self, kind: str, edit: int | None, detail: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 myproject/
   scen.db                          the ledger
   edits/000001-<sha8>.safetensors  expert, indexing neuron and key of one edit
+  guard-<sha8>.safetensors         keys of prompts that must stay the base's own
   merged.safetensors               W_merge: a cache, rebuilt from the files at will
 """
 
@@ -21,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
-from scen_cli.project.ledger import Edit, Ledger, now
+from scen_cli.project.guard import Guard, NewGuard, add_guard, read_guard, write_guard_file
+from scen_cli.project.ledger import Edit, Ledger, Threshold, now
 from scen_cli.project.store import EditTensors, StoredFile, read_tensors, sha256_of, write_edit, write_merged
 
 LEDGER = "scen.db"
@@ -41,22 +43,25 @@ class Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """One edit that an expert was trained for: `activation` is the neuron's on its key. One that is not
-    `in_force` failed, and `reason` says why; of one that is, the reason says what to know of it."""
+    """One edit that an expert was trained for: `activation` is the neuron's on its key, `learned` the rephrases
+    it was trained with. One that is not `in_force` failed, and `reason` says why; of one that is, the reason
+    says what to know of it."""
 
     record: EditRecord
     where: SourceLine
     in_force: bool
     activation: float | None = None
     reason: str = ""
+    learned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Merged:
-    """W_merge (t, h) and the expert of each row, by the id of its (first) edit."""
+    """W_merge (t, h), the biases (t,), and the expert of each row, by the id of its (first) edit."""
 
     experts: list[int]
     neurons: np.ndarray
+    biases: np.ndarray
 
 
 class Project:
@@ -78,7 +83,9 @@ class Project:
         self._lock = FileLock(self.folder / "scen.lock")
 
     @classmethod
-    def create(cls, folder: Path | str, settings: dict[str, Any], theta: float) -> Project:
+    def create(
+        cls, folder: Path | str, settings: dict[str, Any], theta: float, guard: NewGuard | None = None
+    ) -> Project:
         """Make a project. It appears whole or not at all: the ledger is built aside, then renamed.
 
         Raises `UsageError` when the folder already holds a project.
@@ -90,7 +97,9 @@ class Project:
         ledger = Ledger(draft)
         with ledger.change("init", **settings) as db:
             db["settings"].insert_all({"name": name, "value": json.dumps(value)} for name, value in settings.items())
-            db["thresholds"].insert({"theta": theta, "chosen_by": "init", "created": now()})
+            ledger.set_threshold(Threshold(theta, "init", now()))
+        if guard is not None:
+            add_guard(ledger, guard, write_guard_file(folder, guard))
         ledger.close()
         with FileLock(folder / "scen.lock"):  # two at once: one of them makes it
             if (folder / LEDGER).exists():
@@ -119,12 +128,20 @@ class Project:
         finally:
             self._lock.release()
 
-    def commit(self, edits: list[Trained], training: Training, tensors: EditTensors | None) -> list[Edit]:
+    def commit(
+        self,
+        edits: list[Trained],
+        training: Training,
+        tensors: EditTensors | None,
+        bias: float | None = None,
+        threshold: Threshold | None = None,
+        superseding: tuple[int, ...] = (),
+    ) -> list[Edit]:
         """Write one trained expert and its edits (one, unless they share it): the file first, then one
-        transaction with everything about them.
+        transaction with everything about them: the `bias` of their neuron, the `threshold` they call for.
 
-        An active edit of the same prompt becomes superseded. A failed edit is recorded and changes
-        nothing; if all failed there are no `tensors`.
+        An active edit of the same prompt becomes superseded, and so do those of `superseding`. A failed edit is
+        recorded and changes nothing; if all failed there are no `tensors`.
         """
         first_id = self.ledger.next_edit_id()
         ids = range(first_id, first_id + len(edits))
@@ -133,14 +150,25 @@ class Project:
         in_force = self.ledger.prompts_in_force() if stored else []
         with self.ledger.db.atomic():
             for edit_id, edit in zip(ids, edits, strict=True):
-                told = {"prompt": edit.record.prompt, "target": edit.record.target}
+                told: dict[str, Any] = {"prompt": edit.record.prompt, "target": edit.record.target}
                 file = stored if edit.in_force else None
-                kind, told["sha256"] = ("edit", file.sha256) if file else ("edit-failed", None)  # type: ignore[assignment]
+                kind, told["sha256"] = ("edit", file.sha256) if file else ("edit-failed", None)
+                told["bias"] = bias if file else None
+                if file and threshold and edit_id == expert:
+                    self.ledger.set_threshold(threshold)
+                    told["theta"] = threshold.theta
                 with self.ledger.change(kind, edit_id, **told) as db:
-                    for older in [other for other, prompt in in_force if file and prompt == edit.record.prompt]:
-                        db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
-                    db["edits"].insert(_edit_row(edit_id, expert, edit, training, file, len(edits)))
+                    for older, prompt in in_force:
+                        if file and (prompt == edit.record.prompt or older in superseding):
+                            db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
+                    row = _edit_row(edit_id, expert, edit, training, file, len(edits))
+                    db["edits"].insert({**row, "bias": told["bias"]})
         return [self.find(edit_id) for edit_id in ids]
+
+    def set_threshold(self, threshold: Threshold) -> None:
+        """Put a threshold in force."""
+        with self.ledger.change("calibrate", theta=threshold.theta, chosen_by=threshold.chosen_by):
+            self.ledger.set_threshold(threshold)
 
     def check_may_supersede(self, prompt: str) -> None:
         """Raise `UsageError` if the edit that a prompt has now shares its expert with others: its neuron
@@ -177,6 +205,17 @@ class Project:
             self.merge()
         return [self.find(edit_id) for edit_id in edit_ids]
 
+    def guard(self) -> Guard | None:
+        """The prompts that must stay the base's own, with their keys, if the project has any."""
+        return read_guard(self.folder, self.ledger)
+
+    def set_guard(self, guard: NewGuard) -> None:
+        """Put a guard in the place of any other. What neurons were made with it stays as it is."""
+        add_guard(self.ledger, guard, write_guard_file(self.folder, guard))
+        for stray in self.folder.glob("guard-*"):
+            if stray.name != self.ledger.settings()["guard"]["file"]:
+                stray.unlink()
+
     def find(self, edit_id: int) -> Edit:
         edit = self.ledger.edit(edit_id)
         if edit is None:
@@ -185,7 +224,7 @@ class Project:
 
     def merge(self) -> StoredFile:
         """Rebuild `merged.safetensors` from the edit files (equation 9)."""
-        merged = self._merge_files()
+        merged = self.merged_files()
         return write_merged(self.folder, merged.experts, merged.neurons)
 
     def merged(self) -> Merged:
@@ -194,8 +233,8 @@ class Project:
             with suppress(DamageFound):  # a cache: what cannot be read is made anew
                 ids, neurons = read_tensors(self.folder, MERGED, ("edits", "neurons"))
                 if ids.tolist() == sorted(set(self.ledger.experts_in_force().values())):
-                    return Merged(ids.tolist(), neurons)
-        return self._merge_files()
+                    return Merged(ids.tolist(), neurons, self._biases(ids.tolist()))
+        return self.merged_files()
 
     def keys(self, edit_id: int) -> np.ndarray:
         """The keys (n, h) that an edit's neuron was trained to fire on: its own, or those of all edits that
@@ -237,12 +276,20 @@ class Project:
             }
             return int(db["evaluations"].insert(row).last_pk)
 
-    def _merge_files(self) -> Merged:
-        experts = sorted(set(self.ledger.experts_in_force().values()))
-        files = [self._path_of(self.find(expert)) for expert in experts]
-        rows = [read_tensors(self.folder, file, ("neuron",))[0] for file in files]
-        neurons = np.stack(rows) if rows else np.empty((0, self.settings["ffn_width"]), np.float32)
-        return Merged(experts, neurons)
+    def merged_files(self) -> Merged:
+        """W_merge from the edit files. Where an edit had earlier neurons fitted again, theirs are those of the
+        newest edit in force that did."""
+        rows: dict[int, np.ndarray] = {}
+        for expert in sorted(set(self.ledger.experts_in_force().values())):
+            file = self._path_of(self.find(expert))
+            rows[expert], refitted, of = read_tensors(self.folder, file, ("neuron", "refitted?", "refitted_of?"))
+            rows.update({int(other): row for other, row in zip(of, refitted, strict=True) if int(other) in rows})
+        neurons = np.stack(list(rows.values())) if rows else np.empty((0, self.settings["ffn_width"]), np.float32)
+        return Merged(list(rows), neurons, self._biases(list(rows)))
+
+    def _biases(self, experts: list[int]) -> np.ndarray:
+        biases = self.ledger.biases_in_force()
+        return np.array([biases.get(expert, 0.0) for expert in experts], np.float32)
 
     def _path_of(self, edit: Edit) -> str:
         """The edit's file; a name that would lead out of the project's `edits/` is refused."""
@@ -286,4 +333,5 @@ def _edit_row(
         "source": where.source,
         "source_line": where.line,
         "expert": expert if stored else None,
+        "learned": json.dumps(edit.learned),
     }

@@ -20,16 +20,20 @@ from scen_cli.errors import DamageFound
 
 FORMAT = "scen-edit-1"
 MERGED_FORMAT = "scen-merged-1"
+GUARD_FORMAT = "scen-guard-1"
 
 
 @dataclass(frozen=True)
 class EditTensors:
     """What an expert weighs: `expert` (d, h), `neuron` (h,), `key` (h,); all float32. Of edits that share it,
-    `key` (n, h) holds one each."""
+    `key` (n, h) holds one each. `refitted` (m, h) are neurons of earlier experts `refitted_of` (m,) that
+    had to be fitted again for this one's sake."""
 
     expert: np.ndarray
     neuron: np.ndarray
     key: np.ndarray
+    refitted: np.ndarray | None = None
+    refitted_of: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,11 @@ class StoredFile:
 def write_edit(folder: Path, edit_id: int, tensors: EditTensors) -> StoredFile:
     """Write `edits/<id>-<sha8>.safetensors` durably."""
     # safetensors writes an array's memory as it lies: a transposed view would come back scrambled
-    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in vars(tensors).items()}
+    arrays = {
+        name: np.ascontiguousarray(array, np.int64 if name == "refitted_of" else np.float32)
+        for name, array in vars(tensors).items()
+        if array is not None
+    }
     content = save(arrays, metadata={"scen": json.dumps({"format": FORMAT, "edit": edit_id})})
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"edits/{edit_id:06d}-{sha256[:8]}.safetensors"
@@ -53,13 +61,20 @@ def write_edit(folder: Path, edit_id: int, tensors: EditTensors) -> StoredFile:
 
 
 def read_tensors(folder: Path, name: str, wanted: tuple[str, ...]) -> list[np.ndarray]:
-    """The wanted tensors of one file, read without the others.
+    """The wanted tensors of one file, read without the others. One whose name ends in `?` may be lacking: it is
+    then empty.
 
     Raises `DamageFound` when the file is missing, unreadable or lacks a tensor.
     """
     try:
         with safe_open(folder / name, framework="np") as file:
-            return [file.get_tensor(tensor) for tensor in wanted]
+            there = set(file.keys())
+            return [
+                np.empty(0, np.float32)
+                if tensor.endswith("?") and tensor[:-1] not in there
+                else file.get_tensor(tensor.rstrip("?"))
+                for tensor in wanted
+            ]
     except (OSError, SafetensorError) as error:
         raise DamageFound(f"`{name}` cannot be read: {error}", hint="run `scen verify`") from error
 
@@ -71,6 +86,16 @@ def write_merged(folder: Path, edit_ids: list[int], neurons: np.ndarray) -> Stor
     content = save(arrays, metadata={"scen": json.dumps({"format": MERGED_FORMAT})})
     write_durably(folder / "merged.safetensors", content)
     return StoredFile("merged.safetensors", hashlib.sha256(content).hexdigest(), len(content))
+
+
+def write_guard(folder: Path, tensors: dict[str, np.ndarray]) -> StoredFile:
+    """Write `guard-<sha8>.safetensors`: keys of the guard prompts, and the whitening they give."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    content = save(arrays, metadata={"scen": json.dumps({"format": GUARD_FORMAT})})
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = f"guard-{sha256[:8]}.safetensors"
+    write_durably(folder / name, content)
+    return StoredFile(name, sha256, len(content))
 
 
 def write_durably(path: Path, content: bytes) -> None:

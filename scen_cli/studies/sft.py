@@ -26,7 +26,7 @@ from scen_cli.data.records import EditRecord
 from scen_cli.data.writing import digest, write_json, write_lines
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import Base, digest_of
-from scen_cli.model.patch import positions_of
+from scen_cli.model.reading import positions_of
 from scen_cli.model.template import Template, make_template
 
 IGNORED = -100  # the label of a token that carries no loss

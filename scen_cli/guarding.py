@@ -1,0 +1,84 @@
+"""Making a guard: prompts that must stay the base's own, from a file or written by the base, and their keys."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scen_cli.data.suites import read_prompts
+from scen_cli.editing.closed_form import whitening_of
+from scen_cli.editing.recipe import Recipe
+from scen_cli.errors import UsageError
+from scen_cli.model.base import Base
+from scen_cli.model.ffn import EditedLayer
+from scen_cli.model.reading import Reading, padded, read_parts
+from scen_cli.model.self_written import write_prompts
+from scen_cli.model.template import Template
+from scen_cli.project.guard import SELF_WRITTEN, SHARES, GuardTensors, NewGuard
+
+SELF_WRITTEN_PROMPTS = 1000
+FEWEST = 50
+BATCH = 64  # prompts read together
+ALIKE = 0.5  # mean cosine of different prompts' keys from which on they tell little apart
+
+
+def reading_of(template: Template, recipe: Recipe) -> Reading:
+    """How a recipe reads keys of prompts in this template."""
+    if not recipe.read_parts:
+        return Reading(recipe.reading)
+    frame = template.frame()
+    return Reading(recipe.reading, True, frame.start, frame.opening, frame.closing, template.sentence_ends())
+
+
+def make_guard(
+    base: Base, template: Template, edited: EditedLayer, reading: Reading, seed: int, file: Path | None
+) -> NewGuard:
+    """Prompts of a file, or 1,000 that the base writes itself, split at random (seeded) into those that neurons
+    may learn from, those that set theta and those that figures are reported on; and their keys.
+
+    Raises `UsageError` for a file that cannot be read or has too few prompts, or a base that writes none.
+    """
+    if file is None:
+        prompts = write_prompts(base, template, SELF_WRITTEN_PROMPTS, seed)
+    else:
+        prompts = list(dict.fromkeys(read_prompts(file)))
+    room = getattr(base.model.config, "max_position_embeddings", None) or 10**9
+    tokens = {prompt: template.prompt_ids(prompt) for prompt in prompts}
+    prompts = [prompt for prompt in prompts if 0 < len(tokens[prompt]) < room]
+    if len(prompts) < FEWEST:
+        who = f"`{file}` holds" if file else "of its own, the base wrote"
+        raise UsageError(
+            f"{who} {len(prompts)} prompts that can stand guard: at least {FEWEST} are needed",
+            hint="`--guard FILE` takes any file of prompts that must stay as they are; recipe `key` needs none",
+        )
+    random.Random(seed).shuffle(prompts)
+    parts = [part for part, share in SHARES.items() for _ in range(round(share * len(prompts)))]
+    keys, rows = read_all(base, edited, [tokens[prompt] for prompt in prompts], reading)
+    named = list(zip(prompts, parts + ["report"] * (len(prompts) - len(parts)), strict=False))
+    of_fit = torch.tensor([named[row][1] == "fit" for row in rows.tolist()])
+    whitening = whitening_of(keys[of_fit])
+    tensors = GuardTensors(*(t.numpy() for t in (keys, rows, whitening.mean, whitening.axes, whitening.scales)))
+    return NewGuard(named, str(file.resolve()) if file else SELF_WRITTEN, tensors)
+
+
+def read_all(
+    base: Base, edited: EditedLayer, sequences: Sequence[Sequence[int]], reading: Reading
+) -> tuple[Tensor, Tensor]:
+    """Keys (n, h) of token sequences and of their parts, on the CPU, and which sequence each belongs to (n,)."""
+    found = []
+    for start in range(0, len(sequences), BATCH):
+        ids, mask = padded(sequences[start : start + BATCH], 0)
+        keys, rows = read_parts(base.model, edited.down_proj, ids.to(base.device), mask.to(base.device), reading)
+        found.append((keys.cpu(), rows + start))
+    return torch.cat([keys for keys, _rows in found]), torch.cat([rows for _keys, rows in found])
+
+
+def likeness(guard: NewGuard) -> float:
+    """The mean cosine of the keys of different guard prompts: near 1, the last token says little of a prompt."""
+    keys = torch.nn.functional.normalize(torch.from_numpy(guard.tensors.keys[: len(guard.prompts)]), dim=1)
+    count = len(keys)
+    return float(((keys.sum(dim=0) ** 2).sum() - count) / (count * (count - 1)))

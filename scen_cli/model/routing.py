@@ -1,0 +1,80 @@
+"""From keys to a decision: activations of the indexing neurons, and which of them wins.
+
+This file needs torch alone, and is copied as it is into exported checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from scen_cli.model.reading import Reading
+
+BASE = -1  # in a choice: this row keeps the base's own projection
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Keys centred on the guard's `mean` (h,), at unit length, and shrunk along its `axes` (r, h), each by
+    1 + its one of `scales` (r,): what many prompts have in common no longer makes two of them alike."""
+
+    mean: Tensor
+    axes: Tensor
+    scales: Tensor
+
+    def cpu(self) -> Whitening:
+        return Whitening(self.mean.cpu(), self.axes.cpu(), self.scales.cpu())
+
+    def __call__(self, keys: Tensor) -> Tensor:
+        """Keys (..., h) whitened, (..., h), at unit length."""
+        unit = nn.functional.normalize
+        mean, axes, scales = (tensor.to(keys.device) for tensor in (self.mean, self.axes, self.scales))
+        centred = unit(keys.float() - mean, dim=-1)
+        return unit(centred + ((centred @ axes.T) * scales) @ axes, dim=-1)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a prompt finds its edit: the threshold, and how keys are read. Activations are sigmoid(w.k), or with
+    `cosine` the cosine of neuron and (whitened) key."""
+
+    theta: float
+    cosine: bool = False
+    reading: Reading = field(default_factory=Reading)
+
+
+def activations_of(
+    keys: Tensor, neurons: Tensor, cosine: bool, whitening: Whitening | None = None, biases: Tensor | None = None
+) -> Tensor:
+    """Activations (rows, t) of W_merge `neurons` (t, h) for keys (rows, h), in float32.
+
+    The paper's: sigmoid(W_merge k), equation 10. With `cosine`, the cosine of the neuron and the key, whitened
+    if there is a whitening; less the row's bias, by which a neuron that sits in a crowd must be surer.
+    """
+    keys, neurons = keys.float(), neurons.float()
+    if not cosine:
+        return torch.sigmoid(keys @ neurons.T)
+    unit = nn.functional.normalize
+    keys = unit(keys, dim=-1) if whitening is None else whitening(keys)
+    activations = keys @ unit(neurons, dim=-1).T
+    return activations if biases is None else activations - biases
+
+
+def choose(activations: Tensor, theta: float) -> Tensor:
+    """Equations 11 and 12: the strongest neuron of each row if it passes theta, else `BASE`.
+    A neuron that is not a number (a damaged one) is never the strongest."""
+    if activations.shape[1] == 0:
+        return torch.full(activations.shape[:1], BASE, device=activations.device)
+    strongest, index = activations.nan_to_num(nan=-torch.inf).max(dim=1)
+    return torch.where(strongest > theta, index, torch.full_like(index, BASE))
+
+
+def largest(activations: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Of activations (n, t) of parts, each of one of `rows` (n,), the largest by row: (count, t)."""
+    if len(activations) == count:
+        return activations
+    out = activations[:count].clone()
+    index = rows[count:, None].to(out.device).expand(-1, out.shape[1])
+    return out.scatter_reduce(0, index, activations[count:], "amax")

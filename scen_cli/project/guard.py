@@ -1,0 +1,89 @@
+"""The guard on disk: prompts that must stay the base's own (rows of the ledger), their keys and whitening (a file)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scen_cli.errors import DamageFound
+from scen_cli.project.ledger import GuardPrompt, Ledger
+from scen_cli.project.store import StoredFile, read_tensors, sha256_of, write_guard
+
+SHARES = {"fit": 0.4, "calibration": 0.4, "report": 0.2}  # of the guard prompts
+SELF_WRITTEN = "the base itself"  # the source of a guard that nobody gave
+
+
+@dataclass(frozen=True)
+class GuardTensors:
+    """`keys` (n, h) of guard prompts and of their parts, and `rows` (n,), the prompt each belongs to; and the
+    whitening that those of the fit part give: `mean` (h,), `axes` (r, h), `scales` (r,)."""
+
+    keys: np.ndarray
+    rows: np.ndarray
+    mean: np.ndarray
+    axes: np.ndarray
+    scales: np.ndarray
+
+
+@dataclass(frozen=True)
+class NewGuard:
+    """A guard to be kept: (prompt, part) in the order of the tensors' rows, and where the prompts are from."""
+
+    prompts: list[tuple[str, str]]
+    source: str
+    tensors: GuardTensors
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The guard of a project."""
+
+    prompts: list[GuardPrompt]
+    tensors: GuardTensors
+
+    @property
+    def source(self) -> str:
+        return self.prompts[0].source
+
+    def part(self, name: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """The prompts of one part, keys (n, h), and which of these prompts each key belongs to (n,)."""
+        chosen = [place for place, prompt in enumerate(self.prompts) if prompt.part == name]
+        place_of = {row: place for place, row in enumerate(chosen)}
+        mine = np.isin(self.tensors.rows, chosen)
+        owners = np.array([place_of[row] for row in self.tensors.rows[mine]], np.int64)
+        return [self.prompts[row].prompt for row in chosen], self.tensors.keys[mine], owners
+
+
+def write_guard_file(folder: Path, guard: NewGuard) -> StoredFile:
+    """Write the guard's tensors; it counts once `add_guard` has put it into the ledger."""
+    return write_guard(folder, vars(guard.tensors))
+
+
+def add_guard(ledger: Ledger, guard: NewGuard, stored: StoredFile) -> None:
+    """Put the guard into the ledger, in one transaction; it takes the place of any other."""
+    told: dict[str, Any] = {"sha256": stored.sha256, "prompts": len(guard.prompts), "source": guard.source}
+    with ledger.change("guard", **told) as db:
+        db["guard"].delete_where()
+        db["guard"].insert_all(
+            {"prompt": prompt, "part": part, "source": guard.source} for prompt, part in guard.prompts
+        )
+        value = json.dumps({**told, "file": stored.name, "size": stored.size})
+        db["settings"].insert({"name": "guard", "value": value}, replace=True)
+
+
+def read_guard(folder: Path, ledger: Ledger) -> Guard | None:
+    """The guard, if the project has one. Raises `DamageFound` if its file is not what was committed."""
+    kept = ledger.settings().get("guard")
+    if kept is None:
+        return None
+    path = folder / Path(kept["file"]).name
+    if not path.is_file() or sha256_of(path) != kept["sha256"]:
+        raise DamageFound(
+            f"`{path.name}` is not the guard that was committed", hint="restore it from a copy, or run `scen verify`"
+        )
+    tensors = GuardTensors(*read_tensors(folder, path.name, tuple(GuardTensors.__dataclass_fields__)))
+    return Guard(ledger.guard(), tensors)
