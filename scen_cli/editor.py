@@ -82,7 +82,7 @@ class Editor(PatchedModel):
         ready = [self.prepare(record) for record, _where in records]
         samples = [self._sample(prepared) for prepared in ready]
         others = [self._sample(self._prepared(prompt, r.target)) for r, _w in records for prompt in self._learned(r)]
-        expert = fit_expert(self.model, self.edited, samples + others, self.recipe)
+        expert = fit_expert(self.model, self.edited, samples, self.recipe, others)
         seed = int(self.project.settings["seed"]) + self.project.ledger.next_edit_id()
         reasons = [self._why_not_learned(expert, one, expert.wrong_tokens[place]) for place, one in enumerate(ready)]
         usable = bool(expert.weight.isfinite().all())
@@ -151,5 +151,5 @@ class Editor(PatchedModel):
         if wrong == [ready.target_length - 1]:
             end = self.base.tokenizer.convert_ids_to_tokens(self.template.end_id)
             return f"the base does not produce its end token {end} (id {self.template.end_id}) after the target"
-        steps = self.recipe.expert_steps
+        steps = len(expert.losses)
         return f"{len(wrong)} of {ready.target_length} target tokens are still wrong after {steps} steps"

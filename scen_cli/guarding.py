@@ -20,7 +20,7 @@ from scen_cli.model.self_written import write_prompts
 from scen_cli.model.template import Template
 from scen_cli.project.guard import SELF_WRITTEN, SHARES, GuardTensors, NewGuard
 
-SELF_WRITTEN_PROMPTS = 1000
+SELF_WRITTEN_PROMPTS = 2000
 FEWEST = 50
 BATCH = 64  # prompts read together
 ALIKE = 0.5  # mean cosine of different prompts' keys from which on they tell little apart
@@ -37,7 +37,7 @@ def reading_of(template: Template, recipe: Recipe) -> Reading:
 def make_guard(
     base: Base, template: Template, edited: EditedLayer, reading: Reading, seed: int, file: Path | None
 ) -> NewGuard:
-    """Prompts of a file, or 1,000 that the base writes itself, split at random (seeded) into those that neurons
+    """Prompts of a file, or 2,000 that the base writes itself, split at random (seeded) into those that neurons
     may learn from, those that set theta and those that figures are reported on; and their keys.
 
     Raises `UsageError` for a file that cannot be read or has too few prompts, or a base that writes none.

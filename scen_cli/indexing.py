@@ -16,11 +16,12 @@ from scen_cli.editing.neurons import NeuronFit, train_neuron
 from scen_cli.editing.recipe import Recipe
 from scen_cli.editing.rows import Rows
 from scen_cli.errors import UsageError
-from scen_cli.model.routing import Routing, Whitening, activations_of, largest
+from scen_cli.model.routing import Routing, Whitening, largest, prepare, score
 from scen_cli.project.guard import SELF_WRITTEN
 from scen_cli.project.ledger import Threshold, now
 from scen_cli.project.project import Project
 
+NEAR = 0.7  # activation from which on prompts about the same are one question (benchmarks/LOG.md)
 MARGIN = 0.01  # by which an edit's own prompt passes theta, and other edits stay behind it
 
 About = Sequence[tuple[str, str | None]]  # (prompt, subject) of each edit that an expert serves
@@ -48,13 +49,13 @@ class Index:
         self.project, self.recipe, self.routing, self.whitening = project, recipe, routing, whitening
         self.width = int(project.settings["ffn_width"])
         self._expert_of: dict[int, int] | None = None
-        self._keys_of: dict[int, Tensor] = {}  # of every expert met: a key never changes
+        self._keys_of: dict[int, Tensor] = {}  # of every expert met, prepared: a key never changes
         self._guard_prompts: list[str] = []
         self._fit = torch.empty(0, self.width)
         if guard := project.guard():
-            self._fit = torch.from_numpy(guard.part("fit")[1])
+            self._fit = self._prepare(torch.from_numpy(guard.part("fit")[1]))
             self._guard_prompts, keys, rows = guard.part("calibration")
-            self._calibration, self._rows = torch.from_numpy(keys), torch.from_numpy(rows)
+            self._calibration, self._rows = self._prepare(torch.from_numpy(keys)), torch.from_numpy(rows)
             self._topics = Topics(self._guard_prompts)
             self._plain = [plain(prompt) for prompt in self._guard_prompts]
             self._given = guard.source != SELF_WRITTEN
@@ -75,7 +76,7 @@ class Index:
             about[expert_of[edit.id]].append((edit.prompt, edit.subject))
         for expert, neuron, bias in zip(merged.experts, torch.from_numpy(merged.neurons), merged.biases, strict=True):
             if expert not in self._keys_of:
-                self._keys_of[expert] = torch.from_numpy(self.project.keys(expert))
+                self._keys_of[expert] = self._prepare(torch.from_numpy(self.project.keys(expert)))
             on_guard = self._on_guard(neuron, float(bias), about[expert])
             self._append(expert, neuron, float(bias), self._keys_of[expert], on_guard)
         self._expert_of = expert_of
@@ -95,16 +96,17 @@ class Index:
         refitted: dict[int, Tensor] = {}
         bias = 0.0
         if self.recipe.index == "closed-form":
-            bias = bias_of(self._activations(self._fit, fit.neuron[None])[:, 0])
-            on_others = self._activations(others, fit.neuron[None])[:, 0] - bias
+            bias = bias_of(self._score(self._fit, fit.neuron[None])[:, 0])
+            on_others = self._score(others, fit.neuron[None])[:, 0] - bias
             bias += max(0.0, float((on_others - own).max()) + MARGIN) if len(others) else 0.0
         elif self.recipe.index == "joint":
             refitted = self._refit_thieves(keys[0], fit.neuron, stay)
-        on_keys = self._activations(keys, fit.neuron[None])[:, 0] - bias
+        prepared = self._prepare(keys)
+        on_keys = self._score(prepared, fit.neuron[None])[:, 0] - bias
         on_guard = self._on_guard(fit.neuron, bias, about)
         threshold = None
         if self.recipe.needs_guard:
-            self._check_it_calls_itself(keys, on_keys, stay, refitted)
+            self._check_it_calls_itself(prepared, on_keys, stay, refitted)
             limit = min(float(on_keys.min()), float(own.min()) if len(own) else 1.0) - MARGIN
             strongest = torch.cat([self.on_guard.all()[stay], on_guard[None]]).max(dim=0).values
             threshold = self.calibrated(strongest, limit)
@@ -112,8 +114,8 @@ class Index:
 
     def accept(self, expert: int, admitted: Admission, leaving: set[int]) -> None:
         """Take in what has been committed as this expert."""
-        self._keys_of[expert] = admitted.keys
-        self._append(expert, admitted.fit.neuron, admitted.bias, admitted.keys, admitted.on_guard)
+        self._keys_of[expert] = self._prepare(admitted.keys)
+        self._append(expert, admitted.fit.neuron, admitted.bias, self._keys_of[expert], admitted.on_guard)
         # Where rows go or change, the next load makes all anew.
         changed = leaving or admitted.refitted
         self._expert_of = None if changed else self.project.ledger.experts_in_force()
@@ -162,7 +164,7 @@ class Index:
             neurons[self.experts.index(expert)] = neuron
         if not bool(stay.any()):
             return
-        rivals = self._activations(keys, neurons) - torch.tensor(self.biases)
+        rivals = self._score(keys, neurons) - torch.tensor(self.biases)
         strongest, row = rivals.masked_fill(~stay, -torch.inf).max(dim=1)
         for place in (strongest >= on_keys).nonzero().flatten().tolist():
             rival = self.project.find(self.experts[int(row[place])])
@@ -174,27 +176,31 @@ class Index:
 
     def _on_guard(self, neuron: Tensor, bias: float, about: About) -> Tensor:
         """The neuron's activation on each calibration prompt (g,), its largest part's; -inf where the prompt is an
-        edit's own: the same words or, if nobody gave the guard, a question about the same."""
+        edit's own: the same words or, if nobody gave the guard, a question about the same and near it."""
         if not self._guard_prompts:
             return torch.empty(0)
-        found = largest(self._activations(self._calibration, neuron[None]), self._rows, len(self._guard_prompts))
-        found = found[:, 0] - bias
+        found = largest(self._score(self._calibration, neuron[None]), self._rows, len(self._guard_prompts))
+        near = found[:, 0] >= NEAR
         for prompt, subject in about:
-            own = [words == plain(prompt) for words in self._plain]
-            if not self._given:
-                own = [a or b for a, b in zip(own, self._topics.about(prompt, subject), strict=True)]
-            found = found.masked_fill(torch.tensor(own), -torch.inf)
-        return found
+            same = plain(prompt)
+            own = torch.tensor([words == same for words in self._plain])
+            if not self._given and bool(near.any()):
+                own |= near & torch.tensor(self._topics.about(prompt, subject))
+            found = found.masked_fill(own[:, None], -torch.inf)
+        return found[:, 0] - bias
 
-    def _activations(self, keys: Tensor, neurons: Tensor) -> Tensor:
-        return activations_of(keys, neurons, self.routing.cosine, self.whitening)
+    def _prepare(self, keys: Tensor) -> Tensor:
+        return prepare(keys, self.routing.cosine, self.whitening)
+
+    def _score(self, prepared: Tensor, neurons: Tensor) -> Tensor:
+        return score(prepared, neurons, self.routing.cosine)
 
     def _append(self, expert: int, neuron: Tensor, bias: float, keys: Tensor, on_guard: Tensor) -> None:
         self.experts.append(expert)
         self.biases.append(bias)
         self.neurons.append(neuron)
         self.on_guard.append(on_guard)
-        for key, activation in zip(keys, self._activations(keys, neuron[None])[:, 0] - bias, strict=True):
+        for key, activation in zip(keys, self._score(keys, neuron[None])[:, 0] - bias, strict=True):
             self.keys.append(key)
             self.own.append(activation)
             self.key_of.append(expert)

@@ -18,6 +18,7 @@ class Recipe(BaseModel):
     name: str = "paper"
     expert_lr: float = Field(1e-4, gt=0, description="Adam's rate for the expert")
     expert_steps: int = Field(10, ge=1, description="Adam steps for the expert")
+    extra_steps: int = Field(0, ge=0, description="more of them, while the target is not learned")
     neuron_lr: float = Field(1e-4, gt=0, description="Adam's rate for the neuron")
     neuron_steps: int = Field(20, ge=0, description="Adam steps for the neuron")
     alpha: float = Field(0.7, description="equation 6")
@@ -72,19 +73,25 @@ _SWITCHES = (
     "read_parts",
     "false_activation",
     "variants",
+    "extra_steps",
 )
 
 
+_CALIBRATED: dict[str, Any] = {
+    "theta": 0.5,
+    "read_parts": True,
+    "false_activation": 0.01,
+    "variants": 2,
+    "extra_steps": 60,
+}
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     "paper-hallucination": Recipe(
         name="paper-hallucination", neuron_steps=30, theta=0.60, require_learned=False
     ),  # whole sentences, scored by perplexity
     "key": Recipe(name="key", index="key", theta=0.8),
-    "closed-form": Recipe(
-        name="closed-form", index="closed-form", theta=0.5, read_parts=True, false_activation=0.01, variants=2
-    ),
-    "joint": Recipe(name="joint", index="joint", theta=0.5, read_parts=True, false_activation=0.01, variants=2),
+    "closed-form": Recipe(name="closed-form", index="closed-form", **_CALIBRATED),
+    "joint": Recipe(name="joint", index="joint", **_CALIBRATED),
 }
 DEFAULT_RECIPE = "closed-form"
 

@@ -53,13 +53,22 @@ def activations_of(
     The paper's: sigmoid(W_merge k), equation 10. With `cosine`, the cosine of the neuron and the key, whitened
     if there is a whitening; less the row's bias, by which a neuron that sits in a crowd must be surer.
     """
-    keys, neurons = keys.float(), neurons.float()
-    if not cosine:
-        return torch.sigmoid(keys @ neurons.T)
-    unit = nn.functional.normalize
-    keys = unit(keys, dim=-1) if whitening is None else whitening(keys)
-    activations = keys @ unit(neurons, dim=-1).T
+    activations = score(prepare(keys, cosine, whitening), neurons, cosine)
     return activations if biases is None else activations - biases
+
+
+def prepare(keys: Tensor, cosine: bool, whitening: Whitening | None = None) -> Tensor:
+    """Keys (rows, h) as neurons are to meet them, float32: as they are; for the cosine at unit length."""
+    if not cosine:
+        return keys.float()
+    return nn.functional.normalize(keys.float(), dim=-1) if whitening is None else whitening(keys)
+
+
+def score(prepared: Tensor, neurons: Tensor, cosine: bool) -> Tensor:
+    """Activations (rows, t) of prepared keys (rows, h), without biases."""
+    if not cosine:
+        return torch.sigmoid(prepared @ neurons.float().T)
+    return prepared @ nn.functional.normalize(neurons.float(), dim=-1).T
 
 
 def choose(activations: Tensor, theta: float) -> Tensor:
@@ -73,8 +82,8 @@ def choose(activations: Tensor, theta: float) -> Tensor:
 
 def largest(activations: Tensor, rows: Tensor, count: int) -> Tensor:
     """Of activations (n, t) of parts, each of one of `rows` (n,), the largest by row: (count, t)."""
-    if len(activations) == count:
+    if len(activations) == count:  # nothing has parts
         return activations
-    out = activations[:count].clone()
-    index = rows[count:, None].to(out.device).expand(-1, out.shape[1])
-    return out.scatter_reduce(0, index, activations[count:], "amax")
+    out = torch.full((count, activations.shape[1]), -torch.inf, device=activations.device)
+    index = rows[:, None].to(out.device).expand_as(activations)
+    return out.scatter_reduce(0, index, activations, "amax")

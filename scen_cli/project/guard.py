@@ -13,7 +13,7 @@ from scen_cli.errors import DamageFound
 from scen_cli.project.ledger import GuardPrompt, Ledger
 from scen_cli.project.store import StoredFile, read_tensors, sha256_of, write_guard
 
-SHARES = {"fit": 0.4, "calibration": 0.4, "report": 0.2}  # of the guard prompts
+SHARES = {"fit": 0.25, "calibration": 0.5, "report": 0.25}  # of the guard prompts
 SELF_WRITTEN = "the base itself"  # the source of a guard that nobody gave
 
 

@@ -12,7 +12,9 @@ from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.model.base import load_base
 from scen_cli.model.ffn import LOCATIONS, PLACES, find_layer
-from scen_cli.model.patch import Patch, read_keys
+from scen_cli.model.patch import Patch
+from scen_cli.model.reading import read_keys
+from scen_cli.model.routing import Routing
 from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, SMALL, save_tiny
@@ -64,7 +66,7 @@ def test_an_expert_equal_to_the_base_changes_nothing_wherever_it_sits(tmp_path, 
     bank = SimpleNamespace(neurons=torch.zeros(1, 64), expert=lambda _row: edited.base_weight())
     ids = torch.tensor([[1, 30, 40, 50]])
     plain = base.model(input_ids=ids).logits
-    patch = Patch(edited.projection, edited.down_proj, bank, theta=0.5)
+    patch = Patch(edited.projection, edited.down_proj, bank, Routing(theta=0.5))
     with patch.using(torch.tensor([0])):
         assert torch.allclose(base.model(input_ids=ids).logits, plain, atol=1e-5)
     patch.detach()

@@ -179,7 +179,7 @@ class TestVerify:
         ("change", "said"),
         [
             ("update edits set target = 'Mars' where id = 1", "edit 1 is not as it was committed"),
-            ("update thresholds set theta = 0.01", "theta is 0.01; the project was made with 0.65"),
+            ("update thresholds set theta = 0.01", "theta is 0.01; it was set to 0.65"),
             ("update edits set file = null where id = 1", "edit 1 is in force but has no file"),
         ],
     )
