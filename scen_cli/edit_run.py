@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from scen_cli.conflicts import Conflict, find_conflicts
 from scen_cli.data.entries import Entry
-from scen_cli.data.records import SourceLine
+from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.project.ledger import Edit
@@ -69,26 +70,68 @@ def foresee(editor: Editor, entry: Entry) -> Outcome | None:
     return None
 
 
-def train(editor: Editor, entries: Sequence[Entry], outcomes: Sequence[Outcome | None]) -> Iterator[dict[int, Outcome]]:
-    """Train and commit what `foresee` has let through (an outcome of None), in order; one record after the
-    other, or as many together as share an expert. Yields what became of each, by its place."""
-    wanted = [
-        (place, entry.record, entry.where)
-        for place, entry in enumerate(entries)
-        if outcomes[place] is None and entry.record is not None
-    ]
+@dataclass
+class Plan:
+    """What is to be done with each record: `outcomes` knows already, or None, and then `conflicts` with edits that it
+    is to supersede or to be kept beside, as the policy says, for a `reason`."""
+
+    entries: Sequence[Entry]
+    outcomes: list[Outcome | None]
+    conflicts: dict[int, Conflict] = field(default_factory=dict)
+    supersede: bool = False
+    reason: str = ""
+
+    def wanted(self) -> list[tuple[int, EditRecord, SourceLine]]:
+        """(place, record, line) of what is to be trained."""
+        return [
+            (place, entry.record, entry.where)
+            for place, entry in enumerate(self.entries)
+            if self.outcomes[place] is None and entry.record is not None
+        ]
+
+
+def plan(editor: Editor, entries: Sequence[Entry], policy: str = "refuse", reason: str = "") -> Plan:
+    """Foresee each record's fate, without training. Records that contradict an edit or an earlier record fail,
+    unless the policy is to `supersede` those or to `keep` both."""
+    made = Plan(entries, [foresee(editor, entry) for entry in entries], {}, policy == "supersede", reason)
+    records = {place: record for place, record, _where in made.wanted()}
+    made.conflicts = find_conflicts(editor, records)
+    if policy == "refuse":
+        for place, conflict in made.conflicts.items():
+            made.outcomes[place] = Outcome(str(entries[place].where), "failed", reason=str(conflict))
+    return made
+
+
+def train(editor: Editor, plan: Plan) -> Iterator[dict[int, Outcome]]:
+    """Train and commit what is planned, in order; one record after the other, or as many together as share an
+    expert. Yields what became of each, by its place, and puts it into the plan."""
+    wanted = plan.wanted()
     size = editor.recipe.edits_per_expert
     for start in range(0, len(wanted), size):
         group = wanted[start : start + size]
-        edits = editor.edit_together([(record, where) for _place, record, where in group])
-        yield {place: _outcome(editor, edit, where) for (place, _record, where), edit in zip(group, edits, strict=True)}
+        conflicts = [plan.conflicts[place] for place, _record, _where in group if place in plan.conflicts]
+        superseding = tuple(filter(None, (_rival_edit(plan, one) for one in conflicts))) if plan.supersede else ()
+        note = f"kept beside {conflicts[0]}: {plan.reason}" if conflicts and not plan.supersede else ""
+        edits = editor.edit_together([(record, where) for _place, record, where in group], superseding, note)
+        made = {place: _outcome(editor, edit, where) for (place, _r, where), edit in zip(group, edits, strict=True)}
+        for place, outcome in made.items():
+            plan.outcomes[place] = outcome
+        yield made
+
+
+def _rival_edit(plan: Plan, conflict: Conflict) -> int | None:
+    """The edit that a conflict is with, if it is in force."""
+    if conflict.rival.place is None:
+        return conflict.rival.edit
+    outcome = plan.outcomes[conflict.rival.place]
+    return outcome.edit if outcome is not None and outcome.outcome == "edited" else None
 
 
 def _outcome(editor: Editor, edit: Edit, where: SourceLine) -> Outcome:
     if edit.state == "failed":
         return Outcome(str(where), "failed", edit.id, f"target not learned: {edit.reason}")
-    theta, warning = editor.project.ledger.theta(), ""
-    if edit.reason:
+    theta, warning = editor.project.ledger.theta(), edit.reason or ""
+    if edit.reason and not edit.reason.startswith("kept beside"):
         warning = f"target not learned, but in force: {edit.reason}"
     if edit.activation is not None and edit.activation <= theta:
         warning = f"it does not fire on its own prompt: activation {edit.activation:.3f}, theta {theta}"

@@ -109,8 +109,9 @@ class Editor(PatchedModel):
 
     def _leaving(self, records: list[EditRecord], superseding: tuple[int, ...]) -> set[int]:
         """Experts that will not be in force any more once these records are."""
-        for record in records:
-            self.project.check_may_supersede(record.prompt)
+        replacing = [self.project.find(edit).prompt for edit in superseding]
+        for prompt in [record.prompt for record in records] + replacing:
+            self.project.check_may_supersede(prompt)
         ledger = self.project.ledger
         replaced = {edit for record in records for edit in ledger.in_force_for(record.prompt)} | set(superseding)
         return {ledger.experts_in_force()[edit] for edit in replaced}

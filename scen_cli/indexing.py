@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from scen_cli.data.records import EditRecord
 from scen_cli.data.topics import Topics, plain
 from scen_cli.editing.calibration import calibrate
 from scen_cli.editing.closed_form import bias_of, neuron_of
@@ -51,11 +52,12 @@ class Index:
         self._expert_of: dict[int, int] | None = None
         self._keys_of: dict[int, Tensor] = {}  # of every expert met, prepared: a key never changes
         self._guard_prompts: list[str] = []
+        self._topics = Topics([])
         self._fit = torch.empty(0, self.width)
         if guard := project.guard():
-            self._fit = self._prepare(torch.from_numpy(guard.part("fit")[1]))
+            self._fit = self.prepare(torch.from_numpy(guard.part("fit")[1]))
             self._guard_prompts, keys, rows = guard.part("calibration")
-            self._calibration, self._rows = self._prepare(torch.from_numpy(keys)), torch.from_numpy(rows)
+            self._calibration, self._rows = self.prepare(torch.from_numpy(keys)), torch.from_numpy(rows)
             self._topics = Topics(self._guard_prompts)
             self._plain = [plain(prompt) for prompt in self._guard_prompts]
             self._given = guard.source != SELF_WRITTEN
@@ -76,7 +78,7 @@ class Index:
             about[expert_of[edit.id]].append((edit.prompt, edit.subject))
         for expert, neuron, bias in zip(merged.experts, torch.from_numpy(merged.neurons), merged.biases, strict=True):
             if expert not in self._keys_of:
-                self._keys_of[expert] = self._prepare(torch.from_numpy(self.project.keys(expert)))
+                self._keys_of[expert] = self.prepare(torch.from_numpy(self.project.keys(expert)))
             on_guard = self._on_guard(neuron, float(bias), about[expert])
             self._append(expert, neuron, float(bias), self._keys_of[expert], on_guard)
         self._expert_of = expert_of
@@ -101,7 +103,7 @@ class Index:
             bias += max(0.0, float((on_others - own).max()) + MARGIN) if len(others) else 0.0
         elif self.recipe.index == "joint":
             refitted = self._refit_thieves(keys[0], fit.neuron, stay)
-        prepared = self._prepare(keys)
+        prepared = self.prepare(keys)
         on_keys = self._score(prepared, fit.neuron[None])[:, 0] - bias
         on_guard = self._on_guard(fit.neuron, bias, about)
         threshold = None
@@ -114,7 +116,7 @@ class Index:
 
     def accept(self, expert: int, admitted: Admission, leaving: set[int]) -> None:
         """Take in what has been committed as this expert."""
-        self._keys_of[expert] = self._prepare(admitted.keys)
+        self._keys_of[expert] = self.prepare(admitted.keys)
         self._append(expert, admitted.fit.neuron, admitted.bias, self._keys_of[expert], admitted.on_guard)
         # Where rows go or change, the next load makes all anew.
         changed = leaving or admitted.refitted
@@ -137,6 +139,10 @@ class Index:
             return None
         found = calibrate(strongest, rate, self.recipe.theta, limit)
         return Threshold(found.theta, "calibration", now(), rate, found.expected, found.low, found.high, found.n)
+
+    def same_topic(self, record: EditRecord, prompt: str, subject: str | None) -> bool:
+        """Whether a record and an edit may be about the same."""
+        return self._topics.same(record.prompt, record.subject, prompt, subject)
 
     @property
     def limit(self) -> float:
@@ -189,7 +195,8 @@ class Index:
             found = found.masked_fill(own[:, None], -torch.inf)
         return found[:, 0] - bias
 
-    def _prepare(self, keys: Tensor) -> Tensor:
+    def prepare(self, keys: Tensor) -> Tensor:
+        """Keys (n, h) as neurons are to meet them."""
         return prepare(keys, self.routing.cosine, self.whitening)
 
     def _score(self, prepared: Tensor, neurons: Tensor) -> Tensor:

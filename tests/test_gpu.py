@@ -15,7 +15,7 @@ from scen_cli.editor import Editor
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.evaluation.hallucination import evaluate_perplexity
 from scen_cli.model.base import Base, load_base
-from scen_cli.model.patch import last_token, positions_of
+from scen_cli.model.reading import last_token, positions_of
 from scen_cli.project_setup import new_project
 from scen_cli.studies.sft import Tuning, fine_tune
 from tests.conftest import edit_all

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +35,14 @@ def edit(
             help="Stop at the first bad record, before anything is trained; or skip bad ones and go on.",
         ),
     ] = True,
+    conflicts: Annotated[
+        str,
+        typer.Option(help="A record that contradicts an edit in other words: refuse, supersede it, or keep both."),
+    ] = "refuse",
+    reason: Annotated[str, typer.Option(help="Why both are kept: goes into the ledger.")] = "",
+    learn_rephrases: Annotated[
+        int, typer.Option(min=0, help="Learn each record's first N rephrases too; they are then not scored.")
+    ] = 0,
     device: Device = "auto",
     dir: Dir = HERE,
     as_json: Json = False,
@@ -52,7 +60,8 @@ def edit(
     out = Output(as_json, quiet)
     from scen_cli.data.entries import bad_lines
 
-    entries = _entries(file, prompt, target, suite, data)[:first]
+    _check_policy(conflicts, reason)
+    entries = [_learning(entry, learn_rephrases) for entry in _entries(file, prompt, target, suite, data)[:first]]
     bad = [entry for entry in entries if entry.record is None]
     if bad and strict:
         raise UsageError(
@@ -61,7 +70,7 @@ def edit(
         )
     editor = open_editor(dir, device, out)
     with editor.project.writing():
-        outcomes = _run(editor, entries, strict, out)
+        outcomes = _run(editor, entries, strict, out, conflicts, reason)
     counts = {kind: sum(outcome.outcome == kind for outcome in outcomes) for kind in ("edited", "skipped", "failed")}
     summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     in_force = len(editor.project.ledger.prompts_in_force())
@@ -72,6 +81,24 @@ def edit(
             f"{counts['failed']} records were not edited",
             hint=_what_may_help(outcomes),
         )
+
+
+def _check_policy(conflicts: str, reason: str) -> None:
+    from scen_cli.conflicts import POLICIES
+
+    if conflicts not in POLICIES:
+        raise UsageError(f"`--conflicts {conflicts}` is not known", hint=f"one of: {', '.join(POLICIES)}")
+    if (conflicts == "keep") != bool(reason.strip()):
+        raise UsageError("`--conflicts keep` and `--reason` go together", hint="say why both edits are to stand")
+
+
+def _learning(entry: Entry, count: int) -> Entry:
+    """The entry with its first rephrases among those that are learned, and no longer scored."""
+    if entry.record is None or not count:
+        return entry
+    record = entry.record
+    more = (*record.learn, *record.rephrases[:count])
+    return replace(entry, record=record.model_copy(update={"learn": more, "rephrases": record.rephrases[count:]}))
 
 
 def _what_may_help(outcomes: list[Outcome]) -> str:
@@ -116,17 +143,21 @@ def _entries(
     return [Entry(SourceLine("command line", 1), record)]
 
 
-def _run(editor: Editor, entries: list[Entry], strict: bool, out: Output) -> list[Outcome]:
+def _run(
+    editor: Editor, entries: list[Entry], strict: bool, out: Output, conflicts: str = "refuse", reason: str = ""
+) -> list[Outcome]:
     """Edit what is not yet there. Under `strict` every record is checked before the first is trained."""
-    from scen_cli.edit_run import foresee, train
+    from scen_cli.edit_run import plan, train
 
-    outcomes = [foresee(editor, entry) for entry in entries]
+    planned = plan(editor, entries, conflicts, reason)
+    outcomes = planned.outcomes
     hopeless = [known for known in outcomes if known is not None and known.outcome == "failed"]
     if strict and hopeless:
         kind = SomeEditsFailed if hopeless[0].edit else UsageError  # tried before, or never possible
         raise kind(
             f"{hopeless[0].where}: {hopeless[0].reason}\nnothing was edited",
-            hint="mend the record, or skip such records with `--keep-going`",
+            hint="mend the record, or skip such records with `--keep-going`"
+            + ("; `--conflicts supersede` or `--conflicts keep` if you mean it" if planned.conflicts else ""),
         )
     for known in filter(None, outcomes):
         (out.warn if known.needs_attention else out.note)(str(known))
@@ -134,9 +165,8 @@ def _run(editor: Editor, entries: list[Entry], strict: bool, out: Output) -> lis
     try:
         with out.progress(outcomes.count(None), "editing") as tell, interruptible(out.note) as check:
             check()
-            for made in train(editor, entries, list(outcomes)):
-                for place, outcome in made.items():
-                    outcomes[place] = outcome
+            for made in train(editor, planned):
+                for outcome in made.values():
                     trained += 1
                     if outcome.needs_attention:
                         out.warn(str(outcome))

@@ -92,7 +92,7 @@ def evaluate(
         scored = scored_edits(everything, set(patch.expert_of), suite)
         asker = Asker(editor, patch, DECODING[decoding], tell)
         claimed = claimed_prompts(everything, scored)
-        locality = locality_prompts(editor, suite, claimed)
+        locality = locality_prompts(editor, suite, claimed | guard_prompts(editor.project))
         wanted = list(papers_prompts(scored, locality))
         if not quick:
             wanted += _further(asker, scored, locality, claimed)
@@ -126,7 +126,8 @@ def sweep_theta(
     with editor.steady() as patch:
         everything = editor.project.ledger.edits()
         scored = scored_edits(everything, set(patch.expert_of), suite)
-        locality = locality_prompts(editor, suite, claimed_prompts(everything, scored))
+        claimed = claimed_prompts(everything, scored) | guard_prompts(editor.project)
+        locality = locality_prompts(editor, suite, claimed)
         asked = [one for one in papers_prompts(scored, locality) if editor.fits(one.prompt)]
         return theta_sweep(Asker(editor, patch, DECODING[decoding]), asked, thetas)
 
@@ -149,8 +150,13 @@ def check_decoding(name: str) -> None:
 
 def claimed_prompts(edits: Sequence[Edit], scored: Sequence[Scored]) -> set[str]:
     """Prompts that were ever edited, and all rephrases of them: no locality prompts."""
-    texts = {text for edit in edits for text in (edit.prompt, *edit.rephrases)}
+    texts = {text for edit in edits for text in (edit.prompt, *edit.rephrases, *edit.learned)}
     return texts | {text for one in scored for text in one.record.rephrases}
+
+
+def guard_prompts(project: Project) -> set[str]:
+    """Prompts that neurons learned from or theta was set by: nothing may be reported on them."""
+    return {prompt.prompt for prompt in project.ledger.guard() if prompt.part != "report"}
 
 
 def locality_prompts(editor: Editor, suite: Suite, claimed: set[str]) -> list[str]:

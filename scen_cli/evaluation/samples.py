@@ -16,7 +16,7 @@ from scen_cli.model.template import Prompt
 from scen_cli.project.ledger import Edit
 
 PAPERS_ROLES = ("reliability", "generality", "locality")
-REPHRASES = 3  # Generality is scored on the first three rephrases of each edit
+REPHRASES = 3  # Generality is scored on the first three rephrases of each edit that it did not learn
 LOCALITY_PROMPTS = 1000  # Locality on the first 1,000 unedited questions
 
 
@@ -112,7 +112,7 @@ def papers_prompts(scored: Sequence[Scored], locality: Sequence[str]) -> Iterato
     for one in scored:
         yield Asked("reliability", one.record.prompt, one.record.target, edit=one.edit)
     for one in scored:
-        for text in one.record.rephrases[:REPHRASES]:
+        for text in [text for text in one.record.rephrases if text not in one.edit.learned][:REPHRASES]:
             yield Asked("generality", text, one.record.target, edit=one.edit)
     for prompt in locality:
         yield Asked("locality", prompt)

@@ -58,7 +58,7 @@ def table3(bench: Bench) -> Finding:
     """Table 3: where the expert sits, and which losses train its neuron."""
     scen = score(bench, SCEN)
     rows = [_row(variant.name, score(bench, variant)) for variant in (W_ATTN, W_UP)] + [_row("W_down", scen)]
-    if not bench.settings["recipe"]["train_neuron"]:
+    if not Recipe.model_validate(bench.settings["recipe"]).trains_neurons:
         return Finding(rows, note=f"recipe `{bench.settings['recipe']['name']}` trains no neuron: no losses to compare")
     rows += [_row(variant.name, score(bench, variant)) for variant in (ACTIVATE_ALONE, WITHOUT_MARGIN)]
     return Finding([*rows, _row("SCEN loss (equation 8)", scen)])

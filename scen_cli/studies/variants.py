@@ -12,7 +12,7 @@ from scen_cli.data.entries import Entry
 from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import Suite
 from scen_cli.data.writing import digest
-from scen_cli.edit_run import Outcome, foresee, train
+from scen_cli.edit_run import Outcome, plan, train
 from scen_cli.editing.recipe import Recipe
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
@@ -59,13 +59,12 @@ def edited(bench: Bench, variant: Variant) -> Iterator[Editor]:
     try:
         entries = [Entry(SourceLine(bench.suite.name, n), record) for n, record in enumerate(bench.suite.edits, 1)]
         with editor.project.writing():
-            outcomes = [foresee(editor, entry) for entry in entries]
-            for made in train(editor, entries, list(outcomes)):
-                for place, outcome in made.items():
-                    outcomes[place] = outcome
+            planned = plan(editor, entries, "keep", "as the suite has it")
+            for made in train(editor, planned):
+                for outcome in made.values():
                     bench.tell("", f"{variant.name}: {outcome.where}")
             editor.project.merge()
-        _say_what_failed(bench, variant, outcomes)
+        _say_what_failed(bench, variant, planned.outcomes)
         yield editor
     finally:
         editor.detach()

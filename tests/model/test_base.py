@@ -56,7 +56,7 @@ def test_a_truncated_weight_file_is_named(tmp_path):
 
 def test_a_changed_base_is_noticed(tmp_path):
     folder = save_tiny(tmp_path / "base", *DENSE["llama"])
-    project = new_project(tmp_path / "project", str(folder), layer=1, device="cpu")
+    project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", device="cpu")
     Editor(project, "cpu")
     save_tiny(folder, *DENSE["llama"], seed=1)
     with pytest.raises(UsageError, match="have changed since this project was made"):
@@ -65,7 +65,7 @@ def test_a_changed_base_is_noticed(tmp_path):
 
 def test_a_base_that_moved_is_found_by_scen_base_and_another_is_not_taken_for_it(tmp_path, monkeypatch):
     folder = save_tiny(tmp_path / "base", *DENSE["llama"])
-    project = new_project(tmp_path / "project", str(folder), layer=1, device="cpu")
+    project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", device="cpu")
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="neither a folder that is there") as error:
         Editor(project, "cpu")
@@ -80,7 +80,7 @@ def test_a_base_that_moved_is_found_by_scen_base_and_another_is_not_taken_for_it
 def test_a_base_that_was_only_touched_is_the_same(tmp_path):
     folder = save_tiny(tmp_path / "base", *DENSE["llama"])
     digest = digest_of(folder)
-    project = new_project(tmp_path / "project", str(folder), layer=1, device="cpu")
+    project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", device="cpu")
     (folder / "model.safetensors").touch()
     assert digest_of(folder) == digest
     Editor(project, "cpu")
