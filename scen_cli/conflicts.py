@@ -11,8 +11,8 @@ from torch import Tensor
 from scen_cli.data.records import EditRecord
 from scen_cli.data.topics import plain
 from scen_cli.editor import Editor
+from scen_cli.guard_part import NEAR
 from scen_cli.guarding import read_all
-from scen_cli.indexing import NEAR
 
 POLICIES = ("refuse", "supersede", "keep")
 

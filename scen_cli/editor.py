@@ -49,8 +49,7 @@ class Editor(PatchedModel):
 
     def __init__(self, project: Project, device: str = "auto", base: Base | None = None) -> None:
         super().__init__(project, device, base)
-        whitening = self.whitening.cpu() if self.whitening else None
-        self.index = Index(project, self.recipe, self.routing, whitening)
+        self.index = Index(project)
 
     def prepare(self, record: EditRecord) -> Prepared:
         """Tokenise a record. Raises `UsageError` for one that can never be trained."""
@@ -104,7 +103,8 @@ class Editor(PatchedModel):
         edits = self.project.commit(
             trained, training, _tensors(expert, index), index.bias, index.threshold, superseding
         )
-        self.index.accept(next(edit.expert for edit in edits if edit.expert is not None), index, leaving)
+        expert_id = next(edit.expert for edit in edits if edit.expert is not None)
+        self.index.accept(expert_id, index, [(edit.prompt, edit.subject) for edit in edits if edit.expert], leaving)
         return edits
 
     def _leaving(self, records: list[EditRecord], superseding: tuple[int, ...]) -> set[int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +18,10 @@ from scen_cli.errors import UsageError
 from scen_cli.model.base import Base
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.reading import Reading, padded, read_parts
+from scen_cli.model.routing import Whitening
 from scen_cli.model.self_written import write_prompts
 from scen_cli.model.template import Template
-from scen_cli.project.guard import SELF_WRITTEN, SHARES, GuardTensors, NewGuard
+from scen_cli.project.guard import SELF_WRITTEN, SHARES, Guard, GuardTensors, NewGuard
 
 SELF_WRITTEN_PROMPTS = 2000
 FEWEST = 50
@@ -56,13 +59,40 @@ def make_guard(
             hint="`--guard FILE` takes any file of prompts that must stay as they are; recipe `key` needs none",
         )
     random.Random(seed).shuffle(prompts)
-    parts = [part for part, share in SHARES.items() for _ in range(round(share * len(prompts)))]
+    ends = dict(zip(SHARES, accumulate(SHARES.values()), strict=True))
+    parts = [next(part for part, end in ends.items() if place < end * len(prompts)) for place in range(len(prompts))]
     keys, rows = read_all(base, edited, [tokens[prompt] for prompt in prompts], reading)
-    named = list(zip(prompts, parts + ["report"] * (len(prompts) - len(parts)), strict=False))
-    of_fit = torch.tensor([named[row][1] == "fit" for row in rows.tolist()])
-    whitening = whitening_of(keys[of_fit])
+    whitening = whitening_of(keys[torch.tensor([parts[row] == "fit" for row in rows.tolist()])])
     tensors = GuardTensors(*(t.numpy() for t in (keys, rows, whitening.mean, whitening.axes, whitening.scales)))
-    return NewGuard(named, str(file.resolve()) if file else SELF_WRITTEN, tensors)
+    source = str(file.resolve()) if file else SELF_WRITTEN
+    return NewGuard([(prompt, part, source) for prompt, part in zip(prompts, parts, strict=True)], tensors)
+
+
+def replaced(guard: Guard, new: NewGuard) -> NewGuard:
+    """A guard whose theta is set by, and reported on, the prompts of another: those that its neurons were made with
+    stay, and so does the whitening."""
+    old = [place for place, prompt in enumerate(guard.prompts) if prompt.part == "fit"]
+    kept = np.isin(guard.tensors.rows, old)
+    place_of = {row: place for place, row in enumerate(old)}
+    rows = np.array([place_of[row] for row in guard.tensors.rows[kept]], np.int64)
+    known = {guard.prompts[row].prompt for row in old}
+    if both := known & {prompt for prompt, _part, _source in new.prompts}:
+        raise UsageError(f"{next(iter(both))!r} is among the prompts that neurons were made with already")
+    added = [(p, "report" if part == "report" else "calibration", source) for p, part, source in new.prompts]
+    tensors = GuardTensors(
+        np.concatenate([guard.tensors.keys[kept], new.tensors.keys]),
+        np.concatenate([rows, new.tensors.rows + len(old)]),
+        guard.tensors.mean,
+        guard.tensors.axes,
+        guard.tensors.scales,
+    )
+    fit = [(guard.prompts[row].prompt, "fit", guard.prompts[row].source) for row in old]
+    return NewGuard(fit + added, tensors)
+
+
+def whitening_in(guard: Guard) -> Whitening:
+    """The whitening that a guard's fit part gave."""
+    return Whitening(*(torch.from_numpy(getattr(guard.tensors, name)) for name in ("mean", "axes", "scales")))
 
 
 def read_all(
@@ -77,7 +107,7 @@ def read_all(
     return torch.cat([keys for keys, _rows in found]), torch.cat([rows for _keys, rows in found])
 
 
-def likeness(guard: NewGuard) -> float:
+def likeness(guard: Guard) -> float:
     """The mean cosine of the keys of different guard prompts: near 1, the last token says little of a prompt."""
     keys = torch.nn.functional.normalize(torch.from_numpy(guard.tensors.keys[: len(guard.prompts)]), dim=1)
     count = len(keys)

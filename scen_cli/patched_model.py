@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scen_cli.editing.recipe import Recipe
 from scen_cli.errors import UsageError
-from scen_cli.guarding import read_all, reading_of
+from scen_cli.guarding import read_all, reading_of, whitening_in
 from scen_cli.model.base import Base, check_unchanged, load_base
 from scen_cli.model.ffn import EditedLayer, find_layer
 from scen_cli.model.patch import Patch
@@ -108,10 +108,9 @@ class PatchedModel:
         self.edited = find_layer(self.model, settings["layer"], settings.get("place", "down"))
         self.template = make_template(self.base.tokenizer, self.model, settings["template"])
         guard = project.guard() if self.recipe.index == "closed-form" else None
-        tensors = (getattr(guard.tensors, name) for name in ("mean", "axes", "scales")) if guard else ()
-        whitening = Whitening(*(torch.from_numpy(tensor).to(self.base.device) for tensor in tensors)) if guard else None
-        reading, cosine = reading_of(self.template, self.recipe), self.recipe.index in ("key", "closed-form")
-        self.routing, self.whitening = Routing(project.ledger.theta(), cosine, reading), whitening
+        self._whitening = whitening_in(guard) if guard else None
+        reading = reading_of(self.template, self.recipe)
+        self.routing = Routing(project.ledger.theta(), self.recipe.cosine, reading)
         self._patch: ProjectPatch | None = None
         self._lock = RLock()  # of `_patch`: threads may answer at once
 
@@ -133,7 +132,7 @@ class PatchedModel:
             if self._patch is None or expert_of != self._patch.expert_of or theta != self._patch.theta:
                 self.detach()
                 self._patch = ProjectPatch(
-                    self.project, self.edited, replace(self.routing, theta=theta), self.whitening
+                    self.project, self.edited, replace(self.routing, theta=theta), self._whitening
                 )
             return self._patch
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from scen_cli.editing.recipe import DEFAULT_RECIPE, DEMO_RATES, Recipe, make_recipe
+from scen_cli.editing.recipe import (
+    DEFAULT_RECIPE,
+    DEMO_RATES,
+    DEMO_STEPS_WITH_VARIANTS,
+    Recipe,
+    make_recipe,
+)
 from scen_cli.errors import UsageError
 from scen_cli.guarding import make_guard, reading_of
 from scen_cli.model.base import DTYPES, Base, commit_of, digest_of, files_stamp, load_base
@@ -29,7 +36,7 @@ def new_project(
     template: str = DEFAULT_TEMPLATE,
     recipe: str | Recipe = DEFAULT_RECIPE,
     guard: Path | NewGuard | None = None,
-    changes: dict[str, str | float] | None = None,
+    changes: Mapping[str, str | float | None] | None = None,
     seed: int = 0,
     base: Base | None = None,
 ) -> Project:
@@ -54,8 +61,7 @@ def new_project(
         layer = DEMO_LAYER
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"dtype `{dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
-    rates = DEMO_RATES if model == "demo" else {}
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, {**rates, **(changes or {})})
+    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, {**_rates(model, recipe), **(changes or {})})
     base = base or load_base(model, revision, dtype, device)
     edited = find_layer(base.model, layer, place)
     made = make_template(base.tokenizer, base.model, template)
@@ -78,3 +84,10 @@ def new_project(
         "seed": seed,
     }
     return Project.create(folder, settings, chosen.theta, guard if isinstance(guard, NewGuard) else None)
+
+
+def _rates(model: str, recipe: str) -> dict[str, str | float]:
+    """What the demo base needs otherwise than a large one."""
+    if model != "demo":
+        return {}
+    return {**DEMO_RATES, **({"expert_steps": DEMO_STEPS_WITH_VARIANTS} if make_recipe(recipe, {}).variants else {})}

@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 from scen_cli import __version__
 from scen_cli.cli import (
     ask,
+    calibrate,
+    confusions,
     demo,
     edit,
     evaluate,
@@ -74,6 +76,8 @@ app.command("edit")(edit.edit)
 app.command("merge")(merge.merge)
 app.command("eval")(evaluate.evaluate)
 app.command("ask")(ask.ask)
+app.command("calibrate")(calibrate.calibrate)
+app.command("confusions")(confusions.confusions)
 app.command("export")(export.export)
 app.command("status")(ledger.status)
 app.command("log")(ledger.log)

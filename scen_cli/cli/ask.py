@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from scen_cli.cli.opening import HERE, Device, Dir, open_editor
 from scen_cli.cli.output import Json, Output, Quiet, table
@@ -13,11 +15,14 @@ from scen_cli.errors import UsageError
 if TYPE_CHECKING:
     from scen_cli.editor import Editor
 
-STRONGEST = 3
+STRONGEST, TRACED = 3, 10  # neurons shown
 
 
 def ask(
     prompt: Annotated[str, typer.Argument(help="The prompt, without the template.")],
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Show more neurons, what was read, and the guard prompts nearest.")
+    ] = False,
     device: Device = "auto",
     dir: Dir = HERE,
     as_json: Json = False,
@@ -36,35 +41,56 @@ def ask(
         raise UsageError(f"the prompt {error}") from error
     editor = open_editor(dir, device, out)
     with editor.steady():
-        return _ask(editor, prompt, out)
+        return _ask(editor, prompt, trace, out)
 
 
-def _ask(editor: Editor, prompt: str, out: Output) -> None:
+def _ask(editor: Editor, prompt: str, trace: bool, out: Output) -> None:
     base = editor.answer([prompt], patched=False).texts[0]
     answers = editor.answer([prompt])
     patched, fired = answers.texts[0], answers.edits[0]
     routed = editor.route([prompt])
-    theta = editor.patch().theta
-    ranked = sorted(zip(routed.activations[0].tolist(), routed.in_force, strict=True), reverse=True)[:STRONGEST]
+    theta, biases = editor.patch().theta, editor.patch().bank.biases.tolist()
+    ranked = sorted(zip(routed.activations[0].tolist(), routed.in_force, biases, strict=True), reverse=True)
     neurons = [
-        {"edit": edit_id, "activation": round(activation, 4), "prompt": found.prompt, "target": found.target}
-        for activation, edit_id in ranked
+        {
+            "edit": edit_id,
+            "activation": round(activation, 4),
+            "bias": round(bias, 4),
+            "prompt": found.prompt,
+            "target": found.target,
+        }
+        for activation, edit_id, bias in ranked[: TRACED if trace else STRONGEST]
         for found in [editor.project.find(edit_id)]
     ]
     data = {"prompt": prompt, "base": base, "patched": patched, "edit": fired, "theta": theta, "neurons": neurons}
     why = f"edit {fired} fired" if fired else "no edit fired: the base's own answer"
-    shown = [table(("", ""), [("base", base), ("patched", patched), ("why", why)])]
+    shown: list[RenderableType] = [table(("", ""), [("base", base), ("patched", patched), ("why", why)])]
     if neurons:
         rows = [
-            (
-                n["edit"],
-                f"{n['activation']:.4f}",
-                ">" if n["activation"] > theta else "<",
-                theta,
-                n["prompt"],
-                n["target"],
-            )
+            (n["edit"], f"{n['activation']:.4f}", sign, f"{theta:.4g}", n["prompt"], n["target"])
             for n in neurons
+            for sign in [">" if n["activation"] > theta else "<"]
         ]
         shown.append(table(("edit#", "activation#", "", "theta#", "prompt", "target"), rows))
+    if trace:
+        _trace(editor, prompt, data, shown)
     out.result(data, *shown)
+
+
+def _trace(editor: Editor, prompt: str, data: dict[str, Any], shown: list[RenderableType]) -> None:
+    """What was read of the prompt, and what stands guard near it."""
+    from scen_cli.tracing import trace
+
+    found = trace(editor, prompt)
+    data["trace"] = asdict(found)
+    read = [(part.text, part.edit, part.activation and f"{part.activation:.4f}") for part in found.parts]
+    shown += [
+        "",
+        f"read at layer {editor.edited.index} ({editor.recipe.reading}); length of the key {found.key_norm:.2f}",
+        table(("what was read", "strongest edit#", "activation#"), read),
+    ]
+    if biased := [(n["edit"], f"{n['bias']:.4f}") for n in data["neurons"] if n["bias"]]:
+        shown += ["", "biases, taken off already", table(("edit#", "bias#"), biased)]
+    if found.guard:
+        guard = [(text, f"{nearness:.4f}") for text, nearness in found.guard]
+        shown += ["", table(("nearest guard prompts", "cosine#"), guard)]

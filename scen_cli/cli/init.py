@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,9 +23,13 @@ def init(
     ] = "[INST]{prompt}[/INST]",
     place: Annotated[str, typer.Option(help="Where experts sit: down (the paper's choice), up, or attn.")] = "down",
     recipe: Annotated[
-        str, typer.Option(help="paper, paper-hallucination, or key (the edit's own key is its neuron).")
-    ] = "paper",
-    theta: Annotated[float | None, typer.Option(help="Activation threshold (paper: 0.65; key: 0.8).")] = None,
+        str, typer.Option(help="closed-form, joint, key, paper or paper-hallucination (see the README).")
+    ] = "closed-form",
+    guard: Annotated[
+        Path | None,
+        typer.Option(help="Prompts that must stay the base's own, one a record. Without a file the base writes some."),
+    ] = None,
+    theta: Annotated[float | None, typer.Option(help="A fixed activation threshold, not calibrated.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe's setting, e.g. expert_steps=20. Repeatable.")
     ] = None,
@@ -41,13 +46,14 @@ def init(
     from scen_cli.project.project import refuse_existing
 
     refuse_existing(dir)
-    changes = dict(_split(text) for text in setting or [])
+    changes: dict[str, str | float | None] = dict(_split(text) for text in setting or [])
     if theta is not None:
-        changes["theta"] = str(theta)
+        changes |= {"theta": str(theta), "false_activation": None}
     from scen_cli.editing.recipe import Recipe, make_recipe
 
     make_recipe(recipe, changes)  # a mistake is told before the base is loaded
     load_quietly(f"loading base `{model}`", out)
+    from scen_cli.guarding import ALIKE, likeness
     from scen_cli.project_setup import new_project
 
     project = new_project(
@@ -60,7 +66,8 @@ def init(
         place=place,
         template=template,
         recipe=recipe,
-        changes={**changes},
+        guard=guard,
+        changes=changes,
         seed=seed,
     )
     settings = project.settings
@@ -71,6 +78,13 @@ def init(
         ("template", settings["template"]),
         ("recipe", str(Recipe.model_validate(settings["recipe"]))),
     ]
+    if kept := project.guard():
+        rows.append(("guard", f"{len(kept.prompts)} prompts of {kept.source('fit')}"))
+        if likeness(kept) > ALIKE and settings["recipe"]["reading"] == "last":
+            out.warn(
+                f"keys of different prompts are much alike here (mean cosine {likeness(kept):.2f}): this base's last "
+                "token says little of a question; `--set reading=mean` may tell edits apart better"
+            )
     out.result({"dir": str(dir), **settings}, f"project made in `{dir}`", table(("", ""), rows))
     out.note(f"next: `scen edit edits.jsonl{'' if dir == HERE else f' --dir {dir}'}`")
 

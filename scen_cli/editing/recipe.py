@@ -46,6 +46,11 @@ class Recipe(BaseModel):
         return {**rest, "index": "paper" if values["train_neuron"] else "key"}
 
     @property
+    def cosine(self) -> bool:
+        """Whether activations are cosines; else they are sigmoid(w.k)."""
+        return self.index in ("key", "closed-form")
+
+    @property
     def trains_neurons(self) -> bool:
         return self.index in ("paper", "joint")
 
@@ -98,9 +103,10 @@ DEFAULT_RECIPE = "closed-form"
 # The paper's rates are for d = 4096. These fit the demo's d = 96; the sweep that found them is
 # `benchmarks/demo_sweep.py`, its table is in `benchmarks/LOG.md`.
 DEMO_RATES: dict[str, str | float] = {"expert_lr": 1e-2, "expert_steps": 10, "neuron_lr": 1e-3, "neuron_steps": 100}
+DEMO_STEPS_WITH_VARIANTS = 20
 
 
-def make_recipe(name: str, changes: Mapping[str, str | float]) -> Recipe:
+def make_recipe(name: str, changes: Mapping[str, str | float | None]) -> Recipe:
     """A named recipe with some settings changed.
 
     Raises `UsageError` for an unknown recipe, an unknown setting or a value out of range.

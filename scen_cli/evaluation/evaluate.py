@@ -91,8 +91,8 @@ def evaluate(
         everything = editor.project.ledger.edits()
         scored = scored_edits(everything, set(patch.expert_of), suite)
         asker = Asker(editor, patch, DECODING[decoding], tell)
-        claimed = claimed_prompts(everything, scored)
-        locality = locality_prompts(editor, suite, claimed | guard_prompts(editor.project))
+        claimed = claimed_prompts(everything, scored) | guard_prompts(editor.project)
+        locality = locality_prompts(editor, suite, claimed)
         wanted = list(papers_prompts(scored, locality))
         if not quick:
             wanted += _further(asker, scored, locality, claimed)

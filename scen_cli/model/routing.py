@@ -24,9 +24,6 @@ class Whitening:
     axes: Tensor
     scales: Tensor
 
-    def cpu(self) -> Whitening:
-        return Whitening(self.mean.cpu(), self.axes.cpu(), self.scales.cpu())
-
     def __call__(self, keys: Tensor) -> Tensor:
         """Keys (..., h) whitened, (..., h), at unit length."""
         unit = nn.functional.normalize

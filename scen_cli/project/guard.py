@@ -31,10 +31,9 @@ class GuardTensors:
 
 @dataclass(frozen=True)
 class NewGuard:
-    """A guard to be kept: (prompt, part) in the order of the tensors' rows, and where the prompts are from."""
+    """A guard to be kept: (prompt, part, source) of each prompt, in the order of the tensors' rows."""
 
-    prompts: list[tuple[str, str]]
-    source: str
+    prompts: list[tuple[str, str, str]]
     tensors: GuardTensors
 
 
@@ -45,9 +44,9 @@ class Guard:
     prompts: list[GuardPrompt]
     tensors: GuardTensors
 
-    @property
-    def source(self) -> str:
-        return self.prompts[0].source
+    def source(self, part: str) -> str:
+        """Where the prompts of a part are from."""
+        return next((prompt.source for prompt in self.prompts if prompt.part == part), "")
 
     def part(self, name: str) -> tuple[list[str], np.ndarray, np.ndarray]:
         """The prompts of one part, keys (n, h), and which of these prompts each key belongs to (n,)."""
@@ -65,11 +64,12 @@ def write_guard_file(folder: Path, guard: NewGuard) -> StoredFile:
 
 def add_guard(ledger: Ledger, guard: NewGuard, stored: StoredFile) -> None:
     """Put the guard into the ledger, in one transaction; it takes the place of any other."""
-    told: dict[str, Any] = {"sha256": stored.sha256, "prompts": len(guard.prompts), "source": guard.source}
+    sources = sorted({source for _prompt, _part, source in guard.prompts})
+    told: dict[str, Any] = {"sha256": stored.sha256, "prompts": len(guard.prompts), "sources": sources}
     with ledger.change("guard", **told) as db:
         db["guard"].delete_where()
         db["guard"].insert_all(
-            {"prompt": prompt, "part": part, "source": guard.source} for prompt, part in guard.prompts
+            {"prompt": prompt, "part": part, "source": source} for prompt, part, source in guard.prompts
         )
         value = json.dumps({**told, "file": stored.name, "size": stored.size})
         db["settings"].insert({"name": "guard", "value": value}, replace=True)

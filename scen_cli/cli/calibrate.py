@@ -1,0 +1,117 @@
+"""`scen calibrate`: choose theta by the share of unedited prompts that may fire."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scen_cli.cli.opening import HERE, Device, Dir, open_editor
+from scen_cli.cli.output import Json, Output, Quiet, table
+from scen_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from scen_cli.calibrating import Choice
+    from scen_cli.editor import Editor
+
+
+def calibrate(
+    false_activation: Annotated[
+        float | None, typer.Option(min=0, max=0.5, help="Share of unedited prompts that may fire, e.g. 0.01.")
+    ] = None,
+    theta: Annotated[float | None, typer.Option(min=0, max=1, help="Set theta by hand instead.")] = None,
+    guard: Annotated[
+        str | None,
+        typer.Option(help="Prompts to calibrate with: a file, or `self`: what the base writes. Kept in the project."),
+    ] = None,
+    device: Device = "auto",
+    dir: Dir = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Set theta so that prompts nobody edited rarely fire, and show what each rate would cost.
+
+    Later edits keep to the rate: each sets theta anew. Without a rate or a theta nothing is changed.
+
+    Example: scen calibrate --false-activation 0.01
+    """
+    out = Output(as_json, quiet)
+    if false_activation is not None and theta is not None:
+        raise UsageError("`--false-activation` and `--theta` are two ways to set the same thing: give one")
+    if 0 in (false_activation, theta):
+        raise UsageError("a rate or theta of 0 cannot be")
+    editor = open_editor(dir, device, out)
+    with editor.project.writing():
+        if guard:
+            _take_guard(editor, guard, out)
+        from scen_cli.calibrating import Calibration
+
+        calibration = Calibration(editor)
+        choices = calibration.table(*([false_activation] if false_activation else []))
+        chosen = calibration.choice(false_activation) if false_activation else None
+        chosen = calibration.by_hand(theta) if theta else chosen
+        if chosen:
+            editor.project.set_threshold(chosen.threshold)
+    in_force = chosen or calibration.of(editor.project.ledger.threshold())
+    marked = next((one for one in choices if _same(one, in_force)), in_force)
+    rows = choices if marked in choices else [*choices, marked]
+    out.result(
+        {"theta": in_force.threshold.theta, "set": bool(chosen), "choices": [one.as_dict() for one in rows]},
+        table(
+            ("", "may fire#", "theta#", "expected (95 %)#", "fresh guard prompts that fired#", "edits#", "rephrases#"),
+            [_row(one, one is marked) for one in rows],
+        ),
+        _conclusion(chosen),
+    )
+
+
+def _same(choice: Choice, other: Choice) -> bool:
+    """Whether two choices are of one theta, and of one rate if both know theirs."""
+    rates = {choice.threshold.false_activation, other.threshold.false_activation} - {None}
+    return choice.threshold.theta == other.threshold.theta and len(rates) == 1
+
+
+def _row(choice: Choice, in_force: bool) -> tuple[str, ...]:
+    threshold, (low, high) = choice.threshold, choice.expected_fresh
+    rate, expected = "by hand", "-"
+    if threshold.false_activation is not None:
+        rate = f"{100 * threshold.false_activation:g} %"
+        interval = f"{100 * (threshold.low or 0):.1f} to {100 * (threshold.high or 0):.1f}"
+        expected = f"{100 * (threshold.expected or 0):.2f} % ({interval})"
+    fresh = f"{choice.fresh.right} of {choice.fresh.total}"
+    if threshold.prompts:
+        fresh += f" ({low} to {high} expected)"
+    return (
+        ">" if in_force else "",
+        rate,
+        f"{threshold.theta:.4f}",
+        expected,
+        fresh,
+        f"{choice.own.right}/{choice.own.total}",
+        f"{choice.rephrases.right}/{choice.rephrases.total}",
+    )
+
+
+def _conclusion(chosen: Choice | None) -> str:
+    if chosen is None:
+        return "theta is as it was (`>`); `--false-activation RATE` sets it"
+    threshold = chosen.threshold
+    if threshold.false_activation is None:
+        return f"theta is {threshold.theta:g}, and stays there"
+    if (threshold.expected or 0) > threshold.false_activation:
+        return f"theta is {threshold.theta:.4f}: any higher, and an edit would no longer call itself"
+    return f"theta is {threshold.theta:.4f}; every further edit sets it anew, for the same rate"
+
+
+def _take_guard(editor: Editor, source: str, out: Output) -> None:
+    from scen_cli.guarding import make_guard, replaced
+
+    file = None if source == "self" else Path(source)
+    out.note("reading the guard's keys" if file else "the base writes prompts")
+    project = editor.project
+    seed = int(project.settings["seed"]) + len(project.ledger.events())  # not the prompts it wrote before
+    new = make_guard(editor.base, editor.template, editor.edited, editor.routing.reading, seed, file)
+    old = project.guard()
+    project.set_guard(replaced(old, new) if old else new)
+    editor.index.forget_guard()

@@ -1,0 +1,49 @@
+"""`GuardPart`: some of the guard prompts, ready to be met by neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from scen_cli.data.topics import Topics, plain
+from scen_cli.model.routing import largest
+from scen_cli.project.guard import SELF_WRITTEN, Guard
+
+NEAR = 0.7  # activation from which on prompts about the same are one question (benchmarks/LOG.md)
+
+About = Sequence[tuple[str, str | None]]  # (prompt, subject) of each edit that an expert serves
+
+
+class GuardPart:
+    """The prompts of one part of the guard (none of no guard), their prepared keys, and what they are about."""
+
+    def __init__(self, guard: Guard | None, name: str, width: int, prepare: Callable[[Tensor], Tensor]) -> None:
+        self.prompts: list[str] = []
+        self.keys, self._rows = torch.empty(0, width), torch.empty(0, dtype=torch.long)
+        if guard:
+            self.prompts, keys, rows = guard.part(name)
+            self.keys, self._rows = prepare(torch.from_numpy(keys)), torch.from_numpy(rows)
+        self.topics = Topics(self.prompts)
+        self._plain = [plain(prompt) for prompt in self.prompts]
+        self._given = guard is not None and guard.source(name) != SELF_WRITTEN
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def by_prompt(self, on_keys: Tensor, about: About) -> Tensor:
+        """A neuron's activation on each prompt (g,), its largest part's, of its activations on the keys (n,). It is
+        -inf where the prompt is the edit's own: the same words or, if nobody gave the guard, a question about
+        the same and near it. What a base writes may well be what its user corrects."""
+        if not self.prompts:
+            return torch.empty(0)
+        found = largest(on_keys[:, None], self._rows, len(self.prompts))[:, 0]
+        near = found >= NEAR
+        for prompt, subject in about:
+            same = plain(prompt)
+            own = torch.tensor([words == same for words in self._plain])
+            if not self._given and bool(near.any()):
+                own |= near & torch.tensor(self.topics.about(prompt, subject))
+            found = found.masked_fill(own, -torch.inf)
+        return found
