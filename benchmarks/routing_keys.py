@@ -1,24 +1,75 @@
-"""Keys for the routing bench: `python benchmarks/routing_keys.py --model demo --layer 2 --out keys.safetensors`
+"""Keys for the routing bench: `python benchmarks/routing_keys.py --model demo --layer 2 --out keys`
 
-Edits, their rephrases, near-miss prompts, unedited prompts of the same kind, and unrelated prompts, each as
-one array of keys. A suite other than `demo` is a file of questions, all of them taken as edits but for every
-second, which stays unedited; `--unrelated` is any file with prompts.
+Writes `keys.safetensors` and `keys.json` (the prompts): edits, their rephrases, a guard, and prompts that were never
+edited: of the same kind, near an edit, unrelated. The last two thirds of each kind are not in the guard.
+
+For `--suite demo` the guard is what the base was trained on (half of the facts it knows, in three phrasings), the
+prompts of the same kind are the other half and facts it never met, and `--facts` makes as many more edits as
+wanted. Any other suite is a file of records: they are the edits; `--guard` and `--unrelated` are files too.
+What names an edit's subject is near it. Files ask for the same fact twice without saying so, hence such prompts
+of theirs are neither guard nor of the same kind; in the demo's world they are other facts for certain, and stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
+import torch
+from safetensors.torch import save_file
 
 from scen_cli import PatchedModel, load_base, load_suite, new_project
-from scen_cli.data.entries import good_records
-from scen_cli.model.patch import read_keys
+from scen_cli.data.suites import read_prompts
+from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import build_world, further_facts
+from scen_cli.guarding import read_all
+from scen_cli.model.reading import Reading
 
-BATCH = 64
+UNEDITED_FACTS = 1000  # of the demo's, that it never met and nobody edits
+
+
+def demo_prompts(facts: int) -> dict[str, list]:
+    """Edits are unknown facts: the world's own, then further ones."""
+    further = further_facts(facts + UNEDITED_FACTS)
+    edits = [fact for fact in build_world() if not fact.known] + further[:facts]
+    known = right_facts()
+    return {
+        "edits": [(fact.phrasings[0], fact.subject) for fact in edits],
+        "rephrases": [(text, row) for row, fact in enumerate(edits) for text in fact.phrasings[1:4]],
+        "guard": [text for fact in known[::2] for text in fact.phrasings[:3]],
+        "same_kind": [fact.phrasings[0] for fact in known[1::2]] + [fact.phrasings[0] for fact in further[facts:]],
+        "near": [],
+    }
+
+
+def file_prompts(suite: str, guard: Path) -> dict[str, list]:
+    """Edits are the records that have a rephrase; the guard file gives guard and prompts of the same kind."""
+    edits = [record for record in load_suite(suite).edits if record.rephrases]
+    others = list(dict.fromkeys(read_prompts(guard)))
+    return {
+        "edits": [(record.prompt, record.subject) for record in edits],
+        "rephrases": [(text, row) for row, record in enumerate(edits) for text in record.rephrases[:3]],
+        "guard": others[::2],
+        "same_kind": others[1::2],
+        "near": list(dict.fromkeys(n.prompt for record in edits for n in record.locality)),
+    }
+
+
+def sort_out(prompts: dict[str, list], certain: bool) -> None:
+    """What names an edit's subject is near it; unless it is certainly another fact, it is nothing else."""
+    subjects = {subject.casefold() for _prompt, subject in prompts["edits"] if subject}
+    own = {text for text, _ in prompts["edits"]} | {text for text, _ in prompts["rephrases"]}
+
+    def names_one(text: str) -> bool:
+        return any(subject in text.casefold() for subject in subjects)
+
+    prompts["near"] += [text for text in prompts["same_kind"] if names_one(text)]
+    for kind in ("guard", "same_kind"):
+        prompts[kind] = [text for text in prompts[kind] if text not in own and (certain or not names_one(text))]
+    guard = set(prompts["guard"])
+    prompts["near"] = [text for text in dict.fromkeys(prompts["near"]) if text not in own | guard][:3000]
 
 
 def main() -> None:
@@ -26,39 +77,28 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--layer", type=int, default=2)
     parser.add_argument("--suite", default="demo")
+    parser.add_argument("--facts", type=int, default=452, help="further facts to edit (demo)")
+    parser.add_argument("--guard", type=Path, help="prompts that were never edited (not for demo)")
     parser.add_argument("--unrelated", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
-    suite = load_suite(chosen.suite)
-    edits, same_kind = suite.edits, suite.locality
-    if not same_kind:
-        edits, same_kind = suite.edits[::2], [record.prompt for record in suite.edits[1::2]]
-    rephrases = [(text, row) for row, record in enumerate(edits) for text in record.rephrases[:3]]
-    near = dict.fromkeys(n.prompt for record in edits for n in record.locality)
-    own = {text for record in edits for text in (record.prompt, *record.rephrases)}
-    same_kind = [prompt for prompt in same_kind if prompt not in own]
-    others = [prompt for prompt in near if prompt not in own and prompt not in same_kind]
-    unrelated = [r.prompt for r in good_records(str(chosen.unrelated))][:2000] if chosen.unrelated else []
+    prompts = demo_prompts(chosen.facts) if chosen.suite == "demo" else file_prompts(chosen.suite, chosen.guard)
+    prompts["unrelated"] = read_prompts(chosen.unrelated)[:2000] if chosen.unrelated else []
+    sort_out(prompts, certain=chosen.suite == "demo")
+    arrays = {"rephrase_of": torch.tensor([row for _text, row in prompts["rephrases"]])}
     with tempfile.TemporaryDirectory() as folder:
-        base = load_base(chosen.model)
-        model = PatchedModel(new_project(folder, chosen.model, chosen.layer, base=base), base=base)
-
-        def keys(prompts: list[str]) -> np.ndarray:
-            batches = [model.encode(prompts[at : at + BATCH]) for at in range(0, len(prompts), BATCH)]
-            rows = [read_keys(model.model, model.edited.down_proj, *batch).cpu().numpy() for batch in batches]
-            return np.concatenate(rows) if rows else np.empty((0, model.edited.ffn_width), np.float32)
-
-        arrays = {
-            "edits": keys([record.prompt for record in edits]),
-            "rephrases": keys([text for text, _ in rephrases]),
-            "rephrase_of": np.array([row for _, row in rephrases]),
-            "same_kind": keys(same_kind),
-            "same_kind_is_near": np.array([prompt in near for prompt in same_kind]),
-            "near": keys(others),
-            "unrelated": keys([prompt for prompt in unrelated if model.fits(prompt)]),
-        }
-    save_file(arrays, chosen.out)
-    print({name: array.shape for name, array in arrays.items()})
+        base = load_base(chosen.model, device="cpu")
+        model = PatchedModel(new_project(folder, chosen.model, chosen.layer, recipe="key", base=base), base=base)
+        for kind, texts in prompts.items():
+            plain = [text if isinstance(text, str) else text[0] for text in texts]
+            if kind in ("guard", "same_kind", "near", "unrelated"):
+                plain = prompts[kind] = [text for text in plain if model.fits(text)]
+            ids = [model.template.prompt_ids(text) for text in plain]
+            for pool in ("last", "mean") if plain else ():
+                arrays[f"{kind}.{pool}"] = read_all(base, model.edited, ids, Reading(pool))[0]
+    save_file(arrays, chosen.out.with_suffix(".safetensors"))
+    chosen.out.with_suffix(".json").write_text(json.dumps(prompts))
+    print({name: tuple(array.shape) for name, array in arrays.items()})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Whose prompt is this, and is it anybody's? `python benchmarks/routing_quality.py KEYS [--edits 100 500]`
+"""Whose prompt is this, and is it anybody's? `python benchmarks/routing_quality.py KEYS [--edits 100 1000] [--out DIR]`
 
-On cached keys alone (`benchmarks/routing_keys.py` writes them): no model, seconds a run. Each router scores
-every prompt against every edit. The threshold is set so that 1 % of one half of the unedited prompts of the
-same kind fire; all is reported on what that half never showed.
+On cached keys alone (`benchmarks/routing_keys.py` writes them): no model, seconds a run but for the paper's recipe,
+whose fits take minutes at 1,000 edits. Every router gives each edit one row, and decides by one product, its maximum
+and a threshold. Rephrases, prompts of the same kind and unrelated ones are each split in two: on the first halves
+the paper's recipe is tuned (steps and rate) and thresholds are set, on the second all is reported.
 
-Columns: self (edits that call themselves), rephrases (that call their own edit), wrong (rephrases that call
-another), then false activations on unedited prompts of the same kind, on near misses and on unrelated ones;
-`at own theta`: rephrases right and same-kind false activations at the router's fixed threshold; `best wrong`: how
-many rephrases have their own edit strongest at no threshold at all.
+Columns, at the threshold that 1 % of unedited prompts of the same kind (or of unrelated ones) pass: `self`, edits that
+call themselves; `rephrases` that call their own edit; `wrong`, that call another; then false activations on
+prompts of the same kind, near an edit, and unrelated. `area`: under the curve of rephrases over false activations of
+the same kind, up to 10 %, as a share of what is possible.
 """
 
 from __future__ import annotations
@@ -18,130 +19,260 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
+from torch import Tensor
 
 from scen_cli.cli.output import table
-from scen_cli.editing.neurons import fit_neuron
-from scen_cli.editing.recipe import DEMO_RATES, Recipe
+from scen_cli.editing.closed_form import bias_of, neuron_of, whitening_of
+from scen_cli.editing.joint import fit_joint, refit_thieves
+from scen_cli.editing.neurons import train_neuron
+from scen_cli.editing.recipe import Recipe
+from scen_cli.model.routing import prepare
 
-FALSE_ACTIVATION = 0.01
-Router = Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]
+RATE = 0.01  # of false activations, at which routers are compared
+CURVE_TO = 0.1
+PAPERS_GRID = [(100, 3e-4), (100, 1e-3), (300, 1e-3), (100, 3e-3), (20, 1e-2), (100, 1e-2)]  # steps, rate
+NONE = torch.empty(0, 0)
+
+Scorer = Callable[[Tensor], Tensor]  # keys (n, h) -> scores (n, t); a monotone function of the activation will do
+Router = Callable[[Tensor, Tensor], Scorer]  # keys of edits and guard -> scorer
 
 
-def unit(keys: np.ndarray) -> np.ndarray:
-    return keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-12)
+def paper(steps: int, rate: float) -> Router:
+    """The paper's neurons, one after the other, by the product's own code. Scores are the logits."""
 
-
-def paper(steps: int, lr: float) -> Router:
-    """The paper's neurons, one after the other, by the product's own code."""
-
-    def fit(edits: np.ndarray, _guard: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        keys = torch.from_numpy(edits)
-        recipe = Recipe(neuron_steps=steps, neuron_lr=lr)
-        neurons = torch.stack([fit_neuron(keys[t : t + 1], keys[:t], recipe, t).neuron for t in range(len(keys))])
-        return lambda queries: torch.sigmoid(torch.from_numpy(queries) @ neurons.T).numpy()
+    def fit(edits: Tensor, _guard: Tensor) -> Scorer:
+        recipe = Recipe(neuron_steps=steps, neuron_lr=rate)
+        neurons = torch.stack([train_neuron(edits[t : t + 1], edits[:t], recipe, t).neuron for t in range(len(edits))])
+        return lambda keys: keys @ neurons.T
 
     return fit
 
 
-def cosine(edits: np.ndarray, _guard: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The edit's own key as its neuron: recipe `key`."""
-    return lambda queries: unit(queries) @ unit(edits).T
+def joint(steps: int, rate: float) -> Router:
+    """The paper's losses against every other edit and the guard; thieves fitted again."""
+
+    def fit(edits: Tensor, guard: Tensor) -> Scorer:
+        recipe = Recipe(neuron_steps=steps, neuron_lr=rate)
+        rows: list[Tensor] = []
+        for t in range(len(edits)):
+            rows.append(fit_joint(edits[t : t + 1], edits[:t], guard, recipe, t).neuron)
+            if t:
+                refitted = refit_thieves(torch.stack(rows[:-1]), edits[:t], rows[-1], edits[t], guard, recipe)
+                for row, neuron in refitted.items():
+                    rows[row] = neuron
+        neurons = torch.stack(rows)
+        return lambda keys: keys @ neurons.T
+
+    return fit
 
 
-def whitened(shrink: float) -> Router:
-    """A matched filter: keys centred and whitened by the guard's covariance, then the cosine."""
+def key(edits: Tensor, _guard: Tensor) -> Scorer:
+    """The edit's own key as its neuron."""
+    neurons = prepare(edits, cosine=True)
+    return lambda keys: prepare(keys, cosine=True) @ neurons.T
 
-    def fit(edits: np.ndarray, guard: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        mean = guard.mean(axis=0)
-        values, axes = np.linalg.eigh(np.cov(unit(guard - mean), rowvar=False))
-        scale = axes / np.sqrt(values.clip(min=0) + shrink * values.max())
-        filters = unit(unit(edits - mean) @ scale)
-        return lambda queries: unit(unit(queries - mean) @ scale) @ filters.T
+
+def closed_form(biased: bool = True) -> Router:
+    """The product's: a matched filter on whitened keys, with the crowd's bias or without."""
+
+    def fit(edits: Tensor, guard: Tensor) -> Scorer:
+        whitening = whitening_of(guard)
+        neurons = torch.stack([neuron_of(edit[None], NONE, whitening) for edit in edits])
+        on_guard = whitening(guard) @ neurons.T
+        biases = torch.tensor([bias_of(column) for column in on_guard.T]) if biased else torch.zeros(len(neurons))
+        return lambda keys: whitening(keys) @ neurons.T - biases
 
     return fit
 
 
 def ridge(penalty: float) -> Router:
-    """Ridge regression of one-hot targets on edits and guard, on centred keys of unit length."""
+    """Ridge regression of one-hot targets on edits and guard, on centred keys of unit length; each row scaled to
+    1 on its own edit."""
 
-    def fit(edits: np.ndarray, guard: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        mean = guard.mean(axis=0)
-        rows = np.concatenate([unit(edits - mean), unit(guard - mean)]).astype(np.float64)
-        gram = rows.T @ rows + penalty * np.eye(rows.shape[1])
-        weights = np.linalg.solve(gram, rows[: len(edits)].T)
-        return lambda queries: unit(queries - mean) @ weights
+    def fit(edits: Tensor, guard: Tensor) -> Scorer:
+        mean, unit = guard.mean(dim=0), torch.nn.functional.normalize
+        rows = torch.cat([unit(edits - mean, dim=1), unit(guard - mean, dim=1)]).double()
+        gram = rows.T @ rows + penalty * torch.eye(rows.shape[1], dtype=torch.double)
+        weights = torch.linalg.solve(gram, rows[: len(edits)].T)
+        weights = (weights / (rows[: len(edits)].T * weights).sum(dim=0)).float()
+        return lambda keys: unit(keys - mean, dim=1) @ weights
 
     return fit
 
 
-ROUTERS: dict[str, tuple[Router, float]] = {
-    "paper, 1e-3 x 100": (paper(int(DEMO_RATES["neuron_steps"]), float(DEMO_RATES["neuron_lr"])), 0.65),
-    "paper, 1e-2 x 20": (paper(20, 1e-2), 0.65),
-    "paper, 1e-2 x 100": (paper(100, 1e-2), 0.65),
-    "key (cosine)": (cosine, 0.8),
-    "matched filter, 0.1": (whitened(0.1), 0.5),
-    "matched filter, 0.01": (whitened(0.01), 0.5),
-    "ridge, 1": (ridge(1.0), 0.5),
-    "ridge, 0.1": (ridge(0.1), 0.5),
-    "ridge, 0.01": (ridge(0.01), 0.5),
+ROUTERS: dict[str, tuple[Router, str]] = {
+    "joint, 1e-3 x 100": (joint(100, 1e-3), "last"),
+    "key (cosine)": (key, "last"),
+    "key (cosine)/mean": (key, "mean"),
+    "ridge, 0.1": (ridge(0.1), "last"),
+    "ridge, 0.1/mean": (ridge(0.1), "mean"),
+    "matched filter": (closed_form(biased=False), "last"),
+    "closed-form": (closed_form(), "last"),
+    "closed-form/mean": (closed_form(), "mean"),
 }
+SLOW = ("joint, 1e-3 x 100", "paper")  # left out beyond 2,000 edits
 
 
-def measure(name: str, arrays: dict[str, np.ndarray], count: int) -> dict[str, float | str | int | None]:
-    """One router on the first `count` edits. Unedited prompts of the same kind are split in three: a guard
-    that routers may learn from, a part that sets the threshold, and a part that is reported."""
-    router, theta = ROUTERS[name]
-    edits = arrays["edits"][:count]
-    mine = arrays["rephrase_of"] < count
-    rephrases, owner = arrays["rephrases"][mine], arrays["rephrase_of"][mine]
-    order = np.random.default_rng(0).permutation(len(arrays["same_kind"]))
-    parts = np.array_split(order, 3)
-    guard, calibration, fresh = (arrays["same_kind"][part] for part in parts)
-    near = np.concatenate([fresh[arrays["same_kind_is_near"][parts[2]]], arrays["near"]])
-    started = time.perf_counter()
-    score = router(edits, guard)
-    seconds = time.perf_counter() - started
-    strongest = score(calibration).max(axis=1)
-    chosen = float(np.quantile(strongest, 1 - FALSE_ACTIVATION))
+class Bench:
+    """The keys of one base, and the first `count` edits of it."""
 
-    def fires(queries: np.ndarray, at: float) -> float | None:
-        return float((score(queries).max(axis=1) > at).mean()) if len(queries) else None
+    def __init__(self, path: Path, count: int) -> None:
+        arrays = load_file(path.with_suffix(".safetensors"))
+        self.prompts = json.loads(path.with_suffix(".json").read_text())
+        self.arrays, self.count = arrays, count
+        self.mine = arrays["rephrase_of"] < count
+        self.owner = arrays["rephrase_of"][self.mine]
+        generator = torch.Generator().manual_seed(0)
+        self.order = {
+            kind: torch.randperm(length, generator=generator)
+            for kind, length in [("rephrases", int(self.mine.sum()))]
+            + [(kind, len(self.prompts[kind])) for kind in ("same_kind", "near", "unrelated")]
+        }
 
-    own, of_rephrases = score(edits), score(rephrases)
-    best, strength = of_rephrases.argmax(axis=1), of_rephrases.max(axis=1)
-    return {
-        "router": name,
-        "edits": count,
-        "self": float(((own.argmax(axis=1) == np.arange(count)) & (own.max(axis=1) > chosen)).mean()),
-        "rephrases": float(((best == owner) & (strength > chosen)).mean()),
-        "wrong": float(((best != owner) & (strength > chosen)).mean()),
-        "same kind": fires(fresh, chosen),
-        "near": fires(near, chosen),
-        "unrelated": fires(arrays["unrelated"], chosen),
-        "rephrases at own theta": float(((best == owner) & (strength > theta)).mean()),
-        "same kind at own theta": fires(fresh, theta),
-        "best wrong": float((best != owner).mean()),
-        "seconds": seconds,
-    }
+    def keys(self, kind: str, pool: str) -> Tensor:
+        found = self.arrays.get(f"{kind}.{pool}", torch.empty(0, self.arrays[f"edits.{pool}"].shape[1]))
+        return found[: self.count] if kind == "edits" else found[self.mine] if kind == "rephrases" else found
+
+    def half(self, kind: str, second: bool) -> Tensor:
+        order = self.order[kind]
+        return order[len(order) // 2 :] if second else order[: len(order) // 2]
+
+    def measure(self, name: str, router: Router, pool: str, second_look: bool = False) -> dict:
+        """One router: fitted, its thresholds set on first halves, all else counted on second ones."""
+        started = time.perf_counter()
+        scorer = router(self.keys("edits", pool), self.keys("guard", pool))
+        seconds = time.perf_counter() - started
+        strongest, best = {}, {}
+        for kind in ("edits", "rephrases", "same_kind", "near", "unrelated"):
+            chunks = self.keys(kind, pool).split(1000)
+            found = [self._look(scorer(chunk), kind, 1000 * n, second_look) for n, chunk in enumerate(chunks)]
+            strongest[kind] = torch.cat([values for values, _ in found] or [torch.empty(0)])
+            best[kind] = torch.cat([rows for _, rows in found] or [torch.empty(0, dtype=torch.long)])
+
+        def at(theta: float, second: bool = True) -> dict[str, float | None]:
+            chosen = self.half("rephrases", second)
+            right = best["rephrases"][chosen] == self.owner[chosen]
+            fires = strongest["rephrases"][chosen] > theta
+            itself = (best["edits"] == torch.arange(self.count)) & (strongest["edits"] > theta)
+            rates = {
+                kind: float((strongest[kind][self.half(kind, second)] > theta).float().mean())
+                for kind in ("same_kind", "near", "unrelated")
+                if len(strongest[kind])
+            }
+            return {
+                "self": float(itself.float().mean()),
+                "rephrases": float((right & fires).float().mean()),
+                "wrong": float((~right & fires).float().mean()),
+                **rates,
+            }
+
+        thetas = {
+            kind: threshold(strongest[kind][self.half(kind, False)], RATE)
+            for kind in ("same_kind", "unrelated")
+            if len(strongest[kind])
+        }
+        curve = self._curve(strongest, best)
+        return {
+            "router": name,
+            "edits": self.count,
+            "tuning": at(thetas["same_kind"], second=False)["rephrases"],
+            "area": sum(curve) / len(curve),
+            "curve": curve,
+            "seconds": seconds,
+            **{f"at {RATE:.0%} {kind}": at(theta) for kind, theta in thetas.items()},
+        }
+
+    def _look(self, scores: Tensor, kind: str, start: int, second_look: bool) -> tuple[Tensor, Tensor]:
+        """Strongest score and row; at a second look, of edits whose subject occurs in the prompt."""
+        if second_look:
+            subjects = [(subject or "").casefold() for _prompt, subject in self.prompts["edits"][: self.count]]
+            texts = [text if isinstance(text, str) else text[0] for text in self.prompts[kind]]
+            if kind == "rephrases":
+                texts = [text for text, mine in zip(texts, self.mine.tolist(), strict=True) if mine]
+            texts = [text.casefold() for text in texts[start : start + len(scores)]]
+            scores = scores.masked_fill(~torch.tensor([[s in text for s in subjects] for text in texts]), -torch.inf)
+        return tuple(scores.max(dim=1))  # type: ignore[return-value]
+
+    def _curve(self, strongest: dict[str, Tensor], best: dict[str, Tensor]) -> list[float]:
+        """Rephrases right at each of 101 rates of false activations on the same kind, 0 to `CURVE_TO`."""
+        chosen = self.half("rephrases", True)
+        right = best["rephrases"][chosen] == self.owner[chosen]
+        unedited = strongest["same_kind"][self.half("same_kind", True)]
+        thetas = [threshold(unedited, CURVE_TO * step / 100) for step in range(101)]
+        return [float((right & (strongest["rephrases"][chosen] > theta)).float().mean()) for theta in thetas]
+
+
+def threshold(strongest: Tensor, rate: float) -> float:
+    """What a share of `rate` of these passes, and no more; if fewer can fire at all, the lowest there is."""
+    return max(float(strongest.sort(descending=True).values[int(rate * len(strongest))]), -1e9)
+
+
+def measured(bench: Bench, only: list[str] | None) -> list[dict]:
+    """A row for each router; of the paper's recipe the setting that does best on the first halves."""
+    rows = []
+    large = bench.count > 2000
+    if not large and (only is None or "paper" in only):
+        tried = [bench.measure(f"paper, {rate:g} x {steps}", paper(steps, rate), "last") for steps, rate in PAPERS_GRID]
+        rows.append(max(tried, key=lambda row: row["tuning"]))
+    for name, (router, pool) in ROUTERS.items():
+        if (only is None or name in only) and not (large and name in SLOW):
+            rows.append(bench.measure(name, router, pool))
+    if not large:
+        rows.append(bench.measure("closed-form, subject must occur", closed_form(), "last", second_look=True))
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("keys", type=Path)
-    parser.add_argument("--edits", type=int, nargs="+", default=[100, 500])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--edits", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--only", nargs="+", help="routers, by name; `paper` is the paper's")
+    parser.add_argument("--out", type=Path, help="write KEYS.json there, and a picture if matplotlib is there")
     chosen = parser.parse_args()
-    arrays = load_file(chosen.keys)
-    counts = [count for count in chosen.edits if count <= len(arrays["edits"])]
-    rows = [measure(name, arrays, count) for count in counts for name in ROUTERS]
-    cells = [["-" if v is None else f"{v:.3f}" if isinstance(v, float) else v for v in row.values()] for row in rows]
-    Console(width=200).print(table([f"{column}#" for column in rows[0]], cells))
-    if chosen.json:
-        chosen.json.write_text(json.dumps(rows, indent=1))
+    available = len(json.loads(chosen.keys.with_suffix(".json").read_text())["edits"])
+    rows = []
+    for count in sorted({min(count, available) for count in chosen.edits}):
+        rows += measured(Bench(chosen.keys, count), chosen.only)
+    for name in [name for name in rows[0] if name.startswith("at ")]:
+        columns = list(rows[0][name])
+        cells = [
+            [
+                r["router"],
+                r["edits"],
+                *(f"{r[name][c]:.3f}" for c in columns),
+                f"{r['area']:.3f}",
+                f"{r['seconds']:.1f}",
+            ]
+            for r in rows
+        ]
+        heads = [f"{head}#" for head in (*columns, "area")]
+        Console(width=160).print(f"\n{chosen.keys.stem}, {name}", table(["router", "edits#", *heads], cells))
+    if chosen.out:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        (chosen.out / f"{chosen.keys.stem}.json").write_text(json.dumps(rows, indent=1))
+        draw(rows, chosen.out / f"{chosen.keys.stem}.png")
+
+
+def draw(rows: list[dict], file: Path) -> None:
+    """Rephrases right over false activations, of the largest number of edits."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    most = max(row["edits"] for row in rows)
+    for row in rows:
+        if row["edits"] == most:
+            axes.plot([CURVE_TO * step for step in range(101)], [100 * y for y in row["curve"]], label=row["router"])
+    axes.set_xlabel("unedited prompts of the same kind that fire, %")
+    axes.set_ylabel("rephrases that call their edit, %")
+    axes.set_title(f"{file.stem}, {most} edits")
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":
