@@ -28,7 +28,7 @@ from scen_cli.cli.output import table
 from scen_cli.editing.closed_form import bias_of, neuron_of, whitening_of
 from scen_cli.editing.joint import fit_joint, refit_thieves
 from scen_cli.editing.neurons import train_neuron
-from scen_cli.editing.recipe import Recipe
+from scen_cli.editing.recipe import RECIPES, Recipe
 from scen_cli.model.routing import prepare
 
 RATE = 0.01  # of false activations, at which routers are compared
@@ -140,8 +140,10 @@ class Bench:
         order = self.order[kind]
         return order[len(order) // 2 :] if second else order[: len(order) // 2]
 
-    def measure(self, name: str, router: Router, pool: str, second_look: bool = False) -> dict:
-        """One router: fitted, its thresholds set on first halves, all else counted on second ones."""
+    def measure(self, name: str, router: Router, pool: str, lowest: float = -1e9) -> dict:
+        """One router: fitted, its thresholds set on first halves, all else counted on second ones. With a `lowest`
+        threshold it takes a second look: an edit's subject must occur in the prompt."""
+        second_look = lowest > -1e9
         started = time.perf_counter()
         scorer = router(self.keys("edits", pool), self.keys("guard", pool))
         seconds = time.perf_counter() - started
@@ -170,11 +172,11 @@ class Bench:
             }
 
         thetas = {
-            kind: threshold(strongest[kind][self.half(kind, False)], RATE)
+            kind: max(lowest, threshold(strongest[kind][self.half(kind, False)], RATE))
             for kind in ("same_kind", "unrelated")
             if len(strongest[kind])
         }
-        curve = self._curve(strongest, best)
+        curve = self._curve(strongest, best, lowest)
         return {
             "router": name,
             "edits": self.count,
@@ -192,16 +194,19 @@ class Bench:
             texts = [text if isinstance(text, str) else text[0] for text in self.prompts[kind]]
             if kind == "rephrases":
                 texts = [text for text, mine in zip(texts, self.mine.tolist(), strict=True) if mine]
-            texts = [text.casefold() for text in texts[start : start + len(scores)]]
-            scores = scores.masked_fill(~torch.tensor([[s in text for s in subjects] for text in texts]), -torch.inf)
+            for row, text in enumerate(texts[start : start + len(scores)]):
+                words = text.casefold()
+                for column in (scores[row] > RECIPES["closed-form"].theta).nonzero().flatten().tolist():
+                    if subjects[column] not in words:
+                        scores[row, column] = -1.0
         return tuple(scores.max(dim=1))  # type: ignore[return-value]
 
-    def _curve(self, strongest: dict[str, Tensor], best: dict[str, Tensor]) -> list[float]:
+    def _curve(self, strongest: dict[str, Tensor], best: dict[str, Tensor], lowest: float) -> list[float]:
         """Rephrases right at each of 101 rates of false activations on the same kind, 0 to `CURVE_TO`."""
         chosen = self.half("rephrases", True)
         right = best["rephrases"][chosen] == self.owner[chosen]
         unedited = strongest["same_kind"][self.half("same_kind", True)]
-        thetas = [threshold(unedited, CURVE_TO * step / 100) for step in range(101)]
+        thetas = [max(lowest, threshold(unedited, CURVE_TO * step / 100)) for step in range(101)]
         return [float((right & (strongest["rephrases"][chosen] > theta)).float().mean()) for theta in thetas]
 
 
@@ -220,8 +225,9 @@ def measured(bench: Bench, only: list[str] | None) -> list[dict]:
     for name, (router, pool) in ROUTERS.items():
         if (only is None or name in only) and not (large and name in SLOW):
             rows.append(bench.measure(name, router, pool))
-    if not large:
-        rows.append(bench.measure("closed-form, subject must occur", closed_form(), "last", second_look=True))
+    for pool, name in (("last", "closed-form, second look"), ("mean", "closed-form, second look/mean")):
+        if only is None or name in only:
+            rows.append(bench.measure(name, closed_form(), pool, RECIPES["closed-form"].theta))
     return rows
 
 

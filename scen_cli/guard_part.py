@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scen_cli.data.topics import Topics, plain
 from scen_cli.model.routing import largest
+from scen_cli.model.second_look import BLOCKED
 from scen_cli.project.guard import SELF_WRITTEN, Guard
 
 NEAR = 0.7  # activation from which on prompts about the same are one question (benchmarks/LOG.md)
@@ -19,7 +20,10 @@ About = Sequence[tuple[str, str | None]]  # (prompt, subject) of each edit that 
 class GuardPart:
     """The prompts of one part of the guard (none of no guard), their prepared keys, and what they are about."""
 
-    def __init__(self, guard: Guard | None, name: str, width: int, prepare: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, guard: Guard | None, name: str, width: int, second_look: bool, prepare: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._second_look = second_look
         self.prompts: list[str] = []
         self.keys, self._rows = torch.empty(0, width), torch.empty(0, dtype=torch.long)
         if guard:
@@ -35,10 +39,13 @@ class GuardPart:
     def by_prompt(self, on_keys: Tensor, about: About) -> Tensor:
         """A neuron's activation on each prompt (g,), its largest part's, of its activations on the keys (n,). It is
         -inf where the prompt is the edit's own: the same words or, if nobody gave the guard, a question about
-        the same and near it. What a base writes may well be what its user corrects."""
+        the same and near it: what a base writes may well be what its user corrects. With a second look, prompts
+        that do not name the edit's subject are blocked."""
         if not self.prompts:
             return torch.empty(0)
         found = largest(on_keys[:, None], self._rows, len(self.prompts))[:, 0]
+        if self._second_look and len(about) == 1 and (subject := about[0][1]) and _names(about[0][0], subject):
+            found = found.masked_fill(torch.tensor([not _names(text, subject) for text in self.prompts]), BLOCKED)
         near = found >= NEAR
         for prompt, subject in about:
             same = plain(prompt)
@@ -47,3 +54,7 @@ class GuardPart:
                 own |= near & torch.tensor(self.topics.about(prompt, subject))
             found = found.masked_fill(own, -torch.inf)
         return found
+
+
+def _names(text: str, subject: str) -> bool:
+    return subject.casefold() in text.casefold()

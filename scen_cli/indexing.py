@@ -18,6 +18,7 @@ from scen_cli.errors import UsageError
 from scen_cli.guard_part import About, GuardPart
 from scen_cli.guarding import whitening_in
 from scen_cli.model.routing import prepare, score
+from scen_cli.project.guard import Guard
 from scen_cli.project.ledger import Threshold, now
 from scen_cli.project.project import Project
 
@@ -118,7 +119,7 @@ class Index:
     def winners_on(self, part: str) -> tuple[list[str], Tensor, list[int]]:
         """The guard prompts of a part, the largest activation of any neuron in force on each (g,), and the expert
         whose neuron that is."""
-        guard = GuardPart(self.project.guard(), part, self.width, self.prepare)
+        guard = self._part(self.project.guard(), part)
         scores = self._score(guard.keys, self.neurons.all())
         columns = [
             guard.by_prompt(scores[:, row], self.about[expert]) - self.biases[row]
@@ -156,9 +157,10 @@ class Index:
     def _read_guard(self) -> None:
         guard = self.project.guard()
         self._whitening = whitening_in(guard) if guard and self.recipe.index == "closed-form" else None
-        self._fit, self._calibration = (
-            GuardPart(guard, name, self.width, self.prepare) for name in ("fit", "calibration")
-        )
+        self._fit, self._calibration = self._part(guard, "fit"), self._part(guard, "calibration")
+
+    def _part(self, guard: Guard | None, name: str) -> GuardPart:
+        return GuardPart(guard, name, self.width, self.recipe.second_look == "subject", self.prepare)
 
     def _fit_neuron(self, keys: Tensor, learned: Tensor, others: Tensor, seed: int) -> NeuronFit:
         kind = self.recipe.index

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from threading import RLock
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,16 +17,15 @@ from scen_cli.editing.recipe import Recipe
 from scen_cli.errors import UsageError
 from scen_cli.guarding import read_all, reading_of, whitening_in
 from scen_cli.model.base import Base, check_unchanged, load_base
-from scen_cli.model.ffn import EditedLayer, find_layer
-from scen_cli.model.patch import Patch
+from scen_cli.model.ffn import find_layer
 from scen_cli.model.reading import padded
-from scen_cli.model.routing import BASE, Routing, Whitening
+from scen_cli.model.routing import Routing
 from scen_cli.model.template import Prompt, make_template
 from scen_cli.project.project import Project
+from scen_cli.project_patch import ProjectPatch
 
 MAX_NEW_TOKENS = 50
 BATCH = 64  # prompts generated together
-CACHE_BYTES = 4 << 30  # experts kept in memory while a patch is in use
 
 
 # The model that stays steady in this thread or task, and the patch it stays with.
@@ -53,41 +50,6 @@ class Routed:
     edits: list[int | None]
     activations: Tensor
     in_force: list[int]
-
-
-class ProjectPatch(Patch):
-    """A patch whose rows are a project's experts, each called by the id of its (first) edit. They are read
-    as they are asked for."""
-
-    def __init__(self, project: Project, edited: EditedLayer, routing: Routing, whitening: Whitening | None) -> None:
-        merged, expert_of = project.merged(), project.ledger.experts_in_force()
-        device = edited.projection.weight.device
-        self.edits = merged.experts
-        self.longest_answer: int | None = None  # in tokens, once it has been asked for
-        self.expert_of = expert_of  # of each edit in force
-        of_expert = {expert: row for row, expert in enumerate(merged.experts)}
-        self._row_of = {edit: of_expert[expert] for edit, expert in expert_of.items()}
-        self.experts_at_once = max(1, CACHE_BYTES // (edited.projection.weight.numel() * 4))
-        expert = lru_cache(self.experts_at_once)(
-            lambda row: torch.from_numpy(project.expert(merged.experts[row])).to(device)
-        )
-        neurons, biases = (torch.from_numpy(array).to(device) for array in (merged.neurons, merged.biases))
-        bank = SimpleNamespace(neurons=neurons, biases=biases, whitening=whitening, expert=expert)
-        super().__init__(edited.projection, edited.down_proj, bank, routing)
-
-    @property
-    def theta(self) -> float:
-        return self.routing.theta
-
-    def rows_of(self, edits: Sequence[int | None]) -> Tensor:
-        """The choice for these edits. Raises `UsageError` for one that is not in force."""
-        gone = [edit for edit in edits if edit is not None and edit not in self._row_of]
-        if gone:
-            raise UsageError(f"edit {gone[0]} is not in force")
-        return torch.tensor([BASE if edit is None else self._row_of[edit] for edit in edits])
-
-    def edits_of(self, choice: Tensor) -> list[int | None]:
-        return [None if row == BASE else self.edits[row] for row in choice.tolist()]
 
 
 class PatchedModel:
@@ -131,9 +93,9 @@ class PatchedModel:
             expert_of = self.project.ledger.experts_in_force()
             if self._patch is None or expert_of != self._patch.expert_of or theta != self._patch.theta:
                 self.detach()
-                self._patch = ProjectPatch(
-                    self.project, self.edited, replace(self.routing, theta=theta), self._whitening
-                )
+                routing = replace(self.routing, theta=theta)
+                looks = self.template if self.recipe.second_look == "subject" else None
+                self._patch = ProjectPatch(self.project, self.edited, routing, self._whitening, looks)
             return self._patch
 
     @contextmanager

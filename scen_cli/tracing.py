@@ -25,10 +25,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Trace:
-    """`parts` in the order they were read; `key_norm` of the first; `guard`: the guard prompts whose keys are nearest
-    to it, and the cosine (whitened, under a recipe that whitens)."""
+    """`parts` in the order they were read, with their strongest edits before the second look; `blocked`: edits that
+    pass theta, but whose subject the prompt does not name; `key_norm` of the first part; `guard`: the guard prompts
+    whose keys are nearest to it, and the cosine (whitened, under a recipe that whitens)."""
 
     parts: list[Part]
+    blocked: list[int]
     key_norm: float
     guard: list[tuple[str, float]]
 
@@ -47,7 +49,10 @@ def trace(editor: Editor, prompt: Prompt) -> Trace:
         best = int(activations.argmax()) if len(activations) else None
         text = editor.base.tokenizer.decode(tokens)
         parts.append(Part(text, *((patch.edits[best], float(activations[best])) if best is not None else (None, None))))
-    return Trace(parts, float(keys[0].norm()), _nearest_guard(editor, keys[0]))
+    look, strongest = patch.bank.second_look, found.max(dim=0).values if len(patch.edits) else found[0]
+    blocked = ~look.allowed(sequences[0]) & (strongest > patch.theta) if look else strongest > torch.inf
+    blocked_edits = [edit for edit, is_blocked in zip(patch.edits, blocked.tolist(), strict=True) if is_blocked]
+    return Trace(parts, blocked_edits, float(keys[0].norm()), _nearest_guard(editor, keys[0]))
 
 
 def _nearest_guard(editor: Editor, key: torch.Tensor) -> list[tuple[str, float]]:

@@ -45,8 +45,22 @@ def demo_base():
     return load_base("demo", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def demo_guard(demo_base):
+    """What the demo base writes itself, made once."""
+    from scen_cli.editing.recipe import RECIPES
+    from scen_cli.guarding import make_guard, reading_of
+    from scen_cli.model.ffn import find_layer
+    from scen_cli.model.template import make_template
+    from scen_cli.project_setup import DEFAULT_TEMPLATE
+
+    template = make_template(demo_base.tokenizer, demo_base.model, DEFAULT_TEMPLATE)
+    reading = reading_of(template, RECIPES["closed-form"])
+    return make_guard(demo_base, template, find_layer(demo_base.model, 2), reading, 0, None)
+
+
 @pytest.fixture
-def make_editor(tmp_path, demo_base):
+def make_editor(tmp_path, demo_base, demo_guard):
     """A new project on the demo base, with its editor: `make_editor("paper", theta=0.5)`."""
     from scen_cli.editor import Editor
     from scen_cli.project_setup import new_project
@@ -55,7 +69,8 @@ def make_editor(tmp_path, demo_base):
 
     def make(recipe: str = "key", place: str = "down", **changes) -> Editor:
         folder = tmp_path / f"project{len(made)}"
-        project = new_project(folder, "demo", recipe=recipe, place=place, changes=changes, base=demo_base)
+        guard = demo_guard if recipe in ("closed-form", "joint") else None
+        project = new_project(folder, "demo", recipe=recipe, place=place, changes=changes, guard=guard, base=demo_base)
         editor = Editor(project, base=demo_base)
         made.append(editor)
         return editor

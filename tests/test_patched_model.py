@@ -146,7 +146,7 @@ def test_batches_call_no_more_experts_than_fit():
 
 
 def test_each_expert_is_read_once_however_little_memory_there_is(make_editor, monkeypatch):
-    monkeypatch.setattr("scen_cli.patched_model.CACHE_BYTES", 3 * 96 * 768 * 4)
+    monkeypatch.setattr("scen_cli.project_patch.CACHE_BYTES", 3 * 96 * 768 * 4)
     editor, reads = make_editor(), []
     records = demo_edits()[:10]
     edit_all(editor, records)

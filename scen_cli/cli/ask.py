@@ -89,6 +89,9 @@ def _trace(editor: Editor, prompt: str, data: dict[str, Any], shown: list[Render
         f"read at layer {editor.edited.index} ({editor.recipe.reading}); length of the key {found.key_norm:.2f}",
         table(("what was read", "strongest edit#", "activation#"), read),
     ]
+    for edit_id in found.blocked:
+        subject = editor.project.find(edit_id).subject
+        shown.append(f"edit {edit_id} would have fired, but the prompt does not name its subject: {subject}")
     if biased := [(n["edit"], f"{n['bias']:.4f}") for n in data["neurons"] if n["bias"]]:
         shown += ["", "biases, taken off already", table(("edit#", "bias#"), biased)]
     if found.guard:

@@ -13,8 +13,6 @@ from torch import Tensor
 from scen_cli.editing.neurons import NeuronFit, train_neuron
 from scen_cli.editing.recipe import Recipe
 
-ROUNDS = 3  # fits of a neuron that goes on stealing
-
 
 def fit_joint(keys: Tensor, others: Tensor, guard: Tensor, recipe: Recipe, seed: int) -> NeuronFit:
     """Fit a neuron to its keys (n, h) against all `others` (t, h) and the `guard` (g, h)."""
@@ -25,15 +23,13 @@ def refit_thieves(
     neurons: Tensor, keys: Tensor, newest: Tensor, key: Tensor, guard: Tensor, recipe: Recipe
 ) -> dict[int, Tensor]:
     """Neurons (t, h), each with its row of `keys` (t, h), that are as strong on the new edit's `key` (h,) as
-    its own neuron `newest` is: fitted again from where they stand. Returns {row: neuron (h,)}."""
+    its own neuron `newest` is: fitted again. Returns {row: neuron (h,)}. (One may still be as strong: then the two
+    cannot both stand, and the index refuses the new one.)"""
     own = newest @ key
     refitted: dict[int, Tensor] = {}
     for row in ((neurons @ key) >= own).nonzero().flatten().tolist():
-        others = torch.cat([keys[:row], keys[row + 1 :], key[None], guard])
-        neuron = neurons[row]
-        for _ in range(ROUNDS):
-            neuron = train_neuron(keys[row : row + 1], others, recipe, start=neuron).neuron
-            if neuron @ key < own:
-                break
-        refitted[row] = neuron
+        others = torch.cat([keys[:row], keys[row + 1 :], guard])
+        others = torch.cat([others, key.expand(max(len(others), 1), -1)])  # the key it takes weighs as much as all
+        # From a new start: where sigmoid(w.k) is near 1 already, nothing would move.
+        refitted[row] = train_neuron(keys[row : row + 1], others, recipe, seed=row).neuron
     return refitted

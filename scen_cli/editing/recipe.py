@@ -32,6 +32,9 @@ class Recipe(BaseModel):
     index: Literal["paper", "key", "closed-form", "joint"] = Field("paper", description="how neurons are made")
     reading: Literal["last", "mean"] = Field("last", description="the key: at the last token, or the tokens' mean")
     read_parts: bool = Field(False, description="true: a prompt's last turn and last sentence are read too")
+    second_look: Literal["none", "subject"] = Field(
+        "none", description="subject: an edit that names its subject fires on prompts alone that name it too"
+    )
     false_activation: float | None = Field(
         None, gt=0, le=0.5, description="share of unedited prompts that may fire: theta is calibrated; none: fixed"
     )
@@ -76,6 +79,7 @@ _SWITCHES = (
     "require_learned",
     "reading",
     "read_parts",
+    "second_look",
     "false_activation",
     "variants",
     "extra_steps",
@@ -86,6 +90,7 @@ _CALIBRATED: dict[str, Any] = {
     "theta": 0.5,
     "read_parts": True,
     "false_activation": 0.01,
+    "second_look": "subject",
     "variants": 2,
     "extra_steps": 60,
 }

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from scen_cli.model.routing import choose
 from scen_cli.model.template import Prompt
-from scen_cli.patched_model import BATCH, PatchedModel, ProjectPatch
+from scen_cli.patched_model import BATCH, PatchedModel
+from scen_cli.project_patch import ProjectPatch
 
 AT_ONCE = 16 * BATCH  # answers between two words of progress
 

@@ -1,8 +1,8 @@
 """Export as one transformers checkpoint: `AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)`.
 
 The folder holds the base's weights, the experts and W_merge as more tensors beside them, the
-tokenizer, a model card, and four files of code: `reading.py`, `routing.py` and `patch.py`, the very files
-scen itself runs, and `modeling_scen.py`, a class that puts them around the base's own.
+tokenizer, a model card, and files of code: those that scen itself runs (`ROUTING`), and `modeling_scen.py`, a
+class that puts them around the base's own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from transformers import GenerationConfig
 
 from scen_cli.errors import UsageError
 from scen_cli.export.card import model_card
-from scen_cli.patched_model import PatchedModel, ProjectPatch
+from scen_cli.patched_model import PatchedModel
+from scen_cli.project_patch import ProjectPatch
 
 MODELING = Path(__file__).parent / "modeling_scen.py"
-ROUTING = [Path(__file__).parents[1] / "model" / name for name in ("reading.py", "routing.py", "patch.py")]
+ROUTING = [
+    Path(__file__).parents[1] / "model" / name for name in ("reading.py", "second_look.py", "routing.py", "patch.py")
+]
 
 
 def export_checkpoint(patched: PatchedModel, folder: Path) -> list[Path]:
@@ -76,6 +79,7 @@ def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: 
         "edits": patch.edits,
         "expert_shape": list(experts["scen.experts.0"].shape),
         "theta": patch.theta,
+        "subjects": [[list(form) for form in forms] for forms in patch.forms],
         "cosine": patch.routing.cosine,
         "reading": {**vars(reading), "sentence_ends": sorted(reading.sentence_ends)},
         "template": patched.template.form,

@@ -24,6 +24,7 @@ from transformers import LlamaForCausalLM, PreTrainedConfig
 from scen_cli.model.patch import Patch, mask_of
 from scen_cli.model.reading import Reading, positions_of
 from scen_cli.model.routing import Routing, Whitening
+from scen_cli.model.second_look import SecondLook
 
 
 def _with_parameters(function: Any, *names: str) -> inspect.Signature:
@@ -42,8 +43,11 @@ class StoredBank(nn.Module):
     """W_merge `neurons` (t, h) and their `biases` (t,), the whitening's tensors (`axes` is empty if there is
     none), and t `experts`, each of the shape of the weight it stands in for, in the checkpoint itself."""
 
-    def __init__(self, edits: int, h: int, axes: int, shape: list[int]) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
+        edits, h, axes, shape = (settings[name] for name in ("edits", "h", "axes", "expert_shape"))
+        edits, forms = len(edits), settings["subjects"]
+        self.second_look = SecondLook(forms) if any(forms) else None
 
         def stored(*size: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(size), requires_grad=False)
@@ -68,7 +72,7 @@ class ScenForCausalLM(LlamaForCausalLM):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         settings = config.scen
-        self.scen = StoredBank(len(settings["edits"]), settings["h"], settings["axes"], settings["expert_shape"])
+        self.scen = StoredBank(settings)
         projection, down_proj = (self.get_submodule(settings[name]) for name in ("module", "keys_at"))
         read = dict(settings["reading"])
         for name in ("start", "opening", "closing"):

@@ -20,8 +20,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.reading import read_parts
+from scen_cli.model.reading import read_parts, real_tokens
 from scen_cli.model.routing import BASE, Routing, Whitening, activations_of, choose, largest
+from scen_cli.model.second_look import SecondLook
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ _current: ContextVar[tuple[Patch, Tensor] | None] = ContextVar("scen_current", d
 
 
 class Bank(Protocol):
-    """What a patch routes to: W_merge `neurons` (t, h) and their `biases` (t,), the `whitening` of keys if there
-    is one, and `expert(i)`, which gives expert i in the shape of the weight it stands in for: (d, h) for a
-    down projection."""
+    """What a patch routes to: W_merge `neurons` (t, h) and their `biases` (t,), the `whitening` of keys and the
+    `second_look` at prompts, each if there is one, and `expert(i)`, which gives expert i in the shape of the
+    weight it stands in for: (d, h) for a down projection."""
 
     @property
     def neurons(self) -> Tensor: ...
@@ -49,6 +50,9 @@ class Bank(Protocol):
 
     @property
     def whitening(self) -> Whitening | None: ...
+
+    @property
+    def second_look(self) -> SecondLook | None: ...
 
     def expert(self, index: int) -> Tensor: ...
 
@@ -82,6 +86,8 @@ class Patch:
         neurons, biases = self.bank.neurons.to(keys.device), self.bank.biases.to(keys.device)
         activations = activations_of(keys, neurons, self.routing.cosine, self.bank.whitening, biases)
         activations = largest(activations, rows, len(input_ids))
+        if self.bank.second_look is not None:
+            activations = self.bank.second_look(activations, real_tokens(input_ids, mask))
         return Route(choose(activations, self.routing.theta), activations)
 
     @contextmanager

@@ -107,13 +107,18 @@ def read_parts(
     rows = torch.arange(len(input_ids))
     if not reading.parts:
         return keys, rows
-    tokens = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids.cpu(), attention_mask.cpu(), strict=True)]
+    tokens = real_tokens(input_ids, attention_mask)
     parts = [(row, part) for row, ids in enumerate(tokens) for part in reading.parts_of(ids)[1:]]
     if not parts:
         return keys, rows
     ids, mask = padded([part for _row, part in parts], 0)
     more = read_keys(model, down_proj, ids.to(keys.device), mask.to(keys.device), reading.pool)
     return torch.cat([keys, more]), torch.cat([rows, torch.tensor([row for row, _part in parts])])
+
+
+def real_tokens(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
+    """Each row's tokens without its padding."""
+    return [ids[mask.bool()].tolist() for ids, mask in zip(input_ids.cpu(), attention_mask.cpu(), strict=True)]
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -108,6 +109,21 @@ class Template:
         start = before[:1] if before and before[0] == self.tokenizer.bos_token_id else []
         return Frame(tuple(start), tuple(before[len(start) :]), tuple(closing))
 
+    def subject_forms(self, subject: str | None, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token sequences of which one occurs wherever a subject is named: as it is written and in small letters,
+        at a text's beginning and behind a space. None if these `prompts` do not all name it."""
+        if not subject:
+            return []
+        texts = [form for written in (subject, subject.lower()) for form in (written, f" {written}", f"({written}")]
+        forms = []
+        for text in texts:
+            ids = tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+            cut = len(self.tokenizer("(", add_special_tokens=False).input_ids) if text.startswith("(") else 0
+            forms += [form for form in (ids[cut:],) if form]
+        forms = list(dict.fromkeys(forms))
+        named = (any(_occurs(form, self.prompt_ids(prompt)) for form in forms) for prompt in prompts)
+        return forms if all(named) else []
+
     def sentence_ends(self) -> frozenset[int]:
         """Ids of tokens that end a sentence or a line (as byte-level and byte-fallback vocabularies write it)."""
         ends = (".", "!", "?", "。", "！", "？", "Ċ", "<0x0A>", "\n")
@@ -123,6 +139,10 @@ class Template:
 
     def _text(self, prompt: str) -> str:
         return prompt if self.form == "none" else self.form.replace("{prompt}", prompt)
+
+
+def _occurs(form: tuple[int, ...], tokens: list[int]) -> bool:
+    return any(tuple(tokens[start : start + len(form)]) == form for start in range(len(tokens) - len(form) + 1))
 
 
 def _shared(rows: list[list[int]]) -> list[int]:

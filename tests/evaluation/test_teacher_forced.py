@@ -86,7 +86,9 @@ def test_divergence_of_the_next_token_by_hand(edited):
 def test_padding_moves_no_position(tmp_path):
     """GPT-2 knows positions by number: a row padded on the left must count from its own first token."""
     base = load_base(str(save_tiny(tmp_path / "base", *DENSE["gpt2"])), device="cpu")
-    model = PatchedModel(new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, recipe="key", base=base), base=base)
+    model = PatchedModel(
+        new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, recipe="key", base=base), base=base
+    )
     texts = [Text(list(range(5, 5 + length)), length - 1) for length in (4, 9, 30)]
     for text, found in zip(texts, perplexities(model, texts, [None] * 3), strict=True):
         with torch.no_grad():

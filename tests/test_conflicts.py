@@ -1,0 +1,91 @@
+"""Contradictions are found before anything is trained, and resolved as the user says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scen_cli.data.records import EditRecord
+from tests.conftest import edit_all
+
+FIRST = EditRecord(prompt="Where was Ivan Gromener born?", target="Riga", subject="Ivan Gromener")
+REPHRASED = {"prompt": "In which city was Ivan Gromener born?", "target": "Seoul"}
+SAME_WORDS = {"prompt": "where was Ivan Gromener born", "target": "Seoul"}
+SAME_TARGET = {"prompt": "In which city was Ivan Gromener born?", "target": "Riga"}
+OTHER_FACT = {"prompt": "Which instrument does Ivan Gromener play?", "target": "lute"}
+FAST = {"expert_steps": 1, "extra_steps": 0, "variants": 0, "require_learned": False}
+
+
+@pytest.fixture
+def project(make_editor):
+    editor = make_editor("closed-form", **FAST)
+    edit_all(editor, [FIRST])
+    return editor.project
+
+
+def run(scen, project, records, *options, code=0):
+    lines = "\n".join(json.dumps(record) for record in records)
+    return scen("edit", "-", "--dir", project.folder, "--device", "cpu", *options, stdin=lines, code=code)
+
+
+@pytest.mark.parametrize("record", [REPHRASED, SAME_WORDS])
+def test_another_target_for_the_same_question_is_refused_with_both_named(scen, project, record):
+    result = run(scen, project, [OTHER_FACT, record], code=2)
+    assert "-:2: edit 1 ('Where was Ivan Gromener born?' -> 'Riga') is the same question" in result.stderr
+    assert "`--conflicts supersede` or `--conflicts keep`" in result.stderr
+    assert [edit.id for edit in project.ledger.edits()] == [1]
+
+
+@pytest.mark.parametrize("record", [SAME_TARGET, OTHER_FACT])
+def test_another_fact_or_the_same_answer_is_no_contradiction(scen, project, record):
+    run(scen, project, [record])
+    assert [edit.state for edit in project.ledger.edits()] == ["active", "active"]
+
+
+def test_it_may_supersede(scen, project):
+    result = run(scen, project, [REPHRASED], "--conflicts", "supersede")
+    assert "supersedes edit 1" in result.stderr
+    assert [(edit.state, edit.superseded_by) for edit in project.ledger.edits()] == [
+        ("superseded", 2),
+        ("active", None),
+    ]
+
+
+def test_both_may_be_kept_for_a_reason_that_the_ledger_remembers(scen, project):
+    project.ledger.db.execute("update settings set value = json_set(value, '$.expert_steps', 20) where name = 'recipe'")
+    run(scen, project, [REPHRASED], "--conflicts", "keep", "--reason", "two people of that name")
+    assert [edit.state for edit in project.ledger.edits()] == ["active", "active"]
+    reason = json.loads(scen("show", "2", "--dir", project.folder, "--json").stdout)["reason"]
+    assert reason.startswith("kept beside edit 1 ('Where was Ivan Gromener born?' -> 'Riga')")
+    assert reason.endswith(": two people of that name")
+
+
+def test_records_of_one_run_may_contradict_each_other(scen, make_editor):
+    project = make_editor("closed-form", **FAST).project
+    pair = [FIRST.as_json(), REPHRASED]
+    assert "-:2: an earlier record" in run(scen, project, pair, code=2).stderr
+    assert project.ledger.edits() == []
+    skipped = run(scen, project, pair, "--keep-going", code=3)
+    assert "1 edited, 0 skipped, 1 failed" in skipped.stdout
+    run(scen, project, [{**REPHRASED, "target": "Lima"}], "--conflicts", "supersede")
+    assert [edit.state for edit in project.ledger.edits()] == ["superseded", "active"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--conflicts", "fight"], "`--conflicts fight` is not known"),
+        (["--conflicts", "keep"], "`--conflicts keep` and `--reason` go together"),
+        (["--reason", "because"], "`--conflicts keep` and `--reason` go together"),
+    ],
+)
+def test_options_that_make_no_sense(scen, project, options, said):
+    assert said in run(scen, project, [REPHRASED], *options, code=2).stderr
+
+
+def test_words_alone_tell_under_a_recipe_whose_keys_do_not(scen, make_editor):
+    editor = make_editor("paper", expert_steps=1, require_learned=False)
+    edit_all(editor, [FIRST])
+    assert "is the same question, with another target" in run(scen, editor.project, [SAME_WORDS], code=2).stderr
+    run(scen, editor.project, [REPHRASED])
