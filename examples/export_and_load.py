@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scen_cli import Editor, EditRecord, export_checkpoint, new_project
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
-project = new_project(folder / "facts", "demo", recipe="key")
+project = new_project(folder / "facts", "demo")
 editor = Editor(project)
 with project.writing():
     editor.edit(EditRecord(prompt="In which country is Pesustad?", target="Kenya"))

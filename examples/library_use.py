@@ -9,7 +9,7 @@ import jsonlines
 from scen_cli import Editor, EditRecord, new_project
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()) / "facts"
-project = new_project(folder, "demo", recipe="key")  # or a local folder or hub id, with layer=N
+project = new_project(folder, "demo")  # or a local folder or hub id, with layer=N
 editor = Editor(project)  # loads the base
 
 with jsonlines.open(Path(__file__).parent / "edits.jsonl") as rows:

@@ -53,11 +53,11 @@ class Editor(PatchedModel):
 
     def prepare(self, record: EditRecord) -> Prepared:
         """Tokenise a record. Raises `UsageError` for one that can never be trained."""
-        ready = self._prepared(record.prompt, record.target)
+        ready = self.prepared(record.prompt, record.target)
         if not ready.target_length:
             raise UsageError(f"target {record.target!r} tokenises to nothing")
         for prompt in (record.prompt, *record.learn):
-            self.check_fits(f"{prompt} {record.target}", len(self._prepared(prompt, record.target).input_ids))
+            self.check_fits(f"{prompt} {record.target}", len(self.prepared(prompt, record.target).input_ids))
         return ready
 
     def edit(self, record: EditRecord, where: SourceLine = FROM_LIBRARY) -> Edit:
@@ -79,8 +79,8 @@ class Editor(PatchedModel):
         started = time.perf_counter()
         leaving = self._leaving([record for record, _where in records], superseding)
         ready = [self.prepare(record) for record, _where in records]
-        samples = [self._sample(prepared) for prepared in ready]
-        others = [self._sample(self._prepared(prompt, r.target)) for r, _w in records for prompt in self._learned(r)]
+        samples = [self.sample(prepared) for prepared in ready]
+        others = [self.sample(self.prepared(prompt, r.target)) for r, _w in records for prompt in self.ways(r)]
         expert = fit_expert(self.model, self.edited, samples, self.recipe, others)
         seed = int(self.project.settings["seed"]) + self.project.ledger.next_edit_id()
         reasons = [self._why_not_learned(expert, one, expert.wrong_tokens[place]) for place, one in enumerate(ready)]
@@ -95,9 +95,8 @@ class Editor(PatchedModel):
             Trained(record, where, ok, next(activations) if ok else None, reason or note, record.learn)
             for (record, where), ok, reason in zip(records, stands, reasons, strict=True)
         ]
-        training = Training(
-            seed, time.perf_counter() - started, expert.losses, index.fit.losses if index else [],
-        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        training = Training(seed, seconds, expert.losses, index.fit.losses if index else [])
         if index is None:
             return self.project.commit(trained, training, None)
         edits = self.project.commit(
@@ -131,15 +130,18 @@ class Editor(PatchedModel):
             return None, str(error)
         return admitted, "" if admitted else "its neuron diverged"
 
-    def _learned(self, record: EditRecord) -> list[Prompt]:
-        """What the expert learns the target from beside the prompt."""
-        return [*record.learn, *ways_to_put(record.prompt, self.recipe.variants)]
+    def ways(self, record: EditRecord) -> list[Prompt]:
+        """What the expert learns the target from beside the prompt, as far as the base's context has room for it."""
+        ways = [*record.learn, *ways_to_put(record.prompt, self.recipe.variants)]
+        return [way for way in ways if self._has_room(len(self.prepared(way, record.target).input_ids))]
 
-    def _prepared(self, prompt: Prompt, target: str) -> Prepared:
+    def prepared(self, prompt: Prompt, target: str) -> Prepared:
+        """A prompt in the template and a target, as token ids."""
         ids = self.template.target_ids(str(prompt), target)
         return Prepared(self.template.prompt_ids(prompt) + ids, len(ids))
 
-    def _sample(self, ready: Prepared) -> Sample:
+    def sample(self, ready: Prepared) -> Sample:
+        """What the expert is trained on: the ids, and what enters the edited layer for them."""
         input_ids = torch.tensor([ready.input_ids], device=self.base.device)
         return Sample(record_prefix(self.model, self.edited, input_ids), input_ids, ready.target_length)
 

@@ -104,12 +104,16 @@ class Index:
 
     def accept(self, expert: int, admitted: Admission, about: About, leaving: set[int]) -> None:
         """Take in what has been committed as this expert."""
-        self.about[expert] = about
-        self._keys_of[expert] = self.prepare(admitted.keys)
-        self._append(expert, admitted.fit.neuron, admitted.bias, self._keys_of[expert], admitted.on_guard)
+        self.take(expert, admitted, about)
         # Where rows go or change, the next load makes all anew.
         changed = leaving or admitted.refitted
         self._expert_of = None if changed else self.project.ledger.experts_in_force()
+
+    def take(self, expert: int, admitted: Admission, about: About) -> None:
+        """Let one more expert in, whatever the ledger says."""
+        self.about[expert] = about
+        self._keys_of[expert] = self.prepare(admitted.keys)
+        self._append(expert, admitted.fit.neuron, admitted.bias, self._keys_of[expert], admitted.on_guard)
 
     def forget_guard(self) -> None:
         """Read the guard anew: it has been replaced."""

@@ -20,7 +20,7 @@ SHOWN = 8  # edits listed in the table of before and after
 def demo(
     dir: Annotated[Path, typer.Option("--dir", help="A new folder for the project.")] = Path("scen-demo"),
     edits: Annotated[int, typer.Option(min=1, max=500, help="How many facts to correct.")] = 40,
-    recipe: Annotated[str, typer.Option(help="key, or paper.")] = "key",
+    recipe: Annotated[str, typer.Option(help="closed-form, joint, key or paper.")] = "closed-form",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -123,7 +123,7 @@ class TestEdit:
 
     def test_a_target_that_is_not_learned(self, scen, tmp_path):
         at = ("--dir", tmp_path / "p")
-        scen("init", "--model", "demo", "--set", "expert_steps=1", *at)
+        scen("init", "--model", "demo", "--recipe", "paper", "--set", "expert_steps=1", *at)
         (tmp_path / "e.jsonl").write_text(lines(*RECORDS[:2]))
         result = scen("edit", tmp_path / "e.jsonl", "--keep-going", *at, code=3)
         assert "e.jsonl:1: not edited: target not learned: " in result.stderr
@@ -159,7 +159,8 @@ class TestEdit:
 
     def test_an_edit_that_does_not_fire_on_its_own_prompt_says_so(self, scen, tmp_path):
         at = ("--dir", tmp_path / "p")
-        scen("init", "--model", "demo", "--set", "neuron_lr=1e-4", "--set", "neuron_steps=20", *at)  # the paper's
+        rates = ("--set", "neuron_lr=1e-4", "--set", "neuron_steps=20")  # the paper's
+        scen("init", "--model", "demo", "--recipe", "paper", *rates, *at)
         result = scen("edit", "-", *at, stdin=lines(RECORDS[0]))
         assert "it does not fire on its own prompt: activation 0.5" in result.stderr
         assert "theta 0.65" in result.stderr

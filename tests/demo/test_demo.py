@@ -74,7 +74,7 @@ def test_scen_demo_end_to_end(scen, tmp_path):
     assert "already holds a project" in scen("demo", "--dir", tmp_path / "d", code=2).stderr
 
 
-@pytest.mark.parametrize("recipe", ["key", "paper"])
+@pytest.mark.parametrize("recipe", ["closed-form", "paper"])
 def test_scen_demo_prints_before_and_after_and_what_to_type_next(scen, tmp_path, recipe):
     result = scen("demo", "--dir", tmp_path / "d", "--edits", "10", "--recipe", recipe)
     for text in ("before", "after", "wanted", "Reliability", "Locality", "scen ask", "scen revert 1"):

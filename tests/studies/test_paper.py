@@ -167,7 +167,7 @@ def test_the_hallucination_suite_on_real_passages(scen, shared_data, tmp_path):
         few = json.loads((files / f"{source}.json").read_text())[:4]
         (tmp_path / f"{name}.json").write_text(json.dumps(few))
     at = ("--dir", tmp_path / "p")
-    rates = ("--set", "expert_lr=0.01", "--set", "neuron_lr=0.001")
+    rates = ("--recipe", "paper", "--set", "expert_lr=0.01", "--set", "neuron_lr=0.001")
     scen("init", "--model", shared_data / "stories260K", "--layer", "3", *rates, *at)
     given = ("--data", tmp_path / "e.json", "--accurate", tmp_path / "a.json", "--openwebtext", tmp_path / "o.json")
     rows = json.loads(scen("study", "hallucination", *given, "--edits", "3", *at, "--json").stdout)["rows"]
