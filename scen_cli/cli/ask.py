@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scen_cli.editor import Editor
 
 STRONGEST, TRACED = 3, 10  # neurons shown
+BLOCKED = -1.0  # of a neuron whose edit's subject the prompt does not name (scen_cli/model/second_look.py)
 
 
 def ask(
@@ -66,15 +67,18 @@ def _ask(editor: Editor, prompt: str, trace: bool, out: Output) -> None:
     why = f"edit {fired} fired" if fired else "no edit fired: the base's own answer"
     shown: list[RenderableType] = [table(("", ""), [("base", base), ("patched", patched), ("why", why)])]
     if neurons:
-        rows = [
-            (n["edit"], f"{n['activation']:.4f}", sign, f"{theta:.4g}", n["prompt"], n["target"])
-            for n in neurons
-            for sign in [">" if n["activation"] > theta else "<"]
-        ]
+        rows = [(n["edit"], *_against(n["activation"], theta), n["prompt"], n["target"]) for n in neurons]
         shown.append(table(("edit#", "activation#", "", "theta#", "prompt", "target"), rows))
     if trace:
         _trace(editor, prompt, data, shown)
     out.result(data, *shown)
+
+
+def _against(activation: float, theta: float) -> tuple[str, str, str]:
+    """An activation beside theta; of an edit whose subject the prompt does not name, that it is blocked."""
+    if activation <= BLOCKED:
+        return "not named", "", ""
+    return f"{activation:.4f}", ">" if activation > theta else "<", f"{theta:.4g}"
 
 
 def _trace(editor: Editor, prompt: str, data: dict[str, Any], shown: list[RenderableType]) -> None:

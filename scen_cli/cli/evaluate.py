@@ -165,6 +165,8 @@ def _title(evaluation: Evaluation) -> str:
         title += f"\n(never edited, and not scored: {never_edited} of the suite's {evaluation.records} records)"
     if evaluation.left_out:
         title += f"\n(left out: {evaluation.left_out} whose edits were superseded or reverted since)"
+    if evaluation.guarded:
+        title += f"\n({evaluation.guarded} locality prompts stand in the guard, and are not scored)"
     if evaluation.too_long:
         title += f"\n({evaluation.too_long} prompts or texts do not fit the base's context and were not asked)"
     return title

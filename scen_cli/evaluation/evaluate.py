@@ -49,8 +49,9 @@ class Evaluation:
 
     `edits` of the suite's `records` were tried and are scored; `left_out`: records whose edits were
     superseded or reverted since, which are not; `too_long`: prompts that the base's context cannot take,
-    which were not asked. `last_change`: the ledger's newest change when scoring
-    began. `curves`: retention, threshold sweep, activation map, confusions.
+    which were not asked; `guarded`: locality prompts that stand in the guard, which are not scored.
+    `last_change`: the ledger's newest change when scoring began. `curves`: retention, threshold sweep,
+    activation map, confusions.
     """
 
     suite: str
@@ -63,6 +64,7 @@ class Evaluation:
     left_out: int
     too_long: int
     figures: dict[str, Figure]
+    guarded: int = 0
     curves: dict[str, Any] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
 
@@ -91,7 +93,8 @@ def evaluate(
         everything = editor.project.ledger.edits()
         scored = scored_edits(everything, set(patch.expert_of), suite)
         asker = Asker(editor, patch, DECODING[decoding], tell)
-        claimed = claimed_prompts(everything, scored) | guard_prompts(editor.project)
+        guard = guard_prompts(editor.project)
+        claimed = claimed_prompts(everything, scored) | guard
         locality = locality_prompts(editor, suite, claimed)
         wanted = list(papers_prompts(scored, locality))
         if not quick:
@@ -112,6 +115,7 @@ def evaluate(
             not_learned=not_learned(scored),
             left_out=left_out(everything, scored, suite),
             too_long=len(wanted) - len(asked),
+            guarded=sum(prompt in guard for prompt in suite.locality),
             figures=figures,
             curves={} if quick else _curves(asker, scored, asked, samples),
             samples=samples,
