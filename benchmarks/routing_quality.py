@@ -33,6 +33,7 @@ from scen_cli.model.routing import prepare
 
 RATE = 0.01  # of false activations, at which routers are compared
 CURVE_TO = 0.1
+LOOKED_AT = 0.2  # activation from which on a second look is taken: below, nothing fires anyway
 PAPERS_GRID = [(100, 3e-4), (100, 1e-3), (300, 1e-3), (100, 3e-3), (20, 1e-2), (100, 1e-2)]  # steps, rate
 NONE = torch.empty(0, 0)
 
@@ -196,7 +197,7 @@ class Bench:
                 texts = [text for text, mine in zip(texts, self.mine.tolist(), strict=True) if mine]
             for row, text in enumerate(texts[start : start + len(scores)]):
                 words = text.casefold()
-                for column in (scores[row] > RECIPES["closed-form"].theta).nonzero().flatten().tolist():
+                for column in (scores[row] > LOOKED_AT).nonzero().flatten().tolist():
                     if subjects[column] not in words:
                         scores[row, column] = -1.0
         return tuple(scores.max(dim=1))  # type: ignore[return-value]

@@ -62,7 +62,7 @@ class Calibration:
     def choice(self, false_activation: float) -> Choice:
         """What a rate of false activations takes. Raises `UsageError` if there are too few guard prompts for it."""
         index = self._index
-        found = index.calibrated(index.on_guard.all().max(dim=0).values, index.limit, false_activation)
+        found = index.calibrated(index.strongest, index.limit, false_activation)
         if found is None:
             raise UsageError(f"a rate of {false_activation} cannot be calibrated")
         return self.of(found)

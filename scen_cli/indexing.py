@@ -22,6 +22,7 @@ from scen_cli.project.guard import Guard
 from scen_cli.project.ledger import Threshold, now
 from scen_cli.project.project import Project
 
+NOTHING = torch.tensor(-torch.inf)  # the activation of no neuron at all
 MARGIN = 0.01  # by which an edit's own prompt passes theta, and other edits stay behind it
 
 
@@ -61,6 +62,7 @@ class Index:
         self.key_of: list[int] = []  # the expert that each key is to call
         self.neurons, self.keys, self.on_guard = Rows(self.width), Rows(self.width), Rows(len(self._calibration))
         self.own = Rows(1)  # what each key gives the neuron that it is to call
+        self.strongest = NOTHING.expand(len(self._calibration)).clone()  # of all neurons, on each calibration prompt
         self.about: dict[int, About] = {expert: [] for expert in merged.experts}
         for edit in self.project.ledger.edits("active"):
             self.about[expert_of[edit.id]] = [*self.about[expert_of[edit.id]], (edit.prompt, edit.subject)]
@@ -78,8 +80,11 @@ class Index:
         Where there is a guard, every edit calls itself afterwards: raises `UsageError` if one could not.
         """
         stay = torch.tensor([expert not in leaving for expert in self.experts], dtype=torch.bool)
-        keys_stay = torch.tensor([expert not in leaving for expert in self.key_of], dtype=torch.bool)
-        others, own = self.keys.all()[keys_stay], self.own.all()[keys_stay, 0]
+        others, own, strongest = self.keys.all(), self.own.all()[:, 0], self.strongest
+        if leaving:
+            keys_stay = torch.tensor([expert not in leaving for expert in self.key_of], dtype=torch.bool)
+            others, own = others[keys_stay], own[keys_stay]
+            strongest = torch.cat([self.on_guard.all()[stay], NOTHING.expand(1, len(self._calibration))]).amax(dim=0)
         fit = self._fit_neuron(keys, learned, others, seed)
         if not fit.neuron.isfinite().all():
             return None
@@ -98,8 +103,7 @@ class Index:
         if self.recipe.needs_guard:
             self._check_it_calls_itself(prepared, on_keys, stay, refitted)
             limit = min(float(on_keys.min()), float(own.min()) if len(own) else 1.0) - MARGIN
-        strongest = torch.cat([self.on_guard.all()[stay], on_guard[None]]).max(dim=0).values
-        threshold = self.calibrated(strongest, limit)
+        threshold = self.calibrated(torch.maximum(strongest, on_guard), limit)
         return Admission(fit, bias, keys, on_keys, on_guard, refitted, threshold)
 
     def accept(self, expert: int, admitted: Admission, about: About, leaving: set[int]) -> None:
@@ -214,6 +218,7 @@ class Index:
         self.biases.append(bias)
         self.neurons.append(neuron)
         self.on_guard.append(on_guard)
+        self.strongest = torch.maximum(self.strongest, on_guard)
         for key, activation in zip(keys, self._score(keys, neuron[None])[:, 0] - bias, strict=True):
             self.keys.append(key)
             self.own.append(activation)

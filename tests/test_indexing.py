@@ -45,7 +45,7 @@ def test_an_edit_is_recalibrated_for_and_a_fresh_index_agrees(make_editor):
     threshold = editor.project.ledger.threshold()
     fresh = Index(editor.project)
     fresh.load()
-    again = calibrate(fresh.on_guard.all().max(dim=0).values, 0.01, 0.1, fresh.limit)
+    again = calibrate(fresh.on_guard.all().amax(dim=0), 0.01, 0.1, fresh.limit)
     assert threshold.theta == pytest.approx(again.theta, abs=1e-6)
     assert threshold.theta > 0.1
     assert (threshold.prompts, threshold.false_activation) == (1000, 0.01)

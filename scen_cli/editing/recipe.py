@@ -100,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
         name="paper-hallucination", neuron_steps=30, theta=0.60, require_learned=False
     ),  # whole sentences, scored by perplexity
     "key": Recipe(name="key", index="key", theta=0.8),
-    "closed-form": Recipe(name="closed-form", index="closed-form", **_CALIBRATED),
+    "closed-form": Recipe(name="closed-form", index="closed-form", **{**_CALIBRATED, "theta": 0.45}),
     "joint": Recipe(name="joint", index="joint", **_CALIBRATED),
 }
 DEFAULT_RECIPE = "closed-form"
