@@ -61,11 +61,24 @@ def make_guard(
     random.Random(seed).shuffle(prompts)
     ends = dict(zip(SHARES, accumulate(SHARES.values()), strict=True))
     parts = [next(part for part, end in ends.items() if place < end * len(prompts)) for place in range(len(prompts))]
-    keys, rows = read_all(base, edited, [tokens[prompt] for prompt in prompts], reading)
-    whitening = whitening_of(keys[torch.tensor([parts[row] == "fit" for row in rows.tolist()])])
-    tensors = GuardTensors(*(t.numpy() for t in (keys, rows, whitening.mean, whitening.axes, whitening.scales)))
     source = str(file.resolve()) if file else SELF_WRITTEN
-    return NewGuard([(prompt, part, source) for prompt, part in zip(prompts, parts, strict=True)], tensors)
+    named = [(prompt, part, source) for prompt, part in zip(prompts, parts, strict=True)]
+    return NewGuard(named, _tensors(named, [tokens[prompt] for prompt in prompts], base, edited, reading))
+
+
+def read_anew(guard: Guard, base: Base, template: Template, edited: EditedLayer, reading: Reading) -> NewGuard:
+    """The same prompts and parts, their keys read otherwise: in another template, at another layer."""
+    named = [(prompt.prompt, prompt.part, prompt.source) for prompt in guard.prompts]
+    tokens = [template.prompt_ids(prompt) for prompt, _part, _source in named]
+    return NewGuard(named, _tensors(named, tokens, base, edited, reading))
+
+
+def _tensors(
+    named: list[tuple[str, str, str]], tokens: list[list[int]], base: Base, edited: EditedLayer, reading: Reading
+) -> GuardTensors:
+    keys, rows = read_all(base, edited, tokens, reading)
+    whitening = whitening_of(keys[torch.tensor([named[row][1] == "fit" for row in rows.tolist()])])
+    return GuardTensors(*(t.numpy() for t in (keys, rows, whitening.mean, whitening.axes, whitening.scales)))
 
 
 def replaced(guard: Guard, new: NewGuard) -> NewGuard:

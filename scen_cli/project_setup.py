@@ -13,11 +13,11 @@ from scen_cli.editing.recipe import (
     make_recipe,
 )
 from scen_cli.errors import UsageError
-from scen_cli.guarding import make_guard, reading_of
+from scen_cli.guarding import make_guard, read_anew, reading_of
 from scen_cli.model.base import DTYPES, Base, commit_of, digest_of, files_stamp, load_base
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.template import make_template
-from scen_cli.project.guard import NewGuard
+from scen_cli.project.guard import Guard, NewGuard
 from scen_cli.project.project import FORMAT, Project, refuse_existing
 
 DEMO_LAYER = 2
@@ -35,7 +35,7 @@ def new_project(
     place: str = "down",
     template: str = DEFAULT_TEMPLATE,
     recipe: str | Recipe = DEFAULT_RECIPE,
-    guard: Path | NewGuard | None = None,
+    guard: Path | Guard | NewGuard | None = None,
     changes: Mapping[str, str | float | None] | None = None,
     seed: int = 0,
     base: Base | None = None,
@@ -44,8 +44,9 @@ def new_project(
 
     `place` says where experts sit: `down`, or for the paper's Table 3 `up` or `attn`.
     `recipe` is a name, or a recipe as it is; `changes` are settings that differ from the named one's
-    (`theta`, `expert_steps`, ...). `guard` is a file of prompts that must stay the base's own, or a guard made
-    before; without one the base writes its own, if the recipe needs a guard.
+    (`theta`, `expert_steps`, ...). `guard` is a file of prompts that must stay the base's own, a guard made before,
+    or that of another project (its keys are read anew); without one the base writes its own, if the recipe needs
+    a guard.
     A local folder is remembered by its absolute path. Nothing is written if anything is wrong:
     raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
     """
@@ -65,8 +66,11 @@ def new_project(
     base = base or load_base(model, revision, dtype, device)
     edited = find_layer(base.model, layer, place)
     made = make_template(base.tokenizer, base.model, template)
-    if not isinstance(guard, NewGuard) and (guard or chosen.needs_guard):
-        guard = make_guard(base, made, edited, reading_of(made, chosen), seed, guard)
+    reading = reading_of(made, chosen)
+    if isinstance(guard, Guard):
+        guard = read_anew(guard, base, made, edited, reading)
+    elif not isinstance(guard, NewGuard) and (guard or chosen.needs_guard):
+        guard = make_guard(base, made, edited, reading, seed, guard)
     is_local = model != "demo" and Path(model).expanduser().is_dir()
     settings = {
         "format": FORMAT,

@@ -226,8 +226,15 @@ def _bench(editor: Editor, suite: Suite_, decoding: str, folder: Path, out: Outp
     from scen_cli.studies.variants import Bench
 
     project = editor.project
-    theta = project.ledger.theta()
-    return Bench(project.settings, theta, editor.base, suite, decoding, folder / "projects", lambda *_: None, out.warn)
+    threshold, recipe = project.ledger.threshold(), dict(project.settings["recipe"])
+    if threshold.false_activation is not None:
+        recipe["false_activation"] = threshold.false_activation
+    elif threshold.chosen_by != "init":
+        recipe |= {"theta": threshold.theta, "false_activation": None}
+    settings = {**project.settings, "recipe": recipe}
+    projects = folder / "projects"
+    theta, guard = threshold.theta, project.guard()
+    return Bench(settings, theta, guard, editor.base, suite, decoding, projects, lambda *_: None, out.warn)
 
 
 def _finish(name: str, finding: Finding, bench: Bench, folder: Path, out: Output) -> None:

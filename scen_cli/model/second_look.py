@@ -24,11 +24,11 @@ class SecondLook:
             for sequence in sequences:
                 self._rows.setdefault(tuple(sequence), []).append(row)
         self._lengths = sorted({len(sequence) for sequence in self._rows})
-        self._free = torch.tensor([not sequences for sequences in forms], dtype=torch.bool)
+        self._free = [not sequences for sequences in forms]  # a list: a model may be built where tensors have no data
 
     def allowed(self, tokens: Sequence[int]) -> Tensor:
         """Which rows (t,) a prompt of these tokens may call."""
-        rows = self._free.clone()
+        rows = torch.tensor(self._free)
         for length in self._lengths:
             for start in range(len(tokens) - length + 1):
                 rows[self._rows.get(tuple(tokens[start : start + length]), [])] = True

@@ -18,6 +18,7 @@ from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate import evaluate, keep
 from scen_cli.model.base import Base
+from scen_cli.project.guard import Guard
 from scen_cli.project.project import LEDGER, Project
 from scen_cli.project_setup import new_project
 from scen_cli.studies.sft import Tell
@@ -36,11 +37,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the variants of a study share: `settings` and theta of the current project, its base, the suite
-    (its edits are all made), and the folder that their projects are kept in."""
+    """What the variants of a study share: `settings` of the current project, with the theta and rate that are in
+    force now, its guard, its base, the suite (its edits are all made), and the folder that their projects are
+    kept in."""
 
     settings: dict[str, Any]
     theta: float
+    guard: Guard | None
     base: Base
     suite: Suite
     decoding: str
@@ -104,7 +107,7 @@ def score(bench: Bench, variant: Variant) -> dict[str, Any]:
 
 def _project(bench: Bench, variant: Variant) -> Project:
     now = bench.settings
-    recipe = Recipe.model_validate({**now["recipe"], "theta": bench.theta, **variant.recipe})
+    recipe = Recipe.model_validate({**now["recipe"], **variant.recipe})
     wanted = {
         "weights_digest": now["weights_digest"],
         "layer": now["layer"] if variant.layer is None else variant.layer,
@@ -131,6 +134,7 @@ def _project(bench: Bench, variant: Variant) -> Project:
         place=wanted["place"],
         template=wanted["template"],
         recipe=recipe,
+        guard=bench.guard if recipe.needs_guard else None,
         seed=now["seed"],
         base=bench.base,
     )

@@ -100,6 +100,28 @@ def test_experts_elsewhere_and_shared_ones_leave_too(make_editor, tmp_path, plac
     assert read["mixed"] == read["alone"] == own.texts
 
 
+@pytest.mark.parametrize("changes", [{}, {"reading": "mean", "second_look": "none"}])
+def test_all_that_routing_does_leaves_too(make_editor, tmp_path, changes):
+    """Whitening, biases, parts of prompts, the second look: routed without scen as with it."""
+    editor = make_editor("closed-form", expert_steps=20, **changes)
+    records = demo_edits()[:8]
+    edit_all(editor, records)
+    prompts = [text for record in records for text in (record.prompt, *record.rephrases)]
+    prompts += [f"I have a question for you. {record.prompt}" for record in records]
+    prompts += [f"Hi[/INST]Hello</s>[INST]{record.prompt}" for record in records]  # a second turn
+    prompts += [record.prompt.replace(record.subject, record.subject[:-1]) for record in records]
+    prompts += [fact.phrasings[0] for fact in right_facts()[:30]]
+    own = editor.answer(prompts)
+    parts = [own.edits[start : start + 8] for start in (64, 72)]
+    assert parts[0] == parts[1] == list(range(1, 9))
+    export_checkpoint(editor, tmp_path / "out")
+    editor.detach()
+    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert read["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+    assert read["mixed"] == read["alone"] == own.texts
+    assert all(read.get("forward", {}).values())
+
+
 def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path):
     from scen_cli.data.suites import load_suite
 
