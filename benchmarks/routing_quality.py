@@ -183,7 +183,7 @@ class Bench:
             "edits": self.count,
             "tuning": at(thetas["same_kind"], second=False)["rephrases"],
             "area": sum(curve) / len(curve),
-            "curve": curve,
+            "curve": [round(share, 4) for share in curve],
             "seconds": seconds,
             **{f"at {RATE:.0%} {kind}": at(theta) for kind, theta in thetas.items()},
         }
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("keys", type=Path)
     parser.add_argument("--edits", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--only", nargs="+", help="routers, by name; `paper` is the paper's")
-    parser.add_argument("--out", type=Path, help="write KEYS.json there, and a picture if matplotlib is there")
+    parser.add_argument("--out", type=Path, help="write KEYS.json and a picture there; rows of earlier runs stay")
     chosen = parser.parse_args()
     available = len(json.loads(chosen.keys.with_suffix(".json").read_text())["edits"])
     rows = []
@@ -259,8 +259,12 @@ def main() -> None:
         Console(width=160).print(f"\n{chosen.keys.stem}, {name}", table(["router", "edits#", *heads], cells))
     if chosen.out:
         chosen.out.mkdir(parents=True, exist_ok=True)
-        (chosen.out / f"{chosen.keys.stem}.json").write_text(json.dumps(rows, indent=1))
-        draw(rows, chosen.out / f"{chosen.keys.stem}.png")
+        file = chosen.out / f"{chosen.keys.stem}.json"
+        kept = json.loads(file.read_text()) if file.exists() else []
+        made = {(row["router"], row["edits"]): row for row in rows}
+        rows = [made.pop((row["router"], row["edits"]), row) for row in kept] + list(made.values())
+        file.write_text(json.dumps(rows, indent=1))
+        draw(rows, file.with_suffix(".png"))
 
 
 def draw(rows: list[dict], file: Path) -> None:
@@ -270,15 +274,20 @@ def draw(rows: list[dict], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure, axes = pyplot.subplots(figsize=(9, 4.5))
     most = max(row["edits"] for row in rows)
+    rates = [CURVE_TO * step for step in range(101)]
+    colours: dict[str, str] = {}
     for row in rows:
         if row["edits"] == most:
-            axes.plot([CURVE_TO * step for step in range(101)], [100 * y for y in row["curve"]], label=row["router"])
+            name, _, pool = row["router"].partition("/")
+            colour = colours.setdefault(name, f"C{len(colours)}")
+            style = {"color": colour, "linestyle": "--" if pool else "-", "label": row["router"]}
+            axes.plot(rates, [100 * share for share in row["curve"]], **style)
     axes.set_xlabel("unedited prompts of the same kind that fire, %")
     axes.set_ylabel("rephrases that call their edit, %")
     axes.set_title(f"{file.stem}, {most} edits")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(file, dpi=110, bbox_inches="tight")
 
 

@@ -128,6 +128,26 @@ def test_the_tables_of_studies_are_what_the_studies_wrote():
         assert int(right) == round(float(row["reliability"]) * int(row["reliability_of"]))
 
 
+def test_the_table_of_routing_is_what_the_bench_wrote():
+    """`benchmarks/routing.sh` writes the files; the README shows some of them."""
+    names = {
+        "demo": "demo",
+        "demo, tuned on ZsRE": "zsre",
+        "demo, tuned on CounterFact": "counterfact",
+        "the same, `reading=mean`": "counterfact",
+    }
+    lines = re.findall(rf"^\| ({'|'.join(map(re.escape, names))}) \| (\d+) \| (.*) \|$", README, re.MULTILINE)
+    assert len(lines) == 5
+    for base, edits, cells in lines:
+        file = f"{names[base]}-{edits}" if edits == "10000" else names[base]
+        rows = json.loads((ROOT / "benchmarks" / "routing" / f"{file}.json").read_text())
+        share = {r["router"]: 100 * r["at 1% same_kind"]["rephrases"] for r in rows if r["edits"] == int(edits)}
+        pool = "/mean" if "mean" in base else ""
+        wanted = [f"key (cosine){pool}", f"closed-form{pool}", f"closed-form, second look{pool}"]
+        papers = [f"{found:.1f}" for name, found in share.items() if name.startswith("paper") and not pool] or ["-"]
+        assert cells.split(" | ") == papers + [f"{share[name]:.1f}" for name in wanted]
+
+
 def test_links_lead_somewhere():
     for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
         assert (ROOT / link).exists(), link
