@@ -18,7 +18,8 @@ from scen_cli.model.template import Prompt
 from scen_cli.model.variants import ways_to_put
 from scen_cli.patched_model import PatchedModel
 from scen_cli.project.ledger import Edit
-from scen_cli.project.project import Project, Trained, Training
+from scen_cli.project.project import Project
+from scen_cli.project.trained import Trained, Training
 from scen_cli.project.store import EditTensors
 
 FROM_LIBRARY = SourceLine("library", 0)  # where an edit made by a program of one's own came from

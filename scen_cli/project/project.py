@@ -13,46 +13,22 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project.guard import Guard, NewGuard, add_guard, read_guard, write_guard_file
 from scen_cli.project.ledger import Edit, Ledger, Threshold, now
 from scen_cli.project.store import EditTensors, StoredFile, read_tensors, sha256_of, write_edit, write_merged
+from scen_cli.project.trained import Trained, Training, edit_row
 
 LEDGER = "scen.db"
 FORMAT = 1  # of the whole folder; a newer one is refused
 MERGED = "merged.safetensors"
-
-
-@dataclass(frozen=True)
-class Training:
-    """How an expert and its neuron were trained, for the ledger."""
-
-    seed: int
-    seconds: float
-    expert_losses: list[float] = field(default_factory=list)
-    neuron_losses: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One edit that an expert was trained for: `activation` is the neuron's on its key, `learned` the rephrases
-    it was trained with. One that is not `in_force` failed, and `reason` says why; of one that is, the reason
-    says what to know of it."""
-
-    record: EditRecord
-    where: SourceLine
-    in_force: bool
-    activation: float | None = None
-    reason: str = ""
-    learned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +137,7 @@ class Project:
                     for older, prompt in in_force:
                         if file and (prompt == edit.record.prompt or older in superseding):
                             db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
-                    row = _edit_row(edit_id, expert, edit, training, file, len(edits))
+                    row = edit_row(edit_id, expert, edit, training, file, len(edits))
                     db["edits"].insert({**row, "bias": told["bias"]})
         return [self.find(edit_id) for edit_id in ids]
 
@@ -306,32 +282,3 @@ def refuse_existing(folder: Path) -> None:
             f"`{folder}` already holds a project",
             hint=f"`scen status --dir {folder}` shows it; another `--dir` makes another",
         )
-
-
-def _edit_row(
-    edit_id: int, expert: int | None, edit: Trained, training: Training, stored: StoredFile | None, sharing: int
-) -> dict[str, Any]:
-    record, where = edit.record, edit.where
-    return {
-        "id": edit_id,
-        "prompt": record.prompt,
-        "target": record.target,
-        "subject": record.subject,
-        "rephrases": json.dumps(record.rephrases),
-        "state": "active" if stored else "failed",
-        "superseded_by": None,
-        "reason": edit.reason or None,
-        "file": stored.name if stored else None,
-        "sha256": stored.sha256 if stored else None,
-        "size": stored.size if stored else None,
-        "expert_losses": json.dumps(training.expert_losses),
-        "neuron_losses": json.dumps(training.neuron_losses),
-        "activation": edit.activation,
-        "seed": training.seed,
-        "seconds": training.seconds / sharing,
-        "created": now(),
-        "source": where.source,
-        "source_line": where.line,
-        "expert": expert if stored else None,
-        "learned": json.dumps(edit.learned),
-    }
