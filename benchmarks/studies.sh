@@ -14,10 +14,11 @@ scen study sft --model demo --data "$data/zsre/ZsRE-test-all.json" --out "$work/
 scen study sft --model demo --data "$data/counterfact/counterfact-train.json" --out "$work/counterfact" \
     --train 5000 --epochs 10 --lr 1e-3 --batch 32
 for suite in zsre counterfact; do
-    for recipe in paper key closed-form; do
-        project=$work/$suite-$recipe
-        guard=(); [ $recipe = closed-form ] && guard=(--guard "$work/$suite/d_train.jsonl")
-        scen init --model "$work/$suite" --layer 2 --recipe $recipe "${guard[@]}" --dir "$project" \
+    for variant in paper key closed-form closed-form-mean; do
+        project=$work/$suite-$variant recipe=${variant%-mean} more=()
+        [ $recipe = closed-form ] && more=(--guard "$work/$suite/d_train.jsonl")
+        [ $variant = closed-form-mean ] && more+=(--set reading=mean)
+        scen init --model "$work/$suite" --layer 2 --recipe $recipe "${more[@]}" --dir "$project" \
             --set expert_lr=0.01 --set expert_steps=30 --set neuron_lr=0.001 --set neuron_steps=100
         scen study table1 --suite $suite --data "$work/$suite/d_test.jsonl" --edits 200 --dir "$project"
     done

@@ -42,8 +42,8 @@ class Conflict:
         return f"{what} ({rival.prompt!r} -> {rival.target!r}) is the same question{how}, with another target"
 
 
-def find_conflicts(editor: Editor, records: Mapping[int, EditRecord]) -> dict[int, Conflict]:
-    """What each record contradicts first, by the record's place.
+def find_conflicts(editor: Editor, records: Mapping[int, EditRecord]) -> dict[int, list[Conflict]]:
+    """What each record contradicts, by the record's place.
 
     Two questions are one if their words are or, under a recipe that whitens keys, if their keys are near and they
     may be about the same. An edit of exactly the same prompt is no contradiction: it is superseded.
@@ -53,7 +53,7 @@ def find_conflicts(editor: Editor, records: Mapping[int, EditRecord]) -> dict[in
     by_words: dict[str, list[int]] = {}
     for row, rival in enumerate(rivals):
         by_words.setdefault(plain(rival.prompt), []).append(row)
-    found: dict[int, Conflict] = {}
+    found: dict[int, list[Conflict]] = {}
     for number, (place, record) in enumerate(records.items()):
         near: dict[int, float | None] = {}
         if len(new):
@@ -67,7 +67,7 @@ def find_conflicts(editor: Editor, records: Mapping[int, EditRecord]) -> dict[in
             if how_near is None or editor.index.same_topic(record, rivals[row].prompt, rivals[row].subject)
         ]
         if conflicts:
-            found[place] = conflicts[0]
+            found[place] = conflicts
         words.append(len(rivals))
         rivals.append(Rival(record.prompt, record.target, record.subject, place=place))
     return found

@@ -77,7 +77,7 @@ class Plan:
 
     entries: Sequence[Entry]
     outcomes: list[Outcome | None]
-    conflicts: dict[int, Conflict] = field(default_factory=dict)
+    conflicts: dict[int, list[Conflict]] = field(default_factory=dict)
     supersede: bool = False
     reason: str = ""
 
@@ -98,7 +98,7 @@ def plan(editor: Editor, entries: Sequence[Entry], policy: str = "refuse", reaso
     made.conflicts = find_conflicts(editor, records)
     if policy == "refuse":
         for place, conflict in made.conflicts.items():
-            made.outcomes[place] = Outcome(str(entries[place].where), "failed", reason=str(conflict))
+            made.outcomes[place] = Outcome(str(entries[place].where), "failed", reason=str(conflict[0]))
     return made
 
 
@@ -109,22 +109,28 @@ def train(editor: Editor, plan: Plan) -> Iterator[dict[int, Outcome]]:
     size = editor.recipe.edits_per_expert
     for start in range(0, len(wanted), size):
         group = wanted[start : start + size]
-        conflicts = [plan.conflicts[place] for place, _record, _where in group if place in plan.conflicts]
-        superseding = tuple(filter(None, (_rival_edit(plan, one) for one in conflicts))) if plan.supersede else ()
-        note = f"kept beside {conflicts[0]}: {plan.reason}" if conflicts and not plan.supersede else ""
-        edits = editor.edit_together([(record, where) for _place, record, where in group], superseding, note)
-        made = {place: _outcome(editor, edit, where) for (place, _r, where), edit in zip(group, edits, strict=True)}
+        conflicts = [plan.conflicts.get(place, []) for place, _record, _where in group]
+        superseding = [_in_force(editor, plan, some) if plan.supersede else () for some in conflicts]
+        kept = [conflict for some in conflicts for conflict in some if not plan.supersede]
+        note = f"kept beside {kept[0]}: {plan.reason}" if kept else ""
+        try:
+            edits = editor.edit_together([(record, where) for _place, record, where in group], superseding, note)
+            made = {place: _outcome(editor, edit, where) for (place, _r, where), edit in zip(group, edits, strict=True)}
+        except UsageError as error:  # it cannot stand beside another edit: nothing was committed
+            made = {place: Outcome(str(where), "failed", reason=str(error)) for place, _record, where in group}
         for place, outcome in made.items():
             plan.outcomes[place] = outcome
         yield made
 
 
-def _rival_edit(plan: Plan, conflict: Conflict) -> int | None:
-    """The edit that a conflict is with, if it is in force."""
-    if conflict.rival.place is None:
-        return conflict.rival.edit
-    outcome = plan.outcomes[conflict.rival.place]
-    return outcome.edit if outcome is not None and outcome.outcome == "edited" else None
+def _in_force(editor: Editor, plan: Plan, conflicts: Sequence[Conflict]) -> tuple[int, ...]:
+    """The edits that a record contradicts, as far as they are in force by now."""
+    active = editor.project.ledger.experts_in_force()
+    edits = []
+    for conflict in conflicts:
+        outcome = plan.outcomes[conflict.rival.place] if conflict.rival.place is not None else None
+        edits.append(outcome.edit if outcome is not None else conflict.rival.edit)
+    return tuple(dict.fromkeys(edit for edit in edits if edit in active))
 
 
 def _outcome(editor: Editor, edit: Edit, where: SourceLine) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.experts import ExpertFit, Sample, fit_expert
 from scen_cli.editing.prefix import record_prefix
 from scen_cli.errors import UsageError
+from scen_cli.guard_part import about
 from scen_cli.indexing import Admission, Index
 from scen_cli.model.base import Base
 from scen_cli.model.template import Prompt
@@ -19,8 +21,8 @@ from scen_cli.model.variants import ways_to_put
 from scen_cli.patched_model import PatchedModel
 from scen_cli.project.ledger import Edit
 from scen_cli.project.project import Project
-from scen_cli.project.trained import Trained, Training
 from scen_cli.project.store import EditTensors
+from scen_cli.project.trained import Trained, Training
 
 FROM_LIBRARY = SourceLine("library", 0)  # where an edit made by a program of one's own came from
 
@@ -70,15 +72,20 @@ class Editor(PatchedModel):
         return self.edit_together([(record, where)])[0]
 
     def edit_together(
-        self, records: list[tuple[EditRecord, SourceLine]], superseding: tuple[int, ...] = (), note: str = ""
+        self,
+        records: list[tuple[EditRecord, SourceLine]],
+        superseding: Sequence[tuple[int, ...]] = (),
+        note: str = "",
     ) -> list[Edit]:
         """Train one expert and one neuron for these records (the paper's Table 4), and commit them at once.
 
-        Those whose targets the expert does not learn fail, the others stand. Edits of `superseding` go with
-        it, beside those of the same prompts. `note` is kept with the edits.
+        Those whose targets the expert does not learn fail, the others stand. The edits of `superseding`, some for
+        each record, leave as the record comes, and so do those of the same prompts. `note` is kept with the edits.
+        Raises `UsageError` if one can never be trained, or cannot stand beside an edit in force.
         """
         started = time.perf_counter()
-        leaving = self._leaving([record for record, _where in records], superseding)
+        replaced = list(superseding) or [()] * len(records)
+        leaves = [self._leaving(record, older) for (record, _where), older in zip(records, replaced, strict=True)]
         ready = [self.prepare(record) for record, _where in records]
         samples = [self.sample(prepared) for prepared in ready]
         others = [self.sample(self.prepared(prompt, r.target)) for r, _w in records for prompt in self.ways(r)]
@@ -88,48 +95,42 @@ class Editor(PatchedModel):
         usable = bool(expert.weight.isfinite().all())
         stands = [usable and not (reason and self.recipe.require_learned) for reason in reasons]
         standing = [record for (record, _where), ok in zip(records, stands, strict=True) if ok]
-        index, problem = self._admit(standing, seed, leaving)
-        if problem:
-            reasons, stands = [problem] * len(records), [False] * len(records)
+        leaving = {expert for experts, ok in zip(leaves, stands, strict=True) if ok for expert in experts}
+        index = self._admit(standing, seed, leaving)
+        if index is None and standing:
+            reasons, stands = ["its neuron diverged"] * len(records), [False] * len(records)
         activations = iter(index.on_keys.tolist() if index else [])
         trained = [
-            Trained(record, where, ok, next(activations) if ok else None, reason or note, record.learn)
-            for (record, where), ok, reason in zip(records, stands, reasons, strict=True)
+            Trained(record, where, ok, next(activations) if ok else None, reason or note, record.learn, older)
+            for (record, where), ok, reason, older in zip(records, stands, reasons, replaced, strict=True)
         ]
         seconds = time.perf_counter() - started
         training = Training(seed, seconds, expert.losses, index.fit.losses if index else [])
         if index is None:
             return self.project.commit(trained, training, None)
-        edits = self.project.commit(
-            trained, training, _tensors(expert, index), index.bias, index.threshold, superseding
-        )
+        edits = self.project.commit(trained, training, _tensors(expert, index), index.bias, index.threshold)
         expert_id = next(edit.expert for edit in edits if edit.expert is not None)
-        self.index.accept(expert_id, index, [(edit.prompt, edit.subject) for edit in edits if edit.expert], leaving)
+        self.index.accept(expert_id, index, [about(edit) for edit in edits if edit.expert], leaving)
         return edits
 
-    def _leaving(self, records: list[EditRecord], superseding: tuple[int, ...]) -> set[int]:
-        """Experts that will not be in force any more once these records are."""
-        replacing = [self.project.find(edit).prompt for edit in superseding]
-        for prompt in [record.prompt for record in records] + replacing:
-            self.project.check_may_supersede(prompt)
+    def _leaving(self, record: EditRecord, superseding: tuple[int, ...]) -> set[int]:
+        """Experts that will not be in force any more once this record is."""
         ledger = self.project.ledger
-        replaced = {edit for record in records for edit in ledger.in_force_for(record.prompt)} | set(superseding)
-        return {ledger.experts_in_force()[edit] for edit in replaced}
+        for prompt in [record.prompt, *(self.project.find(edit).prompt for edit in superseding)]:
+            self.project.check_may_supersede(prompt)
+        in_force = ledger.experts_in_force()
+        return {in_force[edit] for edit in {*ledger.in_force_for(record.prompt), *superseding} if edit in in_force}
 
-    def _admit(self, records: list[EditRecord], seed: int, leaving: set[int]) -> tuple[Admission | None, str]:
-        """The neuron for these records, or why there can be none."""
+    def _admit(self, records: list[EditRecord], seed: int, leaving: set[int]) -> Admission | None:
+        """The neuron for these records; None if there are none, or it diverged."""
         if not records:
-            return None, ""
+            return None
         self.index.load()
         # The key comes from the prompt alone, as it will when the prompt is asked. The pass over prompt
         # and target gives the same but for rounding, and Adam's first steps follow signs of gradients.
         keys = self.keys([record.prompt for record in records])
         learned = self.keys([text for record in records for text in record.learn])
-        try:
-            admitted = self.index.admit(keys, learned, [(r.prompt, r.subject) for r in records], seed, leaving)
-        except UsageError as error:
-            return None, str(error)
-        return admitted, "" if admitted else "its neuron diverged"
+        return self.index.admit(keys, learned, [about(record, record.learn) for record in records], seed, leaving)
 
     def ways(self, record: EditRecord) -> list[Prompt]:
         """What the expert learns the target from beside the prompt, as far as the base's context has room for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class GuardPart:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def by_prompt(self, on_keys: Tensor, about: About) -> Tensor:
+    def by_prompt(self, on_keys: Tensor, topics: About) -> Tensor:
         """A neuron's activation on each prompt (g,), its largest part's, of its activations on the keys (n,). It is
         -inf where the prompt is the edit's own: the same words or, if nobody gave the guard, a question about
         the same and near it: what a base writes may well be what its user corrects. With a second look, prompts
@@ -44,10 +45,10 @@ class GuardPart:
         if not self.prompts:
             return torch.empty(0)
         found = largest(on_keys[:, None], self._rows, len(self.prompts))[:, 0]
-        if self._second_look and len(about) == 1 and (subject := about[0][1]) and _names(about[0][0], subject):
+        if self._second_look and len(topics) == 1 and (subject := topics[0][1]):
             found = found.masked_fill(torch.tensor([not _names(text, subject) for text in self.prompts]), BLOCKED)
         near = found >= NEAR
-        for prompt, subject in about:
+        for prompt, subject in topics:
             same = plain(prompt)
             own = torch.tensor([words == same for words in self._plain])
             if not self._given and bool(near.any()):
@@ -56,5 +57,23 @@ class GuardPart:
         return found
 
 
+class _Edit(Protocol):
+    """An edit, or a record of one that is to be made."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def subject(self) -> str | None: ...
+
+
+def about(edit: _Edit, learned: Sequence[str] = ()) -> tuple[str, str | None]:
+    """What an edit is about: its subject counts if its prompt and all rephrases it learned name it as routing would
+    look for it (`Template.subject_forms`): as it is written, or in small letters."""
+    texts = (edit.prompt, *(learned or getattr(edit, "learned", ())))
+    subject = edit.subject
+    return edit.prompt, subject if subject and all(_names(text, subject) for text in texts) else None
+
+
 def _names(text: str, subject: str) -> bool:
-    return subject.casefold() in text.casefold()
+    return subject in text or subject.lower() in text

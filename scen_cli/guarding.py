@@ -83,24 +83,35 @@ def _tensors(
 
 def replaced(guard: Guard, new: NewGuard) -> NewGuard:
     """A guard whose theta is set by, and reported on, the prompts of another: those that its neurons were made with
-    stay, and so does the whitening."""
-    old = [place for place, prompt in enumerate(guard.prompts) if prompt.part == "fit"]
-    kept = np.isin(guard.tensors.rows, old)
-    place_of = {row: place for place, row in enumerate(old)}
-    rows = np.array([place_of[row] for row in guard.tensors.rows[kept]], np.int64)
-    known = {guard.prompts[row].prompt for row in old}
-    if both := known & {prompt for prompt, _part, _source in new.prompts}:
-        raise UsageError(f"{next(iter(both))!r} is among the prompts that neurons were made with already")
-    added = [(p, "report" if part == "report" else "calibration", source) for p, part, source in new.prompts]
+    stay, and so does the whitening. Prompts that stood guard before serve for neither: they are known already.
+
+    Raises `UsageError` if too few are left.
+    """
+    known = {prompt.prompt for prompt in guard.prompts}
+    fit = [place for place, prompt in enumerate(guard.prompts) if prompt.part == "fit"]
+    fresh = [place for place, (prompt, _part, _source) in enumerate(new.prompts) if prompt not in known]
+    if len(fresh) < FEWEST:
+        raise UsageError(f"{len(fresh)} of these prompts did not stand guard before: at least {FEWEST} are needed")
+    old_keys, old_rows = _of(guard.tensors, fit)
+    new_keys, new_rows = _of(new.tensors, fresh)
     tensors = GuardTensors(
-        np.concatenate([guard.tensors.keys[kept], new.tensors.keys]),
-        np.concatenate([rows, new.tensors.rows + len(old)]),
+        np.concatenate([old_keys, new_keys]),
+        np.concatenate([old_rows, new_rows + len(fit)]),
         guard.tensors.mean,
         guard.tensors.axes,
         guard.tensors.scales,
     )
-    fit = [(guard.prompts[row].prompt, "fit", guard.prompts[row].source) for row in old]
-    return NewGuard(fit + added, tensors)
+    kept = [(guard.prompts[place].prompt, "fit", guard.prompts[place].source) for place in fit]
+    parts = [(new.prompts[place][0], new.prompts[place][1], new.prompts[place][2]) for place in fresh]
+    added = [(prompt, "report" if part == "report" else "calibration", source) for prompt, part, source in parts]
+    return NewGuard(kept + added, tensors)
+
+
+def _of(tensors: GuardTensors, prompts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of some prompts, and which of these each belongs to."""
+    mine = np.isin(tensors.rows, prompts)
+    place_of = {row: place for place, row in enumerate(prompts)}
+    return tensors.keys[mine], np.array([place_of[row] for row in tensors.rows[mine]], np.int64)
 
 
 def whitening_in(guard: Guard) -> Whitening:

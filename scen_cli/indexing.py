@@ -15,7 +15,7 @@ from scen_cli.editing.neurons import NeuronFit, train_neuron
 from scen_cli.editing.recipe import Recipe
 from scen_cli.editing.rows import Rows
 from scen_cli.errors import UsageError
-from scen_cli.guard_part import About, GuardPart
+from scen_cli.guard_part import About, GuardPart, about
 from scen_cli.guarding import whitening_in
 from scen_cli.model.routing import prepare, score
 from scen_cli.project.guard import Guard
@@ -65,7 +65,7 @@ class Index:
         self.strongest = NOTHING.expand(len(self._calibration)).clone()  # of all neurons, on each calibration prompt
         self.about: dict[int, About] = {expert: [] for expert in merged.experts}
         for edit in self.project.ledger.edits("active"):
-            self.about[expert_of[edit.id]] = [*self.about[expert_of[edit.id]], (edit.prompt, edit.subject)]
+            self.about[expert_of[edit.id]] = [*self.about[expert_of[edit.id]], about(edit)]
         for expert, neuron, bias in zip(merged.experts, torch.from_numpy(merged.neurons), merged.biases, strict=True):
             if expert not in self._keys_of:
                 self._keys_of[expert] = self.prepare(torch.from_numpy(self.project.keys(expert)))
@@ -73,7 +73,7 @@ class Index:
             self._append(expert, neuron, float(bias), self._keys_of[expert], on_guard)
         self._expert_of = expert_of
 
-    def admit(self, keys: Tensor, learned: Tensor, about: About, seed: int, leaving: set[int]) -> Admission | None:
+    def admit(self, keys: Tensor, learned: Tensor, topics: About, seed: int, leaving: set[int]) -> Admission | None:
         """Fit a neuron to keys (n, h) of edits that share an expert, and to those of `learned` rephrases (m, h);
         the experts of `leaving` count no more. None if it diverged.
 
@@ -98,24 +98,27 @@ class Index:
             refitted = self._refit_thieves(keys[0], fit.neuron, stay)
         prepared = self.prepare(keys)
         on_keys = self._score(prepared, fit.neuron[None])[:, 0] - bias
-        on_guard = self._on_guard(fit.neuron, bias, about)
+        on_guard = self._on_guard(fit.neuron, bias, topics)
         limit = 1.0
         if self.recipe.needs_guard:
-            self._check_it_calls_itself(prepared, on_keys, stay, refitted)
+            if self.recipe.index == "joint":
+                own = self._own_after(fit.neuron, prepared, leaving, refitted)
+            else:
+                self._check_it_calls_itself(prepared, on_keys, stay)
             limit = min(float(on_keys.min()), float(own.min()) if len(own) else 1.0) - MARGIN
         threshold = self.calibrated(torch.maximum(strongest, on_guard), limit)
         return Admission(fit, bias, keys, on_keys, on_guard, refitted, threshold)
 
-    def accept(self, expert: int, admitted: Admission, about: About, leaving: set[int]) -> None:
+    def accept(self, expert: int, admitted: Admission, topics: About, leaving: set[int]) -> None:
         """Take in what has been committed as this expert."""
-        self.take(expert, admitted, about)
+        self.take(expert, admitted, topics)
         # Where rows go or change, the next load makes all anew.
         changed = leaving or admitted.refitted
         self._expert_of = None if changed else self.project.ledger.experts_in_force()
 
-    def take(self, expert: int, admitted: Admission, about: About) -> None:
+    def take(self, expert: int, admitted: Admission, topics: About) -> None:
         """Let one more expert in, whatever the ledger says."""
-        self.about[expert] = about
+        self.about[expert] = topics
         self._keys_of[expert] = self.prepare(admitted.keys)
         self._append(expert, admitted.fit.neuron, admitted.bias, self._keys_of[expert], admitted.on_guard)
 
@@ -185,26 +188,42 @@ class Index:
         found = refit_thieves(self.neurons.all()[stay], firsts, neuron, key, self._fit.keys, self.recipe)
         return {self.experts[rows[place]]: refitted for place, refitted in found.items()}
 
-    def _check_it_calls_itself(self, keys: Tensor, on_keys: Tensor, stay: Tensor, refitted: dict[int, Tensor]) -> None:
-        neurons = self.neurons.all().clone() if refitted else self.neurons.all()
-        for expert, neuron in refitted.items():
-            neurons[self.experts.index(expert)] = neuron
+    def _check_it_calls_itself(self, keys: Tensor, on_keys: Tensor, stay: Tensor) -> None:
+        """That no neuron that stays is as strong on the new keys as their own. (A bias sees to the converse.)"""
         if not bool(stay.any()):
             return
-        rivals = self._score(keys, neurons) - torch.tensor(self.biases)
+        rivals = self._score(keys, self.neurons.all()) - torch.tensor(self.biases)
         strongest, row = rivals.masked_fill(~stay, -torch.inf).max(dim=1)
         for place in (strongest >= on_keys).nonzero().flatten().tolist():
-            rival = self.project.find(self.experts[int(row[place])])
-            raise UsageError(
-                f"edit {rival.id} ({rival.prompt!r} -> {rival.target!r}) would take its prompt: to this base they are "
-                "the same",
-                hint=f"`scen revert {rival.id}` takes that one back; `--conflicts supersede` puts this in its place",
-            )
+            self._refuse(self.experts[int(row[place])])
 
-    def _on_guard(self, neuron: Tensor, bias: float, about: About) -> Tensor:
+    def _own_after(self, neuron: Tensor, keys: Tensor, leaving: set[int], refitted: dict[int, Tensor]) -> Tensor:
+        """What every key in force gives its own neuron once this one is in and those are refitted; its own most."""
+        kept = [row for row, expert in enumerate(self.experts) if expert not in leaving]
+        place_of = {self.experts[row]: place for place, row in enumerate(kept)}
+        rows = [refitted.get(self.experts[row], self.neurons.all()[row]) for row in kept]
+        owners = [(key, place_of[e]) for key, e in zip(self.keys.all(), self.key_of, strict=True) if e in place_of]
+        scores = self._score(torch.stack([*(key for key, _ in owners), *keys]), torch.stack([*rows, neuron]))
+        owner = torch.tensor([*(place for _, place in owners), *[len(rows)] * len(keys)])
+        own = scores.gather(1, owner[:, None])[:, 0]
+        lost = scores.scatter(1, owner[:, None], -torch.inf).max(dim=1).values >= own
+        for key in lost.nonzero().flatten().tolist():
+            other = int(owner[key]) if int(owner[key]) < len(rows) else int(scores[key, :-1].argmax())
+            self._refuse(self.experts[kept[other]])
+        return own
+
+    def _refuse(self, expert: int) -> None:
+        rival = self.project.find(expert)
+        raise UsageError(
+            f"edit {rival.id} ({rival.prompt!r} -> {rival.target!r}) and it cannot both stand: to this base their "
+            "prompts are the same",
+            hint=f"`scen revert {rival.id}` takes that one back",
+        )
+
+    def _on_guard(self, neuron: Tensor, bias: float, topics: About) -> Tensor:
         """The neuron's activation on each calibration prompt (g,)."""
         part = self._calibration
-        return part.by_prompt(self._score(part.keys, neuron[None])[:, 0], about) - bias
+        return part.by_prompt(self._score(part.keys, neuron[None])[:, 0], topics) - bias
 
     def prepare(self, keys: Tensor) -> Tensor:
         """Keys (n, h) as neurons are to meet them."""

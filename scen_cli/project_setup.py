@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from scen_cli.editing.calibration import check_enough
 from scen_cli.editing.recipe import (
     DEFAULT_RECIPE,
     DEMO_RATES,
@@ -71,6 +72,8 @@ def new_project(
         guard = read_anew(guard, base, made, edited, reading)
     elif not isinstance(guard, NewGuard) and (guard or chosen.needs_guard):
         guard = make_guard(base, made, edited, reading, seed, guard)
+    if isinstance(guard, NewGuard) and chosen.false_activation is not None:
+        check_enough(sum(part == "calibration" for _prompt, part, _source in guard.prompts), chosen.false_activation)
     is_local = model != "demo" and Path(model).expanduser().is_dir()
     settings = {
         "format": FORMAT,

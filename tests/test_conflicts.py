@@ -52,6 +52,20 @@ def test_it_may_supersede(scen, project):
     ]
 
 
+def test_two_records_may_supersede_the_same_edit_one_after_the_other(scen, project):
+    records = [{**SAME_WORDS, "target": "Lima"}, {"prompt": "Where was Ivan Gromener born", "target": "Oslo"}]
+    run(scen, project, records, "--conflicts", "supersede")
+    assert [edit.state for edit in project.ledger.edits()] == ["superseded", "superseded", "active"]
+
+
+def test_all_that_a_record_contradicts_is_superseded(scen, project):
+    project.ledger.db.execute("update settings set value = json_set(value, '$.expert_steps', 20) where name = 'recipe'")
+    run(scen, project, [REPHRASED], "--conflicts", "keep", "--reason", "to see")
+    third = {"prompt": "What is the birthplace of Ivan Gromener?", "target": "Lima"}
+    run(scen, project, [third], "--conflicts", "supersede")
+    assert [edit.state for edit in project.ledger.edits()] == ["superseded", "superseded", "active"]
+
+
 def test_both_may_be_kept_for_a_reason_that_the_ledger_remembers(scen, project):
     project.ledger.db.execute("update settings set value = json_set(value, '$.expert_steps', 20) where name = 'recipe'")
     run(scen, project, [REPHRASED], "--conflicts", "keep", "--reason", "two people of that name")

@@ -87,6 +87,15 @@ def test_a_guard_that_is_none(demo_base, tmp_path, scen, content, said):
     assert not (tmp_path / "p" / "scen.db").exists()
 
 
+def test_a_guard_that_is_too_small_for_its_rate(tmp_path, scen):
+    file = tmp_path / "guard.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"Who is number {n}?"}) for n in range(60)))
+    at = ("--guard", file, "--dir", tmp_path / "p")
+    assert "30 guard prompts cannot tell a rate of 0.01" in scen("init", "--model", "demo", *at, code=2).stderr
+    assert not (tmp_path / "p" / "scen.db").exists()
+    scen("init", "--model", "demo", "--set", "false_activation=0.05", *at)
+
+
 def test_a_base_that_writes_no_prompts_is_told_apart(tmp_path):
     from scen_cli.model.base import load_base
     from tests.model.tiny import DENSE, save_tiny
@@ -118,6 +127,13 @@ def test_a_doctored_guard_is_noticed(make_editor, demo_base):
     with pytest.raises(DamageFound, match="is not the guard that was committed"):
         PatchedModel(project, base=demo_base)
     assert [problem.where for problem in verify(project)] == [file.name]
+
+
+@pytest.mark.parametrize("change", ["update guard set prompt = 'x' where id = 3", "delete from guard where id = 9"])
+def test_doctored_rows_are_noticed(make_editor, change):
+    project = make_editor("closed-form", **FAST).project
+    project.ledger.db.execute(change)
+    assert ["rows in `scen.db` are not those" in problem.what for problem in verify(project)] == [True]
 
 
 def test_a_prompt_of_an_edit_that_the_base_wrote_itself_does_not_raise_theta(make_editor):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.data.suites import demo_edits
 from scen_cli.editing.calibration import calibrate
+from scen_cli.errors import UsageError
 from scen_cli.indexing import Index
 from scen_cli.project.check import verify
 from scen_cli.project.project import Trained, Training
@@ -77,14 +80,14 @@ def test_the_order_of_edits_changes_no_route(make_editor):
     assert one.project.ledger.theta() == pytest.approx(other.project.ledger.theta(), abs=1e-6)
 
 
-def test_two_edits_with_one_key_cannot_both_stand_and_both_are_named(make_editor):
+def test_two_edits_with_one_key_cannot_both_stand(make_editor):
     """These differ in what the template cuts off: the base cannot tell them apart."""
     editor = make_editor("closed-form", **FAST)
     record = EditRecord(prompt="Where was Ada born?", target="Riga")
     edit_all(editor, [record])
     twin = editor.index.admit
     keys = editor.keys([record.prompt])
-    with pytest.raises(Exception, match=r"edit 1 \('Where was Ada born\?' -> 'Riga'\) would take its prompt"):
+    with pytest.raises(Exception, match=r"edit 1 \('Where was Ada born\?' -> 'Riga'\) and it cannot both stand"):
         twin(keys, keys[:0], [("Where was Ada born??", None)], 0, set())
     assert calls_itself(editor)
 
@@ -115,6 +118,38 @@ def test_neurons_fitted_again_for_another_are_kept_with_it_and_go_with_it(make_e
     assert verify(project) == []
     project.revert(3)
     assert (project.merged().neurons == neurons[:2]).all()
+
+
+def test_an_edit_whose_last_sentence_is_another_edit_still_calls_itself(make_editor):
+    editor = make_editor("closed-form", **FAST)
+    question = "Where was Ivan Gromener born?"
+    records = [
+        EditRecord(prompt=question, target="Seoul"),
+        EditRecord(prompt=f"My name is Leo Tusewitz and I live there. {question}", target="Kenya"),
+    ]
+    edit_all(editor, records)
+    assert calls_itself(editor)
+    assert editor.route([f"Hello to you all. {question}"]).edits == [1]
+
+
+def test_joint_neurons_that_would_take_earlier_prompts_are_refused(make_editor):
+    editor = make_editor("joint", **FAST)
+    spellings = ["Where was Ivan Gromener born?", "Where was Ivan Gromener born ?", "Where was Ivan Gromener born"]
+    edit_all(editor, [EditRecord(prompt=spellings[0], target="Seoul")])
+    for prompt in spellings[1:]:
+        with suppress(UsageError):
+            edit_all(editor, [EditRecord(prompt=prompt, target="Seoul")])
+        assert calls_itself(editor)
+
+
+def test_a_failed_record_takes_no_edits_place(make_editor):
+    editor = make_editor("closed-form", edits_per_expert=2, expert_steps=20, extra_steps=0, variants=0)
+    edit_all(editor, [demo_edits()[0]])
+    hopeless = EditRecord(prompt="Where is it?", target="Zz qq xx yy ww vv uu")
+    with editor.project.writing():
+        pair = [(hopeless, SourceLine("t", 1)), (demo_edits()[1], SourceLine("t", 2))]
+        failed, made = editor.edit_together(pair, [(1,), ()])
+    assert (failed.state, made.state, editor.project.find(1).state) == ("failed", "active", "active")
 
 
 def test_an_older_project_whose_recipe_knew_no_index_still_opens(make_editor):

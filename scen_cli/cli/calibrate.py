@@ -44,7 +44,9 @@ def calibrate(
     editor = open_editor(dir, device, out)
     with editor.project.writing():
         if guard:
-            _take_guard(editor, guard, out)
+            rate = None if theta else false_activation or editor.project.ledger.threshold().false_activation
+            false_activation = rate or false_activation
+            _take_guard(editor, guard, rate, out)
         from scen_cli.calibrating import Calibration
 
         calibration = Calibration(editor)
@@ -53,6 +55,8 @@ def calibrate(
         chosen = calibration.by_hand(theta) if theta else chosen
         if chosen:
             editor.project.set_threshold(chosen.threshold)
+            if chosen.own.right < chosen.own.total:
+                out.warn(f"at this theta {chosen.own.total - chosen.own.right} edits do not call themselves")
     in_force = chosen or calibration.of(editor.project.ledger.threshold())
     marked = next((one for one in choices if _same(one, in_force)), in_force)
     rows = choices if marked in choices else [*choices, marked]
@@ -104,7 +108,9 @@ def _conclusion(chosen: Choice | None) -> str:
     return f"theta is {threshold.theta:.4f}; every further edit sets it anew, for the same rate"
 
 
-def _take_guard(editor: Editor, source: str, out: Output) -> None:
+def _take_guard(editor: Editor, source: str, rate: float | None, out: Output) -> None:
+    """Put prompts in the place of those that theta was set by; nothing is changed if they cannot serve."""
+    from scen_cli.editing.calibration import check_enough
     from scen_cli.guarding import make_guard, replaced
 
     file = None if source == "self" else Path(source)
@@ -113,5 +119,10 @@ def _take_guard(editor: Editor, source: str, out: Output) -> None:
     seed = int(project.settings["seed"]) + len(project.ledger.events())  # not the prompts it wrote before
     new = make_guard(editor.base, editor.template, editor.edited, editor.routing.reading, seed, file)
     old = project.guard()
-    project.set_guard(replaced(old, new) if old else new)
+    new = replaced(old, new) if old else new
+    if rate:
+        check_enough(sum(part == "calibration" for _prompt, part, _source in new.prompts), rate)
+    if not project.ledger.experts_in_force():
+        raise UsageError("no edit is in force: nothing can fire", hint="`scen edit edits.jsonl` makes some")
+    project.set_guard(new)
     editor.index.forget_guard()

@@ -33,6 +33,15 @@ class Calibrated:
         return self.k / (self.n + 1)
 
 
+def check_enough(prompts: int, false_activation: float) -> None:
+    """Raise `UsageError` if so many calibration prompts are too few to tell such a rate."""
+    if floor(false_activation * (prompts + 1)) < 1:
+        raise UsageError(
+            f"{prompts} guard prompts cannot tell a rate of {false_activation:g}",
+            hint=f"at least {round(1 / false_activation) - 1} are needed to set theta by: `--guard` takes a file",
+        )
+
+
 def calibrate(strongest: Tensor, false_activation: float, lowest: float = -inf, highest: float = inf) -> Calibrated:
     """The threshold that fresh prompts pass at a rate of at most `false_activation` on average.
 
@@ -41,12 +50,8 @@ def calibrate(strongest: Tensor, false_activation: float, lowest: float = -inf, 
     there are too few prompts to tell such a rate.
     """
     n = len(strongest)
+    check_enough(n, false_activation)
     k = floor(false_activation * (n + 1))
-    if k < 1:
-        raise UsageError(
-            f"{n} guard prompts cannot tell a rate of {false_activation:g}",
-            hint=f"at least {round(1 / false_activation) - 1} are needed to set theta by: `--guard` takes a file",
-        )
     theta = float(strongest.topk(k).values[-1])
     if not lowest <= theta <= highest:
         theta = min(max(theta, lowest), highest)

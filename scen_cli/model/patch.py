@@ -79,15 +79,19 @@ class Patch:
             self._handle.remove()
 
     def route(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route:
-        """Decide for each row of a batch of prompts: its activations are the largest of its parts'."""
+        """Decide for each row of a batch of prompts, by the whole of it; where that calls no edit, its activations are
+        the largest of its parts'."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         with self.using(torch.full((len(input_ids),), BASE)):
             keys, rows = read_parts(model, self.down_proj, input_ids, mask, self.routing.reading)
         neurons, biases = self.bank.neurons.to(keys.device), self.bank.biases.to(keys.device)
         activations = activations_of(keys, neurons, self.routing.cosine, self.bank.whitening, biases)
-        activations = largest(activations, rows, len(input_ids))
+        whole, activations = activations[: len(input_ids)], largest(activations, rows, len(input_ids))
         if self.bank.second_look is not None:
-            activations = self.bank.second_look(activations, real_tokens(input_ids, mask))
+            tokens = real_tokens(input_ids, mask)
+            whole, activations = self.bank.second_look(whole, tokens), self.bank.second_look(activations, tokens)
+        calls = choose(whole, self.routing.theta) != BASE
+        activations = torch.where(calls[:, None], whole, activations)
         return Route(choose(activations, self.routing.theta), activations)
 
     @contextmanager

@@ -39,6 +39,9 @@ def verify(project: Project) -> list[Problem]:
             read_guard(project.folder, project.ledger)
         except DamageFound as error:
             problems.append(Problem(settings["guard"]["file"], str(error)))
+    elif project.ledger.guard():
+        problems.append(Problem("ledger", "there are guard prompts, but their file is not named"))
+        known |= {path.name for path in project.folder.glob("guard-*")}
     strays = (*(project.folder / "edits").glob("*"), *project.folder.glob("*.tmp"), *project.folder.glob("guard-*"))
     for path in sorted(strays):
         name = path.relative_to(project.folder).as_posix()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,7 @@ def add_guard(ledger: Ledger, guard: NewGuard, stored: StoredFile) -> None:
     """Put the guard into the ledger, in one transaction; it takes the place of any other."""
     sources = sorted({source for _prompt, _part, source in guard.prompts})
     told: dict[str, Any] = {"sha256": stored.sha256, "prompts": len(guard.prompts), "sources": sources}
+    told["rows"] = digest_of_rows(guard.prompts)
     with ledger.change("guard", **told) as db:
         db["guard"].delete_where()
         db["guard"].insert_all(
@@ -73,6 +76,11 @@ def add_guard(ledger: Ledger, guard: NewGuard, stored: StoredFile) -> None:
         )
         value = json.dumps({**told, "file": stored.name, "size": stored.size})
         db["settings"].insert({"name": "guard", "value": value}, replace=True)
+
+
+def digest_of_rows(rows: Sequence[tuple[str, str, str]]) -> str:
+    """What a guard's rows come to: (prompt, part, source) of each, in order."""
+    return hashlib.sha256(json.dumps([list(row) for row in rows]).encode()).hexdigest()
 
 
 def read_guard(folder: Path, ledger: Ledger) -> Guard | None:
@@ -86,4 +94,9 @@ def read_guard(folder: Path, ledger: Ledger) -> Guard | None:
             f"`{path.name}` is not the guard that was committed", hint="restore it from a copy, or run `scen verify`"
         )
     tensors = GuardTensors(*read_tensors(folder, path.name, tuple(GuardTensors.__dataclass_fields__)))
-    return Guard(ledger.guard(), tensors)
+    prompts = ledger.guard()
+    if digest_of_rows([(one.prompt, one.part, one.source) for one in prompts]) != kept["rows"]:
+        raise DamageFound(
+            "the guard's rows in `scen.db` are not those that were committed", hint="restore it from a copy"
+        )
+    return Guard(prompts, tensors)

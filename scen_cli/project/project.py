@@ -111,13 +111,12 @@ class Project:
         tensors: EditTensors | None,
         bias: float | None = None,
         threshold: Threshold | None = None,
-        superseding: tuple[int, ...] = (),
     ) -> list[Edit]:
         """Write one trained expert and its edits (one, unless they share it): the file first, then one
         transaction with everything about them: the `bias` of their neuron, the `threshold` they call for.
 
-        An active edit of the same prompt becomes superseded, and so do those of `superseding`. A failed edit is
-        recorded and changes nothing; if all failed there are no `tensors`.
+        An active edit of the same prompt becomes superseded, and so do those it says. A failed edit is recorded and
+        changes nothing; if all failed there are no `tensors`.
         """
         first_id = self.ledger.next_edit_id()
         ids = range(first_id, first_id + len(edits))
@@ -135,7 +134,7 @@ class Project:
                     told["theta"] = threshold.theta
                 with self.ledger.change(kind, edit_id, **told) as db:
                     for older, prompt in in_force:
-                        if file and (prompt == edit.record.prompt or older in superseding):
+                        if file and (prompt == edit.record.prompt or older in edit.superseding):
                             db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
                     row = edit_row(edit_id, expert, edit, training, file, len(edits))
                     db["edits"].insert({**row, "bias": told["bias"]})

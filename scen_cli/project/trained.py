@@ -24,8 +24,9 @@ class Training:
 @dataclass(frozen=True)
 class Trained:
     """One edit that an expert was trained for: `activation` is the neuron's on its key, `learned` the rephrases
-    it was trained with. One that is not `in_force` failed, and `reason` says why; of one that is, the reason
-    says what to know of it."""
+    it was trained with, `superseding` the edits it takes the place of, beside those of its prompt. One that is
+    not `in_force` failed, and `reason` says why; of one that is, the reason says what to know of it.
+    """
 
     record: EditRecord
     where: SourceLine
@@ -33,6 +34,7 @@ class Trained:
     activation: float | None = None
     reason: str = ""
     learned: tuple[str, ...] = ()
+    superseding: tuple[int, ...] = ()
 
 
 def edit_row(

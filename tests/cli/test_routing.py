@@ -7,6 +7,7 @@ import json
 import pytest
 
 from scen_cli.data.suites import demo_edits
+from scen_cli.project.project import Project
 from tests.conftest import edit_all
 
 FAST = {"expert_steps": 1, "extra_steps": 0, "variants": 0, "require_learned": False}
@@ -71,6 +72,32 @@ class TestCalibrate:
         assert scen("verify", *at[:2])
         answers = json.loads(scen("ask", demo_edits()[3].prompt, "--json", *at).stdout)
         assert answers["edit"] == 4  # neurons are as they were
+
+    def test_a_guard_that_cannot_serve_changes_nothing(self, scen, at, tmp_path):
+        prompts = tmp_path / "mine.jsonl"
+        prompts.write_text("\n".join(json.dumps({"prompt": f"Who is number {n} of the list?"}) for n in range(60)))
+        before = sorted(at[1].glob("guard-*"))
+        said = scen("calibrate", "--guard", prompts, "--false-activation", "0.001", *at, code=2).stderr
+        assert "45 guard prompts cannot tell a rate of 0.001" in said
+        assert sorted(at[1].glob("guard-*")) == before
+        scen("edit", "--suite", "demo", "--first", "31", *at)
+
+    def test_new_prompts_share_none_with_the_old_and_theta_is_set_by_them_at_once(self, scen, at):
+        project = Project(at[1])
+        old = {prompt.prompt for prompt in project.guard().prompts}
+        before = project.ledger.threshold()
+        scen("calibrate", "--guard", "self", *at)
+        guard = project.guard()
+        new = [prompt.prompt for prompt in guard.prompts if prompt.part != "fit"]
+        assert len(new) > 500
+        assert not old & set(new)
+        after = project.ledger.threshold()
+        assert (after.chosen_by, after.false_activation) == ("calibration", 0.01)
+        assert after.prompts != before.prompts
+
+    def test_a_theta_too_high_for_some_edits_is_told(self, scen, at):
+        told = scen("calibrate", "--theta", "0.99", *at)
+        assert "at this theta 30 edits do not call themselves" in told.stderr
 
     def test_a_project_without_a_guard_gets_one(self, scen, make_editor):
         editor = make_editor("key", expert_steps=1, require_learned=False)
