@@ -117,7 +117,7 @@ def test_a_7b_shaped_random_llama_in_bfloat16(tmp_path, demo_base, capsys):
     model.requires_grad_(False)
     base = Base(model.eval(), demo_base.tokenizer, demo_base.folder)
     changes = {"expert_lr": 1e-3, "expert_steps": 10}
-    project = new_project(tmp_path / "p", "random-7b", layer=16, changes=changes, base=base)
+    project = new_project(tmp_path / "p", "random-7b", layer=16, recipe="key", changes=changes, base=base)
     editor = Editor(project, base=base)
     records = [EditRecord(prompt=r.prompt, target=r.target) for r in demo_edits()[:20]]
     torch.cuda.synchronize()
