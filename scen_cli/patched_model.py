@@ -93,10 +93,17 @@ class PatchedModel:
             expert_of = self.project.ledger.experts_in_force()
             if self._patch is None or expert_of != self._patch.expert_of or theta != self._patch.theta:
                 self.detach()
-                routing = replace(self.routing, theta=theta)
+                routing = replace(self.routing, theta=theta, sure=self._sure())
                 looks = self.template if self.recipe.second_look == "subject" else None
                 self._patch = ProjectPatch(self.project, self.edited, routing, self._whitening, looks)
             return self._patch
+
+    def _sure(self) -> float:
+        """The least that an edit in force gives its own neuron, where neurons stay as they are once made."""
+        if self.recipe.index != "closed-form":
+            return 0.0
+        own = [edit.activation for edit in self.project.ledger.edits("active") if edit.activation is not None]
+        return min(own, default=0.0)
 
     @contextmanager
     def steady(self) -> Iterator[ProjectPatch]:

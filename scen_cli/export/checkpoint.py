@@ -81,6 +81,7 @@ def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: 
         "theta": patch.theta,
         "subjects": [[list(form) for form in forms] for forms in patch.forms],
         "cosine": patch.routing.cosine,
+        "sure": patch.routing.sure,
         "reading": {**vars(reading), "sentence_ends": sorted(reading.sentence_ends)},
         "template": patched.template.form,
     }

@@ -78,7 +78,9 @@ class ScenForCausalLM(LlamaForCausalLM):
         for name in ("start", "opening", "closing"):
             read[name] = tuple(read[name])
         reading = Reading(**{**read, "sentence_ends": frozenset(read["sentence_ends"])})
-        self._patch = Patch(projection, down_proj, self.scen, Routing(settings["theta"], settings["cosine"], reading))
+        self._patch = Patch(
+            projection, down_proj, self.scen, Routing(settings["theta"], settings["cosine"], reading, settings["sure"])
+        )
 
     def generate(self, inputs: Tensor | None = None, *args: Any, experts: Tensor | None = None, **options: Any) -> Any:
         """`generate` as ever; `experts` (rows,) overrides the routing."""

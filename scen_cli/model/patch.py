@@ -24,6 +24,8 @@ from scen_cli.model.reading import read_parts, real_tokens
 from scen_cli.model.routing import BASE, Routing, Whitening, activations_of, choose, largest
 from scen_cli.model.second_look import SecondLook
 
+SURE = 1e-4  # what rounding may take from the activation of an edit's own prompt
+
 
 @dataclass(frozen=True)
 class Route:
@@ -79,8 +81,8 @@ class Patch:
             self._handle.remove()
 
     def route(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route:
-        """Decide for each row of a batch of prompts, by the whole of it; where that calls no edit, its activations are
-        the largest of its parts'."""
+        """Decide for each row of a batch of prompts: its activations are the largest of its parts', unless the whole
+        of it calls an edit as surely as edits' own prompts do."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         with self.using(torch.full((len(input_ids),), BASE)):
             keys, rows = read_parts(model, self.down_proj, input_ids, mask, self.routing.reading)
@@ -90,7 +92,7 @@ class Patch:
         if self.bank.second_look is not None:
             tokens = real_tokens(input_ids, mask)
             whole, activations = self.bank.second_look(whole, tokens), self.bank.second_look(activations, tokens)
-        calls = choose(whole, self.routing.theta) != BASE
+        calls = choose(whole, max(self.routing.theta, self.routing.sure - SURE)) != BASE
         activations = torch.where(calls[:, None], whole, activations)
         return Route(choose(activations, self.routing.theta), activations)
 

@@ -35,11 +35,13 @@ class Whitening:
 @dataclass(frozen=True)
 class Routing:
     """How a prompt finds its edit: the threshold, and how keys are read. Activations are sigmoid(w.k), or with
-    `cosine` the cosine of neuron and (whitened) key."""
+    `cosine` the cosine of neuron and (whitened) key. A whole prompt that gives `sure` or more is not read in parts:
+    no edit's own prompt gives its neuron less."""
 
     theta: float
     cosine: bool = False
     reading: Reading = field(default_factory=Reading)
+    sure: float = 0.0
 
 
 def activations_of(
