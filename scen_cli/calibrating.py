@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from scen_cli.editing.calibration import expected_to_fire
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.metrics import Share
-from scen_cli.model.routing import BASE, choose
+from scen_cli.model.routing import choose
 from scen_cli.patched_model import BATCH
 from scen_cli.project.ledger import Threshold, now
 
@@ -88,9 +87,5 @@ class Calibration:
         k = round((threshold.expected or 0) * ((threshold.prompts or 0) + 1))
         expected = expected_to_fire(k, threshold.prompts, fired.total) if threshold.prompts else (0, fired.total)
         own = Share.of((self._index.own.all()[:, 0] > theta).tolist())
-        called = _called(self._on_rephrases, theta)
+        called = choose(self._on_rephrases, theta)
         return Choice(threshold, fired, expected, own, Share.of((called == self._owners).tolist()))
-
-
-def _called(activations: Tensor, theta: float) -> Tensor:
-    return choose(activations, theta) if activations.shape[1] else torch.full((len(activations),), BASE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.routing import Whitening
+from scen_cli.model.routing import Whitening, prepare
 
 SHRINKAGE = 0.003  # of the largest variance: what is added to all of them (benchmarks/LOG.md)
 CROWD = 10  # a neuron's crowd: the guard prompts it is strongest on
@@ -43,14 +43,11 @@ def neuron_of(keys: Tensor, learned: Tensor, whitening: Whitening | None) -> Ten
     than a cosine of `OWN` from where it would be.
     """
     unit = nn.functional.normalize
-
-    def prepared(some: Tensor) -> Tensor:
-        return unit(some.float(), dim=-1) if whitening is None else whitening(some)
-
-    own = unit(prepared(keys).mean(dim=0), dim=0)
+    own = unit(prepare(keys, cosine=True, whitening=whitening).mean(dim=0), dim=0)
     if not len(learned):
         return own
-    share, rest = len(learned) / (len(keys) + len(learned)), prepared(learned).mean(dim=0)
+    share = len(learned) / (len(keys) + len(learned))
+    rest = prepare(learned, cosine=True, whitening=whitening).mean(dim=0)
     neuron = unit((1 - share) * own + share * rest, dim=0)
     while float(neuron @ own) < OWN:
         share /= 2

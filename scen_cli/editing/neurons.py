@@ -18,21 +18,18 @@ class NeuronFit:
     losses: list[float]
 
 
-def train_neuron(
-    keys: Tensor, negatives: Tensor, recipe: Recipe, seed: int = 0, start: Tensor | None = None
-) -> NeuronFit:
+def train_neuron(keys: Tensor, negatives: Tensor, recipe: Recipe, seed: int = 0) -> NeuronFit:
     """Fit edit t's neuron to its key, (1, h), against `negatives` (n, h): in the paper the t-1 earlier keys.
 
     Edits that share an expert share the neuron: `keys` are then theirs. It starts as `nn.Linear`'s default
-    does, U(-1/sqrt(h), 1/sqrt(h)) from `seed`, unless a `start` (h,) is given, and takes Adam steps on
+    does, U(-1/sqrt(h), 1/sqrt(h)) from `seed`, and takes Adam steps on
     `neuron_loss`. Only this neuron moves. Computed in float32 on the CPU, for the same digits
     wherever the base runs.
     """
     keys, negatives = keys.float().cpu(), negatives.float().cpu()
-    if start is None:
-        width = keys.shape[1] ** -0.5
-        start = torch.empty_like(keys[0]).uniform_(-width, width, generator=torch.Generator().manual_seed(seed))
-    neuron = start.clone().requires_grad_()
+    width = keys.shape[1] ** -0.5
+    generator = torch.Generator().manual_seed(seed)
+    neuron = torch.empty_like(keys[0]).uniform_(-width, width, generator=generator).requires_grad_()
     optimizer = torch.optim.Adam([neuron], lr=recipe.neuron_lr)
     losses = []
     with torch.enable_grad():

@@ -128,7 +128,10 @@ def test_confusions_names_pairs_guard_prompts_and_edits_that_nothing_reaches(sce
     found = json.loads(scen("confusions", "--json", *at[:2]).stdout)
     first = found["pairs"][0]
     assert first["activation"] >= found["pairs"][1]["activation"]
-    assert {first["edit"], first["other"]} == {10, 28} or first["margin"] < 1
+    neurons = json.loads(scen("ask", demo_edits()[first["other"] - 1].prompt, "--json", *at).stdout)["neurons"]
+    assert [neuron["edit"] for neuron in neurons[:2]] == [first["other"], first["edit"]]
+    assert neurons[1]["activation"] == pytest.approx(first["activation"], abs=1e-3)
+    assert neurons[0]["activation"] - neurons[1]["activation"] == pytest.approx(first["margin"], abs=1e-3)
     assert all(activation > found["theta"] for _prompt, _edit, activation in found["guard"])
     shown = scen("confusions", "--top", "3", *at[:2]).stdout
     assert f"nearest pairs (theta {found['theta']:.4f})" in shown
