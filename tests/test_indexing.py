@@ -101,6 +101,19 @@ def test_a_near_edit_is_let_in_with_a_bias_that_leaves_the_other_its_prompt(make
     assert second.activation == pytest.approx(1 - second.bias, abs=1e-5)
 
 
+def test_a_neuron_that_would_take_another_edits_prompt_gets_more_bias(make_editor):
+    """The other edit gives its own neuron only 0.6 here, as it may in a dense crowd."""
+    editor = make_editor("closed-form", **FAST)
+    edit_all(editor, [EditRecord(prompt="Where was Ada Vanoley born?", target="Riga")])
+    index = editor.index
+    index.own.all()[0], index.biases[0] = 0.6, 0.4
+    key = editor.keys(["Where was Ada Vanoley born"])
+    admitted = index.admit(key, key[:0], [("Where was Ada Vanoley born", None)], 0, set())
+    on_other = float(index.keys.all()[0] @ admitted.fit.neuron) - admitted.bias
+    assert on_other == pytest.approx(0.6 - 0.01, abs=1e-5)
+    assert float(admitted.on_keys[0]) > on_other
+
+
 def test_neurons_fitted_again_for_another_are_kept_with_it_and_go_with_it(make_editor):
     project = make_editor("joint").project
     where, training = SourceLine("test", 1), Training(0, 0.0)

@@ -161,9 +161,9 @@ def test_a_trace_shows_what_was_read_and_why_nothing_fired(scen, make_editor):
     told = json.loads(scen("ask", "--trace", "--json", other, *at).stdout)
     assert told["edit"] is None
     shown = scen("ask", "--trace", other, *at).stdout
-    if told["trace"]["parts"][0]["activation"] > told["theta"]:
-        assert told["trace"]["blocked"] == [6]
-        assert "but the prompt does not name its subject: Ivan Gromener" in shown
+    assert told["trace"]["parts"][0]["activation"] > told["theta"]
+    assert told["trace"]["blocked"] == [6]
+    assert "but the prompt does not name its subject: Ivan Gromener" in shown
     assert "nearest guard prompts" in shown
 
 
