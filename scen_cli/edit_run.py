@@ -102,19 +102,24 @@ def plan(editor: Editor, entries: Sequence[Entry], policy: str = "refuse", reaso
     return made
 
 
-def train(editor: Editor, plan: Plan) -> Iterator[dict[int, Outcome]]:
-    """Train and commit what is planned, in order; one record after the other, or as many together as share an
-    expert. Yields what became of each, by its place, and puts it into the plan."""
+def train(editor: Editor, plan: Plan, batch: int = 1) -> Iterator[dict[int, Outcome]]:
+    """Train and commit what is planned, in order: so many experts are trained at once, and committed one by one, each
+    with the record, or the records that share it. Yields what became of each, by its place, and puts it into the plan.
+    """
     wanted = plan.wanted()
     size = editor.recipe.edits_per_expert
-    for start in range(0, len(wanted), size):
-        group = wanted[start : start + size]
+    groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    for number, group in enumerate(groups):
+        if number % batch == 0:
+            ahead = groups[number : number + batch]
+            fitted = editor.fit([[record for _place, record, _where in some] for some in ahead])
         conflicts = [plan.conflicts.get(place, []) for place, _record, _where in group]
         superseding = [_in_force(editor, plan, some) if plan.supersede else () for some in conflicts]
         kept = [conflict for some in conflicts for conflict in some if not plan.supersede]
         note = f"kept beside {kept[0]}: {plan.reason}" if kept else ""
         try:
-            edits = editor.edit_together([(record, where) for _place, record, where in group], superseding, note)
+            pairs = [(record, where) for _place, record, where in group]
+            edits = editor.edit_together(pairs, superseding, note, fitted[number % batch])
             made = {place: _outcome(editor, edit, where) for (place, _r, where), edit in zip(group, edits, strict=True)}
         except UsageError as error:  # it cannot stand beside another edit: nothing was committed
             made = {place: Outcome(str(where), "failed", reason=str(error)) for place, _record, where in group}

@@ -8,38 +8,47 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scen_cli.data.records import EditRecord, SourceLine
-from scen_cli.editing.experts import ExpertFit, Sample, fit_expert
-from scen_cli.editing.prefix import record_prefix
+from scen_cli.editing.experts import ExpertFit, fit_experts
+from scen_cli.editing.lessons import Lesson, Sample
 from scen_cli.errors import UsageError
 from scen_cli.guard_part import about
 from scen_cli.indexing import Admission, Index
 from scen_cli.model.base import Base
+from scen_cli.model.experts import Expert
 from scen_cli.model.template import Prompt
 from scen_cli.model.variants import ways_to_put
 from scen_cli.patched_model import PatchedModel
 from scen_cli.project.ledger import Edit
 from scen_cli.project.project import Project
-from scen_cli.project.store import EditTensors
+from scen_cli.project.store import EditTensors, LowRankArrays
 from scen_cli.project.trained import Trained, Training
 
 FROM_LIBRARY = SourceLine("library", 0)  # where an edit made by a program of one's own came from
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A record as token ids: the whole sequence, and how many of its last tokens are the target."""
+class Fitted:
+    """An expert for some records, and the seconds it took."""
 
-    input_ids: list[int]
-    target_length: int
+    fit: ExpertFit
+    seconds: float
+
+
+def stored_expert(expert: Expert) -> np.ndarray | LowRankArrays:
+    """An expert as it is stored."""
+    if isinstance(expert, Tensor):
+        return expert.cpu().numpy()
+    return LowRankArrays(*(one.half().cpu().numpy() for one in (expert.a, expert.b)))
 
 
 def _tensors(expert: ExpertFit, index: Admission) -> EditTensors:
     """What is stored of an expert and its neuron."""
     refitted = list(index.refitted.items())
     return EditTensors(
-        expert.weight.cpu().numpy(),
+        stored_expert(expert.expert),
         index.fit.neuron.numpy(),
         index.keys.squeeze(0).numpy(),
         torch.stack([neuron for _expert, neuron in refitted]).numpy() if refitted else None,
@@ -54,13 +63,13 @@ class Editor(PatchedModel):
         super().__init__(project, device, base)
         self.index = Index(project)
 
-    def prepare(self, record: EditRecord) -> Prepared:
+    def prepare(self, record: EditRecord) -> Sample:
         """Tokenise a record. Raises `UsageError` for one that can never be trained."""
-        ready = self.prepared(record.prompt, record.target)
+        ready = self.sample(record.prompt, record.target)
         if not ready.target_length:
             raise UsageError(f"target {record.target!r} tokenises to nothing")
         for prompt in (record.prompt, *record.learn):
-            self.check_fits(f"{prompt} {record.target}", len(self.prepared(prompt, record.target).input_ids))
+            self.check_fits(f"{prompt} {record.target}", len(self.sample(prompt, record.target).input_ids))
         return ready
 
     def edit(self, record: EditRecord, where: SourceLine = FROM_LIBRARY) -> Edit:
@@ -76,8 +85,10 @@ class Editor(PatchedModel):
         records: list[tuple[EditRecord, SourceLine]],
         superseding: Sequence[tuple[int, ...]] = (),
         note: str = "",
+        fitted: Fitted | None = None,
     ) -> list[Edit]:
-        """Train one expert and one neuron for these records (the paper's Table 4), and commit them at once.
+        """Train one expert (unless it is `fitted`) and one neuron for these records (the paper's Table 4), and commit
+        them at once.
 
         Those whose targets the expert does not learn fail, the others stand. The edits of `superseding`, some for
         each record, leave as the record comes, and so do those of the same prompts. `note` is kept with the edits.
@@ -87,13 +98,10 @@ class Editor(PatchedModel):
         replaced = list(superseding) or [()] * len(records)
         leaves = [self._leaving(record, older) for (record, _where), older in zip(records, replaced, strict=True)]
         ready = [self.prepare(record) for record, _where in records]
-        samples = [self.sample(prepared) for prepared in ready]
-        others = [self.sample(self.prepared(prompt, r.target)) for r, _w in records for prompt in self.ways(r)]
-        expert = fit_expert(self.model, self.edited, samples, self.recipe, others)
+        expert = fitted.fit if fitted else self.fit([[record for record, _where in records]])[0].fit
         seed = int(self.project.settings["seed"]) + self.project.ledger.next_edit_id()
         reasons = [self._why_not_learned(expert, one, expert.wrong_tokens[place]) for place, one in enumerate(ready)]
-        usable = bool(expert.weight.isfinite().all())
-        stands = [usable and not (reason and self.recipe.require_learned) for reason in reasons]
+        stands = [expert.finite and not (reason and self.recipe.require_learned) for reason in reasons]
         standing = [record for (record, _where), ok in zip(records, stands, strict=True) if ok]
         leaving = {expert for experts, ok in zip(leaves, stands, strict=True) if ok for expert in experts}
         index = self._admit(standing, seed, leaving)
@@ -101,10 +109,19 @@ class Editor(PatchedModel):
             reasons, stands = ["its neuron diverged"] * len(records), [False] * len(records)
         activations = iter(index.on_keys.tolist() if index else [])
         trained = [
-            Trained(record, where, ok, next(activations) if ok else None, reason or note, record.learn, older)
+            Trained(
+                record,
+                where,
+                ok,
+                next(activations) if ok else None,
+                reason or note,
+                record.learn,
+                older,
+                self.template.subject_forms(record.subject, (record.prompt, *record.learn)),
+            )
             for (record, where), ok, reason, older in zip(records, stands, reasons, replaced, strict=True)
         ]
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started + (fitted.seconds if fitted else 0.0)
         training = Training(seed, seconds, expert.losses, index.fit.losses if index else [])
         if index is None:
             return self.project.commit(trained, training, None)
@@ -112,6 +129,20 @@ class Editor(PatchedModel):
         expert_id = next(edit.expert for edit in edits if edit.expert is not None)
         self.index.accept(expert_id, index, [about(edit) for edit in edits if edit.expert], leaving)
         return edits
+
+    def fit(self, groups: Sequence[Sequence[EditRecord]]) -> list[Fitted]:
+        """Train an expert for each group of records, all at once. Nothing is committed.
+
+        Raises `UsageError` for a record that can never be trained.
+        """
+        started = time.perf_counter()
+        lessons = []
+        for records in groups:
+            samples = [self.prepare(record) for record in records]
+            others = [self.sample(way, record.target) for record in records for way in self.ways(record)]
+            lessons.append(Lesson(samples, others))
+        fits = fit_experts(self.model, self.edited, lessons, self.recipe)
+        return [Fitted(fit, (time.perf_counter() - started) / len(groups)) for fit in fits]
 
     def _leaving(self, record: EditRecord, superseding: tuple[int, ...]) -> set[int]:
         """Experts that will not be in force any more once this record is."""
@@ -135,22 +166,17 @@ class Editor(PatchedModel):
     def ways(self, record: EditRecord) -> list[Prompt]:
         """What the expert learns the target from beside the prompt, as far as the base's context has room for it."""
         ways = [*record.learn, *ways_to_put(record.prompt, self.recipe.variants)]
-        return [way for way in ways if self._has_room(len(self.prepared(way, record.target).input_ids))]
+        return [way for way in ways if self._has_room(len(self.sample(way, record.target).input_ids))]
 
-    def prepared(self, prompt: Prompt, target: str) -> Prepared:
+    def sample(self, prompt: Prompt, target: str) -> Sample:
         """A prompt in the template and a target, as token ids."""
         ids = self.template.target_ids(str(prompt), target)
-        return Prepared(self.template.prompt_ids(prompt) + ids, len(ids))
+        return Sample(self.template.prompt_ids(prompt) + ids, len(ids))
 
-    def sample(self, ready: Prepared) -> Sample:
-        """What the expert is trained on: the ids, and what enters the edited layer for them."""
-        input_ids = torch.tensor([ready.input_ids], device=self.base.device)
-        return Sample(record_prefix(self.model, self.edited, input_ids), input_ids, ready.target_length)
-
-    def _why_not_learned(self, expert: ExpertFit, ready: Prepared, wrong: list[int]) -> str:
+    def _why_not_learned(self, expert: ExpertFit, ready: Sample, wrong: list[int]) -> str:
         """The reason an expert does not give an edit's target, or nothing."""
-        if not expert.weight.isfinite().all():
-            return "its expert diverged: a lower expert_lr may help"
+        if not expert.finite:
+            return f"its expert diverged: a lower {self.recipe.rate_name} may help"
         if not wrong:
             return ""
         if wrong == [ready.target_length - 1]:

@@ -17,7 +17,7 @@ from scen_cli.editing.rows import Rows
 from scen_cli.errors import UsageError
 from scen_cli.guard_part import About, GuardPart, about
 from scen_cli.guarding import whitening_in
-from scen_cli.model.routing import prepare, score
+from scen_cli.model.routing import prepare, ready, score
 from scen_cli.project.guard import Guard
 from scen_cli.project.ledger import Threshold, now
 from scen_cli.project.project import Project
@@ -66,7 +66,8 @@ class Index:
         self.about: dict[int, About] = {expert: [] for expert in merged.experts}
         for edit in self.project.ledger.edits("active"):
             self.about[expert_of[edit.id]] = [*self.about[expert_of[edit.id]], about(edit)]
-        for expert, neuron, bias in zip(merged.experts, torch.from_numpy(merged.neurons), merged.biases, strict=True):
+        neurons = ready(torch.from_numpy(merged.neurons), self.recipe.cosine)
+        for expert, neuron, bias in zip(merged.experts, neurons, merged.biases, strict=True):
             if expert not in self._keys_of:
                 self._keys_of[expert] = self.prepare(torch.from_numpy(self.project.keys(expert)))
             on_guard = self._on_guard(neuron, float(bias), self.about[expert])

@@ -89,11 +89,10 @@ class PatchedModel:
         if steady is not None and steady[0] is self:
             return steady[1]
         with self._lock:
-            theta = self.project.ledger.theta()
-            expert_of = self.project.ledger.experts_in_force()
-            if self._patch is None or expert_of != self._patch.expert_of or theta != self._patch.theta:
+            change = self.project.ledger.last_change()
+            if self._patch is None or change != self._patch.last_change:
                 self.detach()
-                routing = replace(self.routing, theta=theta, sure=self._sure())
+                routing = replace(self.routing, theta=self.project.ledger.theta(), sure=self._sure())
                 looks = self.template if self.recipe.second_look == "subject" else None
                 self._patch = ProjectPatch(self.project, self.edited, routing, self._whitening, looks)
             return self._patch
@@ -102,8 +101,7 @@ class PatchedModel:
         """The least that an edit in force gives its own neuron, where neurons stay as they are once made."""
         if self.recipe.index != "closed-form":
             return 0.0
-        own = [edit.activation for edit in self.project.ledger.edits("active") if edit.activation is not None]
-        return min(own, default=0.0)
+        return self.project.ledger.least_activation() or 0.0
 
     @contextmanager
     def steady(self) -> Iterator[ProjectPatch]:
@@ -199,7 +197,7 @@ class PatchedModel:
         """
         with self.steady() as patch:
             choice = None if edits is None else patch.rows_of(edits)
-            return self._generate(patch, input_ids, attention_mask, choice, **options)
+            return self._generate(patch, input_ids, attention_mask, choice, **options)[0]
 
     def answer(
         self,
@@ -212,8 +210,8 @@ class PatchedModel:
         """Greedy answers, or as `options` for `generate` say.
 
         By the patched model; with `patched=False` by the base alone; with `edits` (an edit's id or
-        None for each prompt) by those edits' experts, whatever the neurons say. All are decided
-        first, then prompts are generated in batches of few experts, so that each is read once.
+        None for each prompt) by those edits' experts, whatever the neurons say. Where there are full
+        experts, all are decided first and generated in batches of few experts, so that each is read once.
         """
         if edits is not None and len(edits) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts need {len(prompts)} edits, not {len(edits)}")
@@ -222,23 +220,26 @@ class PatchedModel:
         with self.steady() as patch:
             if not patched:
                 edits = [None] * len(prompts)
-            elif edits is None:
+            elif edits is None and patch.full_at_once:
                 chunks = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
                 edits = [edit for chunk in chunks for edit in self.route_ids(chunk).edits]
             wanted = int(options.pop("max_new_tokens", None) or self.longest_answer())
             rooms = [min(wanted, (self.context or 10**9) - len(tokens)) for tokens in rows]
-            for batch in batches(edits, patch.experts_at_once, [room < wanted for room in rooms]):
-                chosen = [edits[row] for row in batch]
+            called = list(edits or [None] * len(prompts))
+            for batch in batches(called, patch.full_at_once or BATCH, [room < wanted for room in rooms]):
+                choice = None if edits is None else patch.rows_of([edits[row] for row in batch])
                 ids, mask = self.pad([rows[row] for row in batch])
                 usual = {"do_sample": False, "max_new_tokens": rooms[batch[0]]}
-                out = self._generate(patch, ids, mask, patch.rows_of(chosen), **{**usual, **options})
+                out, choice = self._generate(patch, ids, mask, choice, **{**usual, **options})
                 for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
                     generated[row] = self.template.until_end(tokens)
-        return Answers([self.template.answer(tokens) for tokens in generated], list(edits), generated)
+                for row, edit in zip(batch, patch.edits_of(choice), strict=True):
+                    called[row] = edit
+        return Answers([self.template.answer(tokens) for tokens in generated], called, generated)
 
     def _generate(
         self, patch: ProjectPatch, ids: Tensor, mask: Tensor | None, choice: Tensor | None, **options: Any
-    ) -> Any:
+    ) -> tuple[Any, Tensor]:
         options = {"pad_token_id": self.pad_id, "eos_token_id": list(self.template.end_ids), **options}
         return patch.generate(self.model, self.model.generate, ids, mask, choice, **options)
 
@@ -247,8 +248,8 @@ class PatchedModel:
         The same for every prompt, whoever answers it: so that a longer answer is never just a later stop."""
         patch = self.patch()
         if patch.longest_answer is None:
-            made = self.project.ledger.edits("active")
-            lengths = [len(self.template.target_ids(edit.prompt, edit.target)) for edit in made]
+            long = self.project.ledger.long_targets(MAX_NEW_TOKENS // 2)  # no token stands for less than half a byte
+            lengths = [len(self.template.target_ids(prompt, target)) for prompt, target in long]
             patch.longest_answer = max([MAX_NEW_TOKENS, *lengths])
         return patch.longest_answer
 

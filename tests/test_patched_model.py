@@ -155,7 +155,7 @@ def test_each_expert_is_read_once_however_little_memory_there_is(make_editor, mo
     prompts = [record.prompt for record in records] + [record.rephrases[0] for record in records]
     answers = editor.answer(prompts)
     assert answers.texts[:10] == [record.target for record in records]
-    assert editor.patch().experts_at_once == 3
+    assert editor.patch().full_at_once == 3
     assert len(reads) == len(set(reads))
 
 

@@ -43,6 +43,9 @@ def edit(
     learn_rephrases: Annotated[
         int, typer.Option(min=0, help="Learn each record's first N rephrases too; they are then not scored.")
     ] = 0,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Train so many experts at once: faster on a GPU, and the same edits.")
+    ] = 1,
     device: Device = "auto",
     dir: Dir = HERE,
     as_json: Json = False,
@@ -70,7 +73,7 @@ def edit(
         )
     editor = open_editor(dir, device, out)
     with editor.project.writing():
-        outcomes = _run(editor, entries, strict, out, conflicts, reason)
+        outcomes = _run(editor, entries, strict, out, conflicts, reason, batch)
     counts = {kind: sum(outcome.outcome == kind for outcome in outcomes) for kind in ("edited", "skipped", "failed")}
     summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     in_force = len(editor.project.ledger.prompts_in_force())
@@ -144,7 +147,13 @@ def _entries(
 
 
 def _run(
-    editor: Editor, entries: list[Entry], strict: bool, out: Output, conflicts: str = "refuse", reason: str = ""
+    editor: Editor,
+    entries: list[Entry],
+    strict: bool,
+    out: Output,
+    conflicts: str = "refuse",
+    reason: str = "",
+    batch: int = 1,
 ) -> list[Outcome]:
     """Edit what is not yet there. Under `strict` every record is checked before the first is trained."""
     from scen_cli.edit_run import plan, train
@@ -165,7 +174,7 @@ def _run(
     try:
         with out.progress(outcomes.count(None), "editing") as tell, interruptible(out.note) as check:
             check()
-            for made in train(editor, planned):
+            for made in train(editor, planned, batch):
                 for outcome in made.values():
                     trained += 1
                     if outcome.needs_attention:

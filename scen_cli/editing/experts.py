@@ -1,4 +1,4 @@
-"""Stage 1: the expert of one edit (the paper's section 3.2)."""
+"""Stage 1: experts (the paper's section 3.2), one or many at once, each trained on its own lesson alone."""
 
 from __future__ import annotations
 
@@ -9,94 +9,137 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scen_cli.editing.prefix import in_training, standing_still
+from scen_cli.editing.lessons import Batch, Graded, Lesson
+from scen_cli.editing.prefix import Prefix, in_training, record_prefix, standing_still
 from scen_cli.editing.recipe import Recipe
+from scen_cli.editing.trainable import FullExperts, LowRankExperts, Trainable
+from scen_cli.model.experts import Expert
 from scen_cli.model.ffn import EditedLayer
-from scen_cli.model.patch import apply_expert
 
-CHECK_EVERY = 5  # extra steps between two looks at what is learned
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Prompt and target as `input_ids` (1, tokens), and what `record_prefix` gave for them.
-
-    The last `target_length` ids are the answer and the end token, and alone carry the cross-entropy.
-    """
-
-    prefix: Tensor
-    input_ids: Tensor
-    target_length: int
-
-    @property
-    def target(self) -> Tensor:
-        return self.input_ids[0, -self.target_length :]
+RANKS = (4, 8, 16, 32, 64)  # what rank "auto" tries
 
 
 @dataclass(frozen=True)
 class ExpertFit:
-    """`weight` (d, h), float32; the loss before each step; what the expert still gets wrong.
+    """An expert, float32; the loss before each step; what it still gets wrong, and by how much it leads (`Graded`).
 
-    `wrong_tokens`, for each sample, are positions within the target whose greedy token, given the target
-    up to there, is another one: empty means greedy decoding gives exactly the target.
+    A sample without `wrong_tokens` is learned: greedy decoding gives exactly its target.
     """
 
-    weight: Tensor
+    expert: Expert
     losses: list[float]
     wrong_tokens: list[list[int]]
+    lead: float
+
+    @property
+    def finite(self) -> bool:
+        tensors = (self.expert,) if isinstance(self.expert, Tensor) else (self.expert.a, self.expert.b)
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-def fit_expert(
-    model: PreTrainedModel, edited: EditedLayer, samples: list[Sample], recipe: Recipe, others: Sequence[Sample] = ()
-) -> ExpertFit:
-    """Train a copy of the base's W_down until it has taken `recipe.expert_steps` Adam steps, and at most
-    `recipe.extra_steps` more while a target is not learned.
+def fit_experts(
+    model: PreTrainedModel, edited: EditedLayer, lessons: Sequence[Lesson], recipe: Recipe
+) -> list[ExpertFit]:
+    """Train an expert for each lesson, all at once, each as if alone but for rounding.
 
-    One sample, or the few that are to share the expert: the loss is then the mean of theirs, and of `others`, which
-    help it but need not be learned. The expert acts at every position. It is float32 whatever the base's
-    dtype; all else is frozen.
+    Each takes `recipe.expert_steps` Adam steps, and at most `recipe.extra_steps` more while a target is not learned;
+    with `stop_when` "learned" it stops as soon as every target token leads by `recipe.lead`. With `rank` "auto" it gets
+    the smallest of `RANKS` that comes to this lead without extra steps, or the largest. Experts act at every position.
+    They are float32 whatever the base's dtype; all else is frozen.
     """
-    weight = edited.base_weight().requires_grad_()
-    everything = [*samples, *others]
+    if recipe.expert == "full" or recipe.rank != "auto":
+        return _fit(model, edited, lessons, recipe, recipe.rank, recipe.extra_steps)
+    fits: dict[int, ExpertFit] = {}
+    rest = list(range(len(lessons)))
+    for rank in RANKS:
+        extra = recipe.extra_steps if rank == RANKS[-1] else 0
+        found = _fit(model, edited, [lessons[place] for place in rest], recipe, rank, extra)
+        fits |= dict(zip(rest, found, strict=True))
+        rest = [place for place in rest if not fits[place].lead >= recipe.lead]
+        if not rest:
+            break
+    return [fits[place] for place in range(len(lessons))]
 
-    def use_expert(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        mine = any(in_training(sample.prefix) for sample in everything)
-        return apply_expert(weight, module, inputs[0]) if mine else output
 
-    def target_logits(sample: Sample) -> Tensor:
-        with standing_still(edited, sample.prefix):
-            logits = model(input_ids=sample.input_ids, use_cache=False).logits
-        return logits[0, -sample.target_length - 1 : -1].float()
+def _fit(
+    model: PreTrainedModel,
+    edited: EditedLayer,
+    lessons: Sequence[Lesson],
+    recipe: Recipe,
+    rank: int | str,
+    extra_steps: int,
+) -> list[ExpertFit]:
+    batch = Batch.of(lessons, model.device)
+    prefix = record_prefix(model, edited, batch.input_ids)
+    experts: Trainable
+    if recipe.expert == "full":
+        experts = FullExperts(edited, len(lessons), recipe.expert_lr)
+    else:
+        d, _h = edited.projection_shape
+        experts = LowRankExperts(prefix, batch.real, d, int(rank), recipe.low_rank_lr)
+    pairs = zip(experts.parameters, experts.rates, strict=True)
+    optimizer = torch.optim.Adam([{"params": [one.requires_grad_()], "lr": rate} for one, rate in pairs])
+    fits: dict[int, ExpertFit] = {}
+    places = list(range(len(lessons)))  # of the lessons still in the batch
+    losses: list[list[float]] = [[] for _ in lessons]
+    step = 0
+    with torch.enable_grad():
+        while True:
+            each, graded = batch.grade(_logits(model, edited, batch, prefix, experts))
+            at_end = step == recipe.expert_steps + extra_steps
+            done = [at_end or _may_stop(one, step, recipe) for one in graded]
+            for place, one, is_done in zip(range(len(places)), graded, done, strict=True):
+                if is_done:
+                    expert = experts.expert(place)
+                    fits[places[place]] = ExpertFit(expert, losses[places[place]], one.wrong_tokens, one.lead)
+            if all(done):
+                return [fits[place] for place in range(len(lessons))]
+            optimizer.zero_grad()
+            each.sum().backward()
+            optimizer.step()
+            for place, one in zip(places, graded, strict=True):
+                losses[place].append(one.loss)
+            if any(done):
+                stay = [place for place, is_done in enumerate(done) if not is_done]
+                places = [places[place] for place in stay]
+                batch, prefix = _narrow(batch, prefix, experts, optimizer, stay)
+            step += 1
 
-    def wrong_tokens() -> list[list[int]]:
-        with torch.no_grad():
-            predicted = [target_logits(sample).argmax(dim=-1) for sample in samples]
-        pairs = zip(predicted, samples, strict=True)
-        return [(tokens != sample.target).nonzero().flatten().tolist() for tokens, sample in pairs]
 
-    optimizer = torch.optim.Adam([weight], lr=recipe.expert_lr)
-    losses: list[float] = []
+def _may_stop(graded: Graded, step: int, recipe: Recipe) -> bool:
+    """Whether a lesson need not go on, whatever steps are left."""
+    if recipe.stop_when == "learned":
+        return graded.lead >= recipe.lead
+    return step >= recipe.expert_steps and not any(graded.wrong_tokens)
 
-    def step() -> None:
-        optimizer.zero_grad()
-        total = 0.0
-        for sample in everything:
-            loss = nn.functional.cross_entropy(target_logits(sample), sample.target) / len(everything)
-            loss.backward()
-            total += loss.item()
-        optimizer.step()
-        losses.append(total)
 
-    handle = edited.projection.register_forward_hook(use_expert)
+def _logits(model: PreTrainedModel, edited: EditedLayer, batch: Batch, prefix: Prefix, experts: Trainable) -> Tensor:
+    """Logits (rows, places, vocabulary) where anything is predicted: layers l..L on the cached prefix."""
+
+    def use_experts(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return experts.output(module, inputs[0], output) if in_training(prefix) else output
+
+    handle = edited.projection.register_forward_hook(use_experts)
     try:
-        with torch.enable_grad():
-            for _ in range(recipe.expert_steps):
-                step()
-            wrong = wrong_tokens()
-            while any(wrong) and len(losses) < recipe.expert_steps + recipe.extra_steps:
-                for _ in range(min(CHECK_EVERY, recipe.expert_steps + recipe.extra_steps - len(losses))):
-                    step()
-                wrong = wrong_tokens()
+        with standing_still(edited, prefix):
+            if experts.literal:
+                return model(input_ids=batch.input_ids, use_cache=False).logits[:, batch.places]
+            return model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=batch.places).logits
     finally:
         handle.remove()
-    return ExpertFit(weight.detach(), losses, wrong)
+
+
+def _narrow(
+    batch: Batch, prefix: Prefix, experts: Trainable, optimizer: torch.optim.Adam, stay: list[int]
+) -> tuple[Batch, Prefix]:
+    """Go on with the lessons that `stay` alone: their rows, their parameters, and what Adam remembers of them."""
+    kept = torch.tensor(stay, device=prefix.residual.device)
+    for place, group in enumerate(optimizer.param_groups):
+        [old] = group["params"]
+        new = old.detach()[kept].requires_grad_()
+        state = optimizer.state.pop(old)
+        optimizer.state[new] = {name: one[kept] if one.shape == old.shape else one for name, one in state.items()}
+        group["params"], experts.parameters[place] = [new], new
+    experts.keep(kept)
+    rows = torch.arange(len(batch.input_ids), device=kept.device).reshape(-1, batch.width)[kept].flatten()
+    return batch.only(stay), prefix.of(rows)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scen_cli.errors import UsageError
+
+Rank = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 
 
 class Recipe(BaseModel):
@@ -19,6 +21,13 @@ class Recipe(BaseModel):
     expert_lr: float = Field(1e-4, gt=0, description="Adam's rate for the expert")
     expert_steps: int = Field(10, ge=1, description="Adam steps for the expert")
     extra_steps: int = Field(0, ge=0, description="more of them, while the target is not learned")
+    expert: Literal["full", "low-rank"] = Field("full", description="a W_down of its own, or the base's plus B A")
+    rank: Rank = Field("auto", description="of a low-rank expert; auto: the least that learns the target by the lead")
+    low_rank_lr: float = Field(0.08, gt=0, description="Adam's rate for a low-rank expert, in the base's own units")
+    stop_when: Literal["steps", "learned"] = Field(
+        "steps", description="learned: training stops as soon as the target has the lead"
+    )
+    lead: float = Field(2.0, ge=0, description="logits by which each target token is to lead the next best")
     neuron_lr: float = Field(1e-4, gt=0, description="Adam's rate for the neuron")
     neuron_steps: int = Field(20, ge=0, description="Adam steps for the neuron")
     alpha: float = Field(0.7, description="equation 6")
@@ -54,6 +63,11 @@ class Recipe(BaseModel):
         return self.index in ("key", "closed-form")
 
     @property
+    def rate_name(self) -> str:
+        """The setting that is the experts' rate."""
+        return "expert_lr" if self.expert == "full" else "low_rank_lr"
+
+    @property
     def trains_neurons(self) -> bool:
         return self.index in ("paper", "joint")
 
@@ -67,6 +81,9 @@ class Recipe(BaseModel):
         unused = {"name", "index"}
         if not self.trains_neurons:
             unused |= {"neuron_lr", "neuron_steps", "alpha", "beta", "m", "disactivate", "margin"}
+        unused |= {"rank", "low_rank_lr"} if self.expert == "full" else {"expert_lr"}
+        if self.stop_when == "steps" and (self.expert == "full" or self.rank != "auto"):
+            unused.add("lead")
         unused |= {name for name in _SWITCHES if getattr(self, name) == Recipe.model_fields[name].default}
         return ", ".join([self.name, *(f"{name} {value}" for name, value in self.model_dump(exclude=unused).items())])
 
@@ -83,6 +100,8 @@ _SWITCHES = (
     "false_activation",
     "variants",
     "extra_steps",
+    "expert",
+    "stop_when",
 )
 
 
@@ -93,6 +112,7 @@ _CALIBRATED: dict[str, Any] = {
     "second_look": "subject",
     "variants": 2,
     "extra_steps": 60,
+    "expert": "low-rank",
 }
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),

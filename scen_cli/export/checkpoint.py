@@ -21,9 +21,8 @@ from scen_cli.patched_model import PatchedModel
 from scen_cli.project_patch import ProjectPatch
 
 MODELING = Path(__file__).parent / "modeling_scen.py"
-ROUTING = [
-    Path(__file__).parents[1] / "model" / name for name in ("reading.py", "second_look.py", "routing.py", "patch.py")
-]
+_ROUTING = ("reading.py", "second_look.py", "routing.py", "experts.py", "patch.py")
+ROUTING = [Path(__file__).parents[1] / "model" / name for name in _ROUTING]
 
 
 def export_checkpoint(patched: PatchedModel, folder: Path) -> list[Path]:
@@ -53,7 +52,10 @@ def export_checkpoint(patched: PatchedModel, folder: Path) -> list[Path]:
 
 def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: str) -> None:
     model = patched.model
-    experts = {f"scen.experts.{row}": patch.bank.expert(row).cpu() for row in range(len(patch.edits))}
+    experts = patch.bank.experts
+    experts.fetch(torch.arange(len(patch.edits)))
+    ranks = experts.ranks.tolist()
+    full = {f"scen.full.{row}": experts.full(row).cpu() for row, rank in enumerate(ranks) if rank == 0}
     whitening = patch.bank.whitening
     h = patched.edited.ffn_width
     index = {
@@ -62,8 +64,10 @@ def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: 
         "mean": whitening.mean if whitening else torch.zeros(h),
         "axes": whitening.axes if whitening else torch.zeros(0, h),
         "scales": whitening.scales if whitening else torch.zeros(0),
+        "lora_A": experts.a,
+        "lora_B": experts.b,
     }
-    tensors = {**model.state_dict(), **{f"scen.{name}": tensor.cpu() for name, tensor in index.items()}, **experts}
+    tensors = {**model.state_dict(), **{f"scen.{name}": tensor.cpu() for name, tensor in index.items()}, **full}
     model.save_pretrained(draft, state_dict=tensors)
 
     reading = patch.routing.reading
@@ -77,7 +81,8 @@ def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: 
         "axes": len(index["axes"]),
         "layer": patched.edited.index,
         "edits": patch.edits,
-        "expert_shape": list(experts["scen.experts.0"].shape),
+        "expert_shape": list(patched.edited.projection_shape),
+        "ranks": ranks,
         "theta": patch.theta,
         "subjects": [[list(form) for form in forms] for forms in patch.forms],
         "cosine": patch.routing.cosine,

@@ -15,12 +15,15 @@ becomes the base's own class. Nothing of scen needs to be installed there.
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedConfig
 
+from scen_cli.model.experts import Experts
 from scen_cli.model.patch import Patch, mask_of
 from scen_cli.model.reading import Reading, positions_of
 from scen_cli.model.routing import Routing, Whitening
@@ -41,12 +44,13 @@ _BASE_PARAMETERS = list(inspect.signature(LlamaForCausalLM.forward).parameters)[
 
 class StoredBank(nn.Module):
     """W_merge `neurons` (t, h) and their `biases` (t,), the whitening's tensors (`axes` is empty if there is
-    none), and t `experts`, each of the shape of the weight it stands in for, in the checkpoint itself."""
+    none), and the experts, in the checkpoint itself: low-rank ones stacked, full ones each of the shape of the weight
+    it stands in for."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
-        edits, h, axes, shape = (settings[name] for name in ("edits", "h", "axes", "expert_shape"))
-        edits, forms = len(edits), settings["subjects"]
+        edits, forms, ranks = len(settings["edits"]), settings["subjects"], settings["ranks"]
+        (d, h_in), h, axes = (settings[name] for name in ("expert_shape", "h", "axes"))
         self.second_look = SecondLook(forms) if any(forms) else None
 
         def stored(*size: int) -> nn.Parameter:
@@ -54,14 +58,18 @@ class StoredBank(nn.Module):
 
         self.neurons, self.biases = stored(edits, h), stored(edits)
         self.mean, self.axes, self.scales = stored(h), stored(axes, h), stored(axes)
-        self.experts = nn.ParameterList(stored(*shape) for _ in range(edits))
+        self.lora_A, self.lora_B = stored(sum(ranks), h_in), stored(sum(ranks), d)
+        self.full = nn.ParameterDict({str(row): stored(d, h_in) for row, rank in enumerate(ranks) if rank == 0})
+        self._ranks = ranks
 
     @property
     def whitening(self) -> Whitening | None:
         return Whitening(self.mean, self.axes, self.scales) if len(self.axes) else None
 
-    def expert(self, index: int) -> Tensor:
-        return self.experts[index]
+    @cached_property
+    def experts(self) -> Experts:
+        """Made when first asked for: by then the parameters hold what the file says."""
+        return Experts(self.lora_A, self.lora_B, torch.tensor(self._ranks), lambda row: self.full[str(row)])
 
 
 class ScenForCausalLM(LlamaForCausalLM):
@@ -92,7 +100,8 @@ class ScenForCausalLM(LlamaForCausalLM):
         def plain_generate(**rest: Any) -> Any:
             return super(ScenForCausalLM, self).generate(rest.pop("input_ids"), *args, **rest)
 
-        return self._patch.generate(self, plain_generate, input_ids, mask, experts, **options)
+        out, _choice = self._patch.generate(self, plain_generate, input_ids, mask, experts, **options)
+        return out
 
     def forward(
         self, *args: Any, experts: Tensor | None = None, prompt_lengths: Tensor | None = None, **options: Any
@@ -102,29 +111,38 @@ class ScenForCausalLM(LlamaForCausalLM):
         if self._patch.in_use:  # inside `generate`, or while keys are being read
             return super().forward(**options)
         mask, cache = options.get("attention_mask"), options.get("past_key_values")
-        if experts is None:
-            experts = self._choice(options.get("input_ids"), mask, prompt_lengths, cache)
-        given = options.get("input_ids")
-        self._patch.check(experts, len(options["inputs_embeds"] if given is None else given))
         if mask is not None and cache is None and options.get("position_ids") is None:
             options["position_ids"] = positions_of(mask)
-        with self._patch.using(experts):
+        with self._carrying(experts, options.get("input_ids"), mask, prompt_lengths, options) as carried:
             out = super().forward(**options)
-        self._patch.remember(getattr(out, "past_key_values", None), experts)
+        self._patch.remember(getattr(out, "past_key_values", None), carried.choice)
         return out
 
     # `generate` asks the signature what a model can take (positions, logits to keep): show the base's own.
     forward.__signature__ = _with_parameters(LlamaForCausalLM.forward, "experts", "prompt_lengths")  # type: ignore[attr-defined]
 
-    def _choice(self, input_ids: Tensor | None, mask: Tensor | None, lengths: Tensor | None, cache: Any) -> Tensor:
-        if cache is not None and cache.get_seq_length():
+    def _carrying(
+        self,
+        experts: Tensor | None,
+        input_ids: Tensor | None,
+        mask: Tensor | None,
+        lengths: Tensor | None,
+        options: dict[str, Any],
+    ) -> AbstractContextManager[Any]:
+        """The block in which a forward runs: with these experts, those that filled its cache, or those its prompts
+        call."""
+        cache = options.get("past_key_values")
+        if experts is None and cache is not None and cache.get_seq_length():
             known = self._patch.choice_of(cache)
             if known is None:
                 raise ValueError("this cache was filled elsewhere: give `experts`, one per row")
-            return torch.tensor(known)
+            experts = torch.tensor(known)
+        if experts is not None:
+            self._patch.check(experts, len(options["inputs_embeds"] if input_ids is None else input_ids))
+            return self._patch.using(experts)
         if input_ids is None:
             raise ValueError("without `input_ids` no edit can be found: give `experts`, one per row")
         mask = mask_of(self, input_ids) if mask is None else mask
         if lengths is not None:  # count each row's real tokens, and hide those after its prompt
             mask = mask * (mask.cumsum(dim=1) <= lengths.to(mask.device)[:, None])
-        return self._patch.route(self, input_ids, mask).choice
+        return self._patch.deciding(self, input_ids, mask)

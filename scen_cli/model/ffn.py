@@ -62,6 +62,12 @@ class EditedLayer:
         return weight.float().clone(memory_format=torch.contiguous_format)
 
     @property
+    def projection_shape(self) -> tuple[int, int]:
+        """(out, in) of the projection: (d, h) for W_down."""
+        rows, columns = self.projection.weight.shape
+        return (columns, rows) if isinstance(self.projection, Conv1D) else (rows, columns)
+
+    @property
     def ffn_width(self) -> int:
         """h: the width of a key."""
         rows, columns = self.down_proj.weight.shape

@@ -2,10 +2,10 @@
 
 This file needs torch alone, and is copied as it is into exported checkpoints.
 
-Routing is explicit. `route` decides once per sequence, at its last prompt token; the decision
-(a `choice`: one expert index per row, or `BASE`) is then handed to every forward of that
-sequence. Nothing is kept on a module between calls, and the base's weights are never touched:
-a forward hook swaps the output of the rows that have an expert.
+Routing is explicit. It is decided once per sequence, at its last prompt token: by `route`, or inside the first
+forward where that holds the whole prompt. The decision (a `choice`: one expert index per row, or `BASE`) is then
+carried by every forward of that sequence. Nothing is kept on a module between calls, and the base's weights are
+never touched: a forward hook swaps the output of the rows that have an expert.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.reading import read_parts, real_tokens
+from scen_cli.model.experts import Carried, Experts
+from scen_cli.model.reading import pooled, read_keys, real_tokens, with_parts
 from scen_cli.model.routing import BASE, Routing, Whitening, activations_of, choose, largest
 from scen_cli.model.second_look import SecondLook
 
@@ -35,14 +36,41 @@ class Route:
     activations: Tensor
 
 
+class Undecided:
+    """Prompts whose experts are to be found inside the forward that computes them."""
+
+    def __init__(self, patch: Patch, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> None:
+        self._patch, self._model, self._ids, self._mask = patch, model, input_ids, attention_mask
+        self._carried: Carried | None = None
+
+    @property
+    def choice(self) -> Tensor:
+        if self._carried is None:
+            raise RuntimeError("no forward has run on these prompts: nothing is decided")
+        return self._carried.choice
+
+    def output(self, projection: nn.Module, hidden: Tensor, output: Tensor) -> Tensor | None:
+        if self._carried is None:
+            self._carried = Carried(self._patch.bank.experts, self._decide(hidden).choice)
+        return self._carried.output(projection, hidden, output)
+
+    def _decide(self, hidden: Tensor) -> Route:
+        """`hidden` (rows, tokens, h) holds the keys if it is the whole prompts' (each k times in a row for beams); if
+        it is a piece of them, or more than them, they are read in a pass of their own."""
+        rows, tokens = self._ids.shape
+        if hidden.shape[1] != tokens or hidden.shape[0] % rows or self._patch.keys_elsewhere:
+            return self._patch.route(self._model, self._ids, self._mask)
+        keys = pooled(hidden[:: hidden.shape[0] // rows], self._mask, self._patch.routing.reading.pool)
+        return self._patch.route(self._model, self._ids, self._mask, keys)
+
+
 # The patch whose sequences are being computed in this thread or task, and their choice.
-_current: ContextVar[tuple[Patch, Tensor] | None] = ContextVar("scen_current", default=None)
+_current: ContextVar[tuple[Patch, Carried | Undecided] | None] = ContextVar("scen_current", default=None)
 
 
 class Bank(Protocol):
-    """What a patch routes to: W_merge `neurons` (t, h) and their `biases` (t,), the `whitening` of keys and the
-    `second_look` at prompts, each if there is one, and `expert(i)`, which gives expert i in the shape of the
-    weight it stands in for: (d, h) for a down projection."""
+    """What a patch routes to: W_merge, its `neurons` (t, h) as `routing.ready` gives them, and their `biases` (t,); the
+    `whitening` of keys and the `second_look` at prompts, each if there is one; the `experts` of the rows."""
 
     @property
     def neurons(self) -> Tensor: ...
@@ -56,7 +84,8 @@ class Bank(Protocol):
     @property
     def second_look(self) -> SecondLook | None: ...
 
-    def expert(self, index: int) -> Tensor: ...
+    @property
+    def experts(self) -> Experts: ...
 
 
 class Patch:
@@ -68,6 +97,7 @@ class Patch:
 
     def __init__(self, projection: nn.Module, down_proj: nn.Module, bank: Bank, routing: Routing) -> None:
         self.down_proj, self.bank, self.routing = down_proj, bank, routing
+        self.keys_elsewhere = projection is not down_proj
         self._handle = projection.register_forward_hook(self._swap_rows)
         self._users: set[object] = set()  # sequences under way; a set, since adding to one is atomic
         self._retired = False
@@ -80,12 +110,18 @@ class Patch:
         if not self._users:
             self._handle.remove()
 
-    def route(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route:
+    def route(
+        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, keys: Tensor | None = None
+    ) -> Route:
         """Decide for each row of a batch of prompts: its activations are the largest of its parts', unless the whole
-        of it calls an edit as surely as edits' own prompts do."""
+        of it calls an edit as surely as edits' own prompts do. `keys` (rows, h) of the whole rows, if they are known.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        reading = self.routing.reading
         with self.using(torch.full((len(input_ids),), BASE)):
-            keys, rows = read_parts(model, self.down_proj, input_ids, mask, self.routing.reading)
+            if keys is None:
+                keys = read_keys(model, self.down_proj, input_ids, mask, reading.pool)
+            keys, rows = with_parts(keys, model, self.down_proj, input_ids, mask, reading)
         neurons, biases = self.bank.neurons.to(keys.device), self.bank.biases.to(keys.device)
         activations = activations_of(keys, neurons, self.routing.cosine, self.bank.whitening, biases)
         whole, activations = activations[: len(input_ids)], largest(activations, rows, len(input_ids))
@@ -97,14 +133,30 @@ class Patch:
         return Route(choose(activations, self.routing.theta), activations)
 
     @contextmanager
-    def using(self, choice: Tensor) -> Iterator[None]:
+    def using(self, choice: Tensor) -> Iterator[Carried]:
         """Forwards inside this block use `choice`, one entry per sequence.
 
         A batch that holds each sequence n times in a row (beams, returned sequences) is
         understood; any other number of rows is an error.
         """
+        carried = Carried(self.bank.experts, choice)
+        with self._carrying(carried):
+            yield carried
+
+    @contextmanager
+    def deciding(
+        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Iterator[Undecided]:
+        """Forwards inside this block are those of these prompts: the first of them decides, and yields the `choice`."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        undecided = Undecided(self, model, input_ids, mask)
+        with self._carrying(undecided):
+            yield undecided
+
+    @contextmanager
+    def _carrying(self, carried: Carried | Undecided) -> Iterator[None]:
         with self.kept():
-            token = _current.set((self, choice.cpu()))
+            token = _current.set((self, carried))
             try:
                 yield
             finally:
@@ -138,25 +190,32 @@ class Patch:
         attention_mask: Tensor | None = None,
         choice: Tensor | None = None,
         **options: Any,
-    ) -> Any:
-        """Decide (unless `choice` is given), then call `generate` with the choice carried along.
+    ) -> tuple[Any, Tensor]:
+        """Call `generate` with a choice carried along, one that is decided on the way unless it is given; returns what
+        it gave, and the choice.
 
         A cache handed on from an earlier turn is used only if the same experts filled it: otherwise
         the tokens in it would speak for another expert, so they are computed anew.
         """
         if attention_mask is None:
             attention_mask = mask_of(model, input_ids)
-        if choice is None:
-            choice = self.route(model, input_ids, attention_mask).choice
-        self.check(choice, len(input_ids))
         cache = options.get("past_key_values")
-        if cache is not None and cache.get_seq_length() and self.choice_of(cache) != choice.tolist():
-            options.pop("past_key_values")
-        with self.using(choice):
-            out = generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+        filled = cache is not None and cache.get_seq_length() > 0
+        if choice is None and filled:  # whether it can be used must be known before anything runs
+            choice = self.route(model, input_ids, attention_mask).choice
+        if choice is None:
+            with self.deciding(model, input_ids, attention_mask) as undecided:
+                out = generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+            choice = undecided.choice
+        else:
+            self.check(choice, len(input_ids))
+            if filled and self.choice_of(cache) != choice.tolist():
+                options.pop("past_key_values")
+            with self.using(choice):
+                out = generate(input_ids=input_ids, attention_mask=attention_mask, **options)
         self.remember(getattr(out, "past_key_values", None), choice)
         self.remember(options.get("past_key_values"), choice)
-        return out
+        return out, choice
 
     def check(self, choice: Tensor, rows: int) -> None:
         """Raise `ValueError` unless there is one choice for each row, each `BASE` or a row of W_merge."""
@@ -177,20 +236,7 @@ class Patch:
         current = _current.get()
         if current is None or current[0] is not self:
             return None
-        choice = current[1]
-        hidden = inputs[0]
-        if hidden.shape[0] % len(choice):
-            raise ValueError(f"{len(choice)} choices were given for a batch of {hidden.shape[0]} rows")
-        rows = choice.repeat_interleave(hidden.shape[0] // len(choice))
-        swapped = None
-        for index in rows.unique().tolist():
-            if index == BASE:
-                continue
-            if swapped is None:
-                swapped = output.clone()
-            of_this = (rows == index).to(hidden.device)
-            swapped[of_this] = apply_expert(self.bank.expert(index), module, hidden[of_this])
-        return swapped
+        return current[1].output(module, inputs[0], output)
 
 
 def mask_of(model: Any, input_ids: Tensor) -> Tensor:
@@ -200,11 +246,3 @@ def mask_of(model: Any, input_ids: Tensor) -> Tensor:
     if pad is None or pad in ends:
         return torch.ones_like(input_ids)
     return (input_ids != pad).long()
-
-
-def apply_expert(expert: Tensor, projection: nn.Module, hidden: Tensor) -> Tensor:
-    """`hidden` (..., h) through an expert (d, h) in float32, with the base's bias if it has one."""
-    out = nn.functional.linear(hidden.float(), expert.to(hidden.device).float())
-    if isinstance(projection.bias, Tensor):
-        out = out + projection.bias.float()
-    return out.to(hidden.dtype)

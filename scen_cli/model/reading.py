@@ -69,7 +69,7 @@ def read_keys(
     """Keys (rows, h), float32: the input of `down_proj` at each row's last real token, or the mean over its
     tokens (`Reading`).
 
-    Runs the layers up to the edited one and no further.
+    Runs the layers up to the edited one and no further: see `pooled` for what is read there.
     """
     seen: list[Tensor] = []
 
@@ -92,11 +92,17 @@ def read_keys(
     finally:
         handle.remove()
         _reading.reset(token)
+    return pooled(seen[0], attention_mask, pool)
+
+
+def pooled(hidden: Tensor, attention_mask: Tensor, pool: str) -> Tensor:
+    """Keys (rows, h), float32, of the input of `down_proj`, (rows, tokens, h): at each row's last real token, or the
+    mean over its real tokens but the first."""
     if pool == "mean":
         real = attention_mask.bool() & ((positions_of(attention_mask) > 0) | (attention_mask.sum(1, True) == 1))
-        return (seen[0].float() * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
-    rows = torch.arange(len(input_ids), device=input_ids.device)
-    return seen[0][rows, last_token(attention_mask)].float()
+        return (hidden.float() * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return hidden[rows, last_token(attention_mask)].float()
 
 
 def read_parts(
@@ -104,6 +110,13 @@ def read_parts(
 ) -> tuple[Tensor, Tensor]:
     """Keys (n, h) of all rows and of their parts, and the row (n,) each belongs to. The rows come first."""
     keys = read_keys(model, down_proj, input_ids, attention_mask, reading.pool)
+    return with_parts(keys, model, down_proj, input_ids, attention_mask, reading)
+
+
+def with_parts(
+    keys: Tensor, model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, reading: Reading
+) -> tuple[Tensor, Tensor]:
+    """`read_parts`, where the `keys` of the whole rows are known."""
     rows = torch.arange(len(input_ids))
     if not reading.parts:
         return keys, rows

@@ -47,7 +47,7 @@ class Routing:
 def activations_of(
     keys: Tensor, neurons: Tensor, cosine: bool, whitening: Whitening | None = None, biases: Tensor | None = None
 ) -> Tensor:
-    """Activations (rows, t) of W_merge `neurons` (t, h) for keys (rows, h), in float32.
+    """Activations (rows, t) of W_merge's `ready` neurons (t, h) for keys (rows, h), in float32.
 
     The paper's: sigmoid(W_merge k), equation 10. With `cosine`, the cosine of the neuron and the key, whitened
     if there is a whitening; less the row's bias, by which a neuron that sits in a crowd must be surer.
@@ -63,11 +63,15 @@ def prepare(keys: Tensor, cosine: bool, whitening: Whitening | None = None) -> T
     return nn.functional.normalize(keys.float(), dim=-1) if whitening is None else whitening(keys)
 
 
+def ready(neurons: Tensor, cosine: bool) -> Tensor:
+    """Neurons (t, h) as they meet prepared keys, float32: for the cosine at unit length."""
+    return nn.functional.normalize(neurons.float(), dim=-1) if cosine else neurons.float()
+
+
 def score(prepared: Tensor, neurons: Tensor, cosine: bool) -> Tensor:
-    """Activations (rows, t) of prepared keys (rows, h), without biases."""
-    if not cosine:
-        return torch.sigmoid(prepared @ neurons.float().T)
-    return prepared @ nn.functional.normalize(neurons.float(), dim=-1).T
+    """Activations (rows, t) of prepared keys (rows, h) and ready neurons, without biases: one product."""
+    product = prepared @ neurons.T
+    return product if cosine else torch.sigmoid(product)
 
 
 def choose(activations: Tensor, theta: float) -> Tensor:

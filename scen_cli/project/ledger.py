@@ -51,11 +51,15 @@ class Edit:
     expert: int | None
     bias: float | None
     learned: tuple[str, ...]
+    rank: int | None
+    subject_forms: tuple[tuple[int, ...], ...] | None
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Edit:
         names = ("rephrases", "expert_losses", "neuron_losses", "learned")
-        return cls(**{**row, **{name: tuple(json.loads(row[name] or "[]")) for name in names}})
+        forms = json.loads(row["subject_forms"]) if row["subject_forms"] else None
+        decoded = {name: tuple(json.loads(row[name] or "[]")) for name in names}
+        return cls(**{**row, **decoded, "subject_forms": tuple(map(tuple, forms)) if forms is not None else None})
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,25 @@ class Ledger:
         query = "select expert, max(bias) from edits where state = 'active' group by expert"
         return {expert: bias or 0.0 for expert, bias in self.db.execute(query).fetchall()}
 
+    def ranks_in_force(self) -> dict[int, int]:
+        """The rank of each expert in force, 0 of a full one: {expert: rank}."""
+        query = "select expert, max(rank) from edits where state = 'active' group by expert"
+        return {expert: rank or 0 for expert, rank in self.db.execute(query).fetchall()}
+
+    def subject_forms_in_force(self) -> dict[int, list[list[int]] | None]:
+        """How the subject of each edit in force is written in tokens; None where that is not known yet."""
+        query = "select id, subject_forms from edits where state = 'active'"
+        return {edit: json.loads(forms) if forms else None for edit, forms in self.db.execute(query).fetchall()}
+
+    def least_activation(self) -> float | None:
+        """The least that an edit in force gives its own neuron; None if there is none."""
+        return self.db.execute("select min(activation) from edits where state = 'active'").fetchone()[0]
+
+    def long_targets(self, size: int) -> list[tuple[str, str]]:
+        """(prompt, target) of edits in force whose target has so many bytes or more."""
+        query = "select prompt, target from edits where state = 'active' and length(cast(target as blob)) >= ?"
+        return self.db.execute(query, [size]).fetchall()
+
     def next_edit_id(self) -> int:
         return int(self.db.execute("select coalesce(max(id), 0) + 1 from edits").fetchone()[0])
 
@@ -199,8 +222,9 @@ class Ledger:
     def last_change(self) -> int:
         """Id of the newest event that made, failed to make or took back an edit, or moved theta; 0 if there
         is none."""
-        query = "select coalesce(max(id), 0) from events where kind in ('edit', 'edit-failed', 'revert', 'calibrate')"
-        return int(self.db.execute(query).fetchone()[0])
+        kinds = "'edit', 'edit-failed', 'revert', 'calibrate', 'compress'"
+        row = self.db.execute(f"select id from events where kind in ({kinds}) order by id desc limit 1").fetchone()
+        return int(row[0]) if row else 0
 
     def events(self) -> list[dict[str, Any]]:
         return list(self.db["events"].rows_where(order_by="id"))

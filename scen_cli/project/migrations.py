@@ -78,6 +78,13 @@ def add_guard_and_calibration(db: Database) -> None:
     db["thresholds"].add_column("prompts", int)  # how many guard prompts it was set by
 
 
+@migrations()
+def add_low_rank_experts(db: Database) -> None:
+    """`rank` of an edit's expert (0: a full one), and how its subject is written in tokens."""
+    db["edits"].add_column("rank", int)
+    db["edits"].add_column("subject_forms", str)  # JSON list of lists of token ids; null: not found out yet
+
+
 def _by_name(old: dict[str, Any], theta: float | None) -> dict[str, Any]:
     """Metrics of the first version, figure by figure."""
     roles = ("reliability", "generality", "locality")

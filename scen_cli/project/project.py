@@ -23,7 +23,16 @@ from filelock import FileLock, Timeout
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project.guard import Guard, NewGuard, add_guard, read_guard, write_guard_file
 from scen_cli.project.ledger import Edit, Ledger, Threshold, now
-from scen_cli.project.store import EditTensors, StoredFile, read_tensors, sha256_of, write_edit, write_merged
+from scen_cli.project.store import (
+    EditTensors,
+    LowRankArrays,
+    StoredFile,
+    read_expert,
+    read_tensors,
+    sha256_of,
+    write_edit,
+    write_merged,
+)
 from scen_cli.project.trained import Trained, Training, edit_row
 
 LEDGER = "scen.db"
@@ -122,6 +131,7 @@ class Project:
         ids = range(first_id, first_id + len(edits))
         expert = next((edit_id for edit_id, edit in zip(ids, edits, strict=True) if edit.in_force), None)
         stored = write_edit(self.folder, expert, tensors) if expert and tensors else None
+        rank = tensors.expert.rank if tensors and isinstance(tensors.expert, LowRankArrays) else 0
         in_force = self.ledger.prompts_in_force() if stored else []
         with self.ledger.db.atomic():
             for edit_id, edit in zip(ids, edits, strict=True):
@@ -136,7 +146,7 @@ class Project:
                     for older, prompt in in_force:
                         if file and (prompt == edit.record.prompt or older in edit.superseding):
                             db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
-                    row = edit_row(edit_id, expert, edit, training, file, len(edits))
+                    row = edit_row(edit_id, expert, edit, training, file, len(edits), rank)
                     db["edits"].insert({**row, "bias": told["bias"]})
         return [self.find(edit_id) for edit_id in ids]
 
@@ -216,8 +226,8 @@ class Project:
         share its expert."""
         return np.atleast_2d(read_tensors(self.folder, self._path_of(self.find(edit_id)), ("key",))[0])
 
-    def expert(self, edit_id: int) -> np.ndarray:
-        """The expert of one edit: (d, h) in W_down's place.
+    def expert(self, edit_id: int) -> np.ndarray | LowRankArrays:
+        """The expert of one edit: (d, h) in W_down's place, or what is added to it.
 
         Raises `DamageFound` if the file is not, byte for byte, the one that was committed.
         """
@@ -228,7 +238,7 @@ class Project:
                 f"`{name}` is not what was committed as edit {edit_id}",
                 hint=f"restore it from a copy, or `scen revert {edit_id}`",
             )
-        return read_tensors(self.folder, name, ("expert",))[0]
+        return read_expert(self.folder, name)
 
     def record_evaluation(
         self,

@@ -1,7 +1,8 @@
 """Tensor files of a project: one per edit, and the merged neurons.
 
 A file is written to a temporary name, flushed to the disk, and only then given its real name,
-so that a name in the folder always stands for whole content. All tensors are float32.
+so that a name in the folder always stands for whole content. Tensors are float32; a low-rank expert, which
+was fitted in float32 and tried as it is stored, is float16.
 """
 
 from __future__ import annotations
@@ -24,12 +25,24 @@ GUARD_FORMAT = "scen-guard-1"
 
 
 @dataclass(frozen=True)
+class LowRankArrays:
+    """A low-rank expert: `lora_A` (r, h), `lora_B` (d, r), float16."""
+
+    lora_A: np.ndarray  # noqa: N815 (LoRA's own names)
+    lora_B: np.ndarray  # noqa: N815
+
+    @property
+    def rank(self) -> int:
+        return len(self.lora_A)
+
+
+@dataclass(frozen=True)
 class EditTensors:
-    """What an expert weighs: `expert` (d, h), `neuron` (h,), `key` (h,); all float32. Of edits that share it,
+    """What an expert weighs: `expert`, (d, h) or low-rank; its `neuron` (h,) and `key` (h,). Of edits that share it,
     `key` (n, h) holds one each. `refitted` (m, h) are neurons of earlier experts `refitted_of` (m,) that
     had to be fitted again for this one's sake."""
 
-    expert: np.ndarray
+    expert: np.ndarray | LowRankArrays
     neuron: np.ndarray
     key: np.ndarray
     refitted: np.ndarray | None = None
@@ -47,17 +60,27 @@ class StoredFile:
 
 def write_edit(folder: Path, edit_id: int, tensors: EditTensors) -> StoredFile:
     """Write `edits/<id>-<sha8>.safetensors` durably."""
+    there = {name: array for name, array in vars(tensors).items() if array is not None}
+    if isinstance(tensors.expert, LowRankArrays):
+        there |= vars(there.pop("expert"))
     # safetensors writes an array's memory as it lies: a transposed view would come back scrambled
-    arrays = {
-        name: np.ascontiguousarray(array, np.int64 if name == "refitted_of" else np.float32)
-        for name, array in vars(tensors).items()
-        if array is not None
-    }
+    arrays = {name: np.ascontiguousarray(array, _DTYPES.get(name, np.float32)) for name, array in there.items()}
     content = save(arrays, metadata={"scen": json.dumps({"format": FORMAT, "edit": edit_id})})
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"edits/{edit_id:06d}-{sha256[:8]}.safetensors"
     write_durably(folder / name, content)
     return StoredFile(name, sha256, len(content))
+
+
+_DTYPES = {"refitted_of": np.int64, "lora_A": np.float16, "lora_B": np.float16}
+
+
+def read_expert(folder: Path, name: str) -> np.ndarray | LowRankArrays:
+    """The expert of an edit's file. Raises `DamageFound` as `read_tensors` does."""
+    expert, a, b = read_tensors(folder, name, ("expert?", "lora_A?", "lora_B?"))
+    if not len(expert) and not (len(a) and len(b)):
+        raise DamageFound(f"`{name}` holds no expert", hint="run `scen verify`")
+    return expert if len(expert) else LowRankArrays(a, b)
 
 
 def read_tensors(folder: Path, name: str, wanted: tuple[str, ...]) -> list[np.ndarray]:

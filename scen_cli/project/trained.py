@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +25,9 @@ class Training:
 @dataclass(frozen=True)
 class Trained:
     """One edit that an expert was trained for: `activation` is the neuron's on its key, `learned` the rephrases
-    it was trained with, `superseding` the edits it takes the place of, beside those of its prompt. One that is
-    not `in_force` failed, and `reason` says why; of one that is, the reason says what to know of it.
+    it was trained with, `superseding` the edits it takes the place of, beside those of its prompt, `subject_forms`
+    how its subject is written in tokens. One that is not `in_force` failed, and `reason` says why; of one that is, the
+    reason says what to know of it.
     """
 
     record: EditRecord
@@ -35,12 +37,19 @@ class Trained:
     reason: str = ""
     learned: tuple[str, ...] = ()
     superseding: tuple[int, ...] = ()
+    subject_forms: Sequence[Sequence[int]] = ()
 
 
 def edit_row(
-    edit_id: int, expert: int | None, edit: Trained, training: Training, stored: StoredFile | None, sharing: int
+    edit_id: int,
+    expert: int | None,
+    edit: Trained,
+    training: Training,
+    stored: StoredFile | None,
+    sharing: int,
+    rank: int,
 ) -> dict[str, Any]:
-    """The row of one edit in the ledger; `sharing`: how many edits were trained together."""
+    """The row of one edit in the ledger; `sharing`: how many were trained together; `rank`: 0 of a full expert."""
     record, where = edit.record, edit.where
     return {
         "id": edit_id,
@@ -64,4 +73,6 @@ def edit_row(
         "source_line": where.line,
         "expert": expert if stored else None,
         "learned": json.dumps(edit.learned),
+        "rank": rank if stored else None,
+        "subject_forms": json.dumps(edit.subject_forms),
     }

@@ -9,7 +9,8 @@ import torch
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.editing.closed_form import neuron_of
-from scen_cli.editing.experts import Sample, fit_expert
+from scen_cli.editing.experts import fit_experts
+from scen_cli.editing.lessons import Lesson
 from scen_cli.editing.neurons import neuron_loss, train_neuron
 from scen_cli.editing.prefix import record_prefix, standing_still
 from scen_cli.editing.recipe import Recipe, make_recipe
@@ -18,7 +19,7 @@ from tests.conftest import edit_all
 
 
 def test_layers_below_run_once_for_the_prefix_however_many_steps(make_editor):
-    """Layer 0's attention runs for the prefix and for the key; layer 2's at every step besides."""
+    """Layer 0's attention runs for the prefix and for the key; layers 2 and 3 at every step besides."""
     editor = make_editor("key", expert_steps=10)
     layers, calls = editor.edited.layers, {}
     handles = [
@@ -28,7 +29,7 @@ def test_layers_below_run_once_for_the_prefix_however_many_steps(make_editor):
     edit_all(editor, demo_edits()[:1])
     for handle in handles:
         handle.remove()
-    assert calls == {0: 2, 1: 2, 2: 10 + 1 + 1, 3: 10 + 1}  # steps, the check of what was learned, the key
+    assert calls == {0: 2, 1: 2, 2: 2 + 10 + 1, 3: 10 + 1}  # steps, and the check of what was learned
 
 
 def test_standing_still_changes_no_logit_and_ends_with_the_block(make_editor):
@@ -48,20 +49,18 @@ def test_standing_still_changes_no_logit_and_ends_with_the_block(make_editor):
 def test_an_expert_starts_from_the_base_and_says_what_is_still_wrong(make_editor):
     editor = make_editor()
     ready = editor.prepare(demo_edits()[0])
-    ids = torch.tensor([ready.input_ids])
-    prefix = record_prefix(editor.model, editor.edited, ids)
 
     def fit(**rates):
-        return fit_expert(editor.model, editor.edited, [Sample(prefix, ids, ready.target_length)], Recipe(**rates))
+        return fit_experts(editor.model, editor.edited, [Lesson([ready])], Recipe(**rates))[0]
 
     small = fit(expert_lr=1e-6, expert_steps=1)
-    assert (small.weight - editor.edited.base_weight()).abs().max() <= 1.1e-6
+    assert (small.expert - editor.edited.base_weight()).abs().max() <= 1.1e-6
     assert 0 in small.wrong_tokens[0]
     learned = fit(expert_lr=1e-2, expert_steps=10)
     assert learned.wrong_tokens == [[]]
     assert learned.losses[0] == small.losses[0]
     assert learned.losses[-1] < 0.05
-    assert learned.weight.dtype == torch.float32
+    assert learned.expert.dtype == torch.float32
 
 
 class TestNeurons:

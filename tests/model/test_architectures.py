@@ -11,6 +11,7 @@ from scen_cli.data.records import EditRecord
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.model.base import load_base
+from scen_cli.model.experts import Experts
 from scen_cli.model.ffn import LOCATIONS, PLACES, find_layer
 from scen_cli.model.patch import Patch
 from scen_cli.model.reading import read_keys
@@ -29,12 +30,13 @@ def test_the_tests_cover_every_architecture_named():
     assert set(DENSE) == set(LOCATIONS)
 
 
+@pytest.mark.parametrize("expert", ["full", "low-rank"])
 @pytest.mark.parametrize("architecture", DENSE)
-def test_edit_route_and_detach(architecture, tmp_path):
+def test_edit_route_and_detach(architecture, expert, tmp_path):
     folder = save_tiny(tmp_path / "base", *DENSE[architecture])
     base = load_base(str(folder), device="cpu")
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
-    changes = {"expert_lr": 3e-2, "expert_steps": 60, "theta": 0.97}
+    changes = {"expert": expert, "expert_lr": 3e-2, "expert_steps": 60, "theta": 0.97}
     project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", changes=changes, base=base)
     editor = Editor(project, base=base)
     rows = edit_all(editor, RECORDS)
@@ -55,21 +57,30 @@ def test_edit_route_and_detach(architecture, tmp_path):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("architecture", DENSE)
-def test_an_expert_equal_to_the_base_changes_nothing_wherever_it_sits(tmp_path, architecture, place):
-    """Biases included (GPT-2), at W_down, W_up and W_attn; Phi-3's W_up is one matrix with its gate."""
+def test_a_low_rank_expert_is_the_dense_matrix_wherever_it_sits(tmp_path, architecture, place):
+    """And a full one equal to the base changes nothing. Biases included (GPT-2), at W_down, W_up and W_attn; Phi-3's
+    W_up is one matrix with its gate."""
     base = load_base(str(save_tiny(tmp_path / "base", *DENSE[architecture])), device="cpu")
     if (architecture, place) == ("phi3", "up"):
         with pytest.raises(UsageError, match="has no W_up by itself"):
             find_layer(base.model, 1, place)
         return
     edited = find_layer(base.model, 1, place)
-    bank = SimpleNamespace(neurons=torch.zeros(1, 64), expert=lambda _row: edited.base_weight())
-    ids = torch.tensor([[1, 30, 40, 50]])
+    (d, h), weight = edited.projection_shape, edited.base_weight()
+    torch.manual_seed(0)
+    a, b = torch.randn(4, h) / 8, torch.randn(4, d) / 8
+    full = {0: weight, 1: weight + b.T @ a}
+    bank = SimpleNamespace(neurons=torch.zeros(3, 64), experts=Experts(a, b, torch.tensor([0, 0, 4]), full.get))
+    ids = torch.tensor([[1, 30, 40, 50]] * 4)
     plain = base.model(input_ids=ids).logits
     patch = Patch(edited.projection, edited.down_proj, bank, Routing(theta=0.5))
-    with patch.using(torch.tensor([0])):
-        assert torch.allclose(base.model(input_ids=ids).logits, plain, atol=1e-5)
+    with patch.using(torch.tensor([-1, 0, 1, 2])):
+        logits = base.model(input_ids=ids).logits
     patch.detach()
+    assert torch.equal(logits[0], plain[0])
+    assert torch.allclose(logits[1], plain[1], atol=1e-5)
+    assert torch.allclose(logits[3], logits[2], atol=1e-5)
+    assert (logits[2] - plain[2]).abs().max() > 1e-3
 
 
 def test_the_key_is_the_input_of_down_proj_at_the_last_prompt_token(demo_base):
