@@ -13,6 +13,7 @@ from torch import Tensor
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.experts import ExpertFit, fit_experts
 from scen_cli.editing.lessons import Lesson, Sample
+from scen_cli.editing.recipe import Recipe
 from scen_cli.errors import UsageError
 from scen_cli.guard_part import about
 from scen_cli.indexing import Admission, Index
@@ -130,8 +131,9 @@ class Editor(PatchedModel):
         self.index.accept(expert_id, index, [about(edit) for edit in edits if edit.expert], leaving)
         return edits
 
-    def fit(self, groups: Sequence[Sequence[EditRecord]]) -> list[Fitted]:
-        """Train an expert for each group of records, all at once. Nothing is committed.
+    def fit(self, groups: Sequence[Sequence[EditRecord]], recipe: Recipe | None = None) -> list[Fitted]:
+        """Train an expert for each group of records, all at once, by the project's recipe or another. Nothing is
+        committed.
 
         Raises `UsageError` for a record that can never be trained.
         """
@@ -141,7 +143,7 @@ class Editor(PatchedModel):
             samples = [self.prepare(record) for record in records]
             others = [self.sample(way, record.target) for record in records for way in self.ways(record)]
             lessons.append(Lesson(samples, others))
-        fits = fit_experts(self.model, self.edited, lessons, self.recipe)
+        fits = fit_experts(self.model, self.edited, lessons, recipe or self.recipe)
         return [Fitted(fit, (time.perf_counter() - started) / len(groups)) for fit in fits]
 
     def _leaving(self, record: EditRecord, superseding: tuple[int, ...]) -> set[int]:

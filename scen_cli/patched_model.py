@@ -18,6 +18,7 @@ from scen_cli.errors import UsageError
 from scen_cli.guarding import read_all, reading_of, whitening_in
 from scen_cli.model.base import Base, check_unchanged, load_base
 from scen_cli.model.ffn import find_layer
+from scen_cli.model.patch import Patch
 from scen_cli.model.reading import padded
 from scen_cli.model.routing import Routing
 from scen_cli.model.template import Prompt, make_template
@@ -89,10 +90,10 @@ class PatchedModel:
         if steady is not None and steady[0] is self:
             return steady[1]
         with self._lock:
-            change = self.project.ledger.last_change()
-            if self._patch is None or change != self._patch.last_change:
+            change, theta = self.project.ledger.last_change(), self.project.ledger.theta()
+            if self._patch is None or (change, theta) != (self._patch.last_change, self._patch.theta):
                 self.detach()
-                routing = replace(self.routing, theta=self.project.ledger.theta(), sure=self._sure())
+                routing = replace(self.routing, theta=theta, sure=self._sure())
                 looks = self.template if self.recipe.second_look == "subject" else None
                 self._patch = ProjectPatch(self.project, self.edited, routing, self._whitening, looks)
             return self._patch
@@ -197,7 +198,7 @@ class PatchedModel:
         """
         with self.steady() as patch:
             choice = None if edits is None else patch.rows_of(edits)
-            return self._generate(patch, input_ids, attention_mask, choice, **options)[0]
+            return self.generate_by(patch, input_ids, attention_mask, choice, **options)[0]
 
     def answer(
         self,
@@ -230,16 +231,17 @@ class PatchedModel:
                 choice = None if edits is None else patch.rows_of([edits[row] for row in batch])
                 ids, mask = self.pad([rows[row] for row in batch])
                 usual = {"do_sample": False, "max_new_tokens": rooms[batch[0]]}
-                out, choice = self._generate(patch, ids, mask, choice, **{**usual, **options})
+                out, choice = self.generate_by(patch, ids, mask, choice, **{**usual, **options})
                 for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
                     generated[row] = self.template.until_end(tokens)
                 for row, edit in zip(batch, patch.edits_of(choice), strict=True):
                     called[row] = edit
         return Answers([self.template.answer(tokens) for tokens in generated], called, generated)
 
-    def _generate(
-        self, patch: ProjectPatch, ids: Tensor, mask: Tensor | None, choice: Tensor | None, **options: Any
+    def generate_by(
+        self, patch: Patch, ids: Tensor, mask: Tensor | None, choice: Tensor | None, **options: Any
     ) -> tuple[Any, Tensor]:
+        """What `generate` gives with a patch on this base, and the choice it went by."""
         options = {"pad_token_id": self.pad_id, "eos_token_id": list(self.template.end_ids), **options}
         return patch.generate(self.model, self.model.generate, ids, mask, choice, **options)
 

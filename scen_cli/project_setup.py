@@ -9,7 +9,6 @@ from scen_cli.editing.calibration import check_enough
 from scen_cli.editing.recipe import (
     DEFAULT_RECIPE,
     DEMO_RATES,
-    DEMO_STEPS_WITH_VARIANTS,
     Recipe,
     make_recipe,
 )
@@ -63,7 +62,11 @@ def new_project(
         layer = DEMO_LAYER
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"dtype `{dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, {**_rates(model, recipe), **(changes or {})})
+    chosen = (
+        recipe
+        if isinstance(recipe, Recipe)
+        else make_recipe(recipe, changes or {}, DEMO_RATES if model == "demo" else {})
+    )
     base = base or load_base(model, revision, dtype, device)
     edited = find_layer(base.model, layer, place)
     made = make_template(base.tokenizer, base.model, template)
@@ -91,10 +94,3 @@ def new_project(
         "seed": seed,
     }
     return Project.create(folder, settings, chosen.theta, guard if isinstance(guard, NewGuard) else None)
-
-
-def _rates(model: str, recipe: str) -> dict[str, str | float]:
-    """What the demo base needs otherwise than a large one."""
-    if model != "demo":
-        return {}
-    return {**DEMO_RATES, **({"expert_steps": DEMO_STEPS_WITH_VARIANTS} if make_recipe(recipe, {}).variants else {})}

@@ -14,6 +14,7 @@ from scen_cli import __version__
 from scen_cli.cli import (
     ask,
     calibrate,
+    compress,
     confusions,
     demo,
     edit,
@@ -78,6 +79,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("ask")(ask.ask)
 app.command("calibrate")(calibrate.calibrate)
 app.command("confusions")(confusions.confusions)
+app.command("compress")(compress.compress)
 app.command("export")(export.export)
 app.command("status")(ledger.status)
 app.command("log")(ledger.log)

@@ -29,6 +29,15 @@ def init(
         Path | None,
         typer.Option(help="Prompts that must stay the base's own, one a record. Without a file the base writes some."),
     ] = None,
+    expert: Annotated[
+        str | None, typer.Option(help="low-rank: the base's projection plus a few directions; full: the paper's.")
+    ] = None,
+    rank: Annotated[
+        str | None, typer.Option(help="A low-rank expert's; auto: the least that learns the target with a lead.")
+    ] = None,
+    stop_when: Annotated[
+        str | None, typer.Option(help="Training ends after its steps, or when the target is learned with a lead.")
+    ] = None,
     theta: Annotated[float | None, typer.Option(help="A fixed activation threshold, not calibrated.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe's setting, e.g. expert_steps=20. Repeatable.")
@@ -47,6 +56,8 @@ def init(
 
     refuse_existing(dir)
     changes: dict[str, str | float | None] = dict(_split(text) for text in setting or [])
+    asked = {"expert": expert, "rank": rank, "stop_when": stop_when}
+    changes |= {name: value for name, value in asked.items() if value is not None}
     if theta is not None:
         changes |= {"theta": str(theta), "false_activation": None}
     from scen_cli.editing.recipe import Recipe, make_recipe

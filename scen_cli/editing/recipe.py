@@ -22,8 +22,8 @@ class Recipe(BaseModel):
     expert_steps: int = Field(10, ge=1, description="Adam steps for the expert")
     extra_steps: int = Field(0, ge=0, description="more of them, while the target is not learned")
     expert: Literal["full", "low-rank"] = Field("full", description="a W_down of its own, or the base's plus B A")
-    rank: Rank = Field("auto", description="of a low-rank expert; auto: the least that learns the target by the lead")
-    low_rank_lr: float = Field(0.08, gt=0, description="Adam's rate for a low-rank expert, in the base's own units")
+    rank: Rank = Field(16, description="of a low-rank expert; auto: the least that learns the target by the lead")
+    low_rank_lr: float = Field(0.1, gt=0, description="Adam's rate for a low-rank expert, in the base's own units")
     stop_when: Literal["steps", "learned"] = Field(
         "steps", description="learned: training stops as soon as the target has the lead"
     )
@@ -76,14 +76,19 @@ class Recipe(BaseModel):
         """Whether neurons or their threshold are made with prompts that must stay the base's own."""
         return self.index in ("closed-form", "joint") or self.false_activation is not None
 
-    def __str__(self) -> str:
-        """Name and settings, without those the recipe has no use for."""
-        unused = {"name", "index"}
+    @property
+    def unused(self) -> set[str]:
+        """Settings that this recipe has no use for."""
+        unused = {"rank", "low_rank_lr"} if self.expert == "full" else {"expert_lr"}
         if not self.trains_neurons:
             unused |= {"neuron_lr", "neuron_steps", "alpha", "beta", "m", "disactivate", "margin"}
-        unused |= {"rank", "low_rank_lr"} if self.expert == "full" else {"expert_lr"}
         if self.stop_when == "steps" and (self.expert == "full" or self.rank != "auto"):
             unused.add("lead")
+        return unused
+
+    def __str__(self) -> str:
+        """Name and settings, without those it has no use for."""
+        unused = {"name", "index"} | self.unused
         unused |= {name for name in _SWITCHES if getattr(self, name) == Recipe.model_fields[name].default}
         return ", ".join([self.name, *(f"{name} {value}" for name, value in self.model_dump(exclude=unused).items())])
 
@@ -111,8 +116,9 @@ _CALIBRATED: dict[str, Any] = {
     "false_activation": 0.01,
     "second_look": "subject",
     "variants": 2,
-    "extra_steps": 60,
     "expert": "low-rank",
+    "expert_steps": 15,
+    "extra_steps": 60,
 }
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
@@ -127,15 +133,18 @@ DEFAULT_RECIPE = "closed-form"
 
 # The paper's rates are for d = 4096. These fit the demo's d = 96; the sweep that found them is
 # `benchmarks/demo_sweep.py`, its table is in `benchmarks/LOG.md`.
-DEMO_RATES: dict[str, str | float] = {"expert_lr": 1e-2, "expert_steps": 10, "neuron_lr": 1e-3, "neuron_steps": 100}
-DEMO_STEPS_WITH_VARIANTS = 20
+DEMO_RATES: dict[str, str | float] = {"expert_lr": 1e-2, "neuron_lr": 1e-3, "neuron_steps": 100}
 
 
-def make_recipe(name: str, changes: Mapping[str, str | float | None]) -> Recipe:
-    """A named recipe with some settings changed.
+def make_recipe(
+    name: str, changes: Mapping[str, str | float | None], defaults: Mapping[str, str | float] | None = None
+) -> Recipe:
+    """A named recipe with some settings changed; `defaults` that differ from its own, as far as it has use for them.
 
-    Raises `UsageError` for an unknown recipe, an unknown setting or a value out of range.
+    Raises `UsageError` for an unknown recipe, an unknown setting, one the recipe has no use for, or a value out of
+    range.
     """
+    defaults = defaults or {}
     if name not in RECIPES:
         raise UsageError(f"there is no recipe `{name}`", hint=f"recipes: {', '.join(RECIPES)}")
     fixed = {"name", "index"}
@@ -144,7 +153,29 @@ def make_recipe(name: str, changes: Mapping[str, str | float | None]) -> Recipe:
         known = ", ".join(setting for setting in Recipe.model_fields if setting not in fixed)
         raise UsageError(f"a recipe has no setting `{unknown[0]}`", hint=f"settings: {known}")
     try:
-        return Recipe.model_validate({**RECIPES[name].model_dump(), **changes})
+        recipe = Recipe.model_validate({**RECIPES[name].model_dump(), **defaults, **changes})
     except ValidationError as error:
         problem = error.errors()[0]
         raise UsageError(f"setting `{problem['loc'][0]}`: {problem['msg']}") from error
+    wasted = [setting for setting in changes if setting in recipe.unused]
+    if wasted:
+        raise UsageError(f"recipe `{name}` as it is set has no use for `{wasted[0]}`", hint=_instead(wasted[0]))
+    return recipe
+
+
+def check_rank(text: str) -> int | str:
+    """A rank as it was typed. Raises `UsageError` for one that cannot be."""
+    try:
+        return Recipe.model_validate({"expert": "low-rank", "rank": text}).rank
+    except ValidationError as error:
+        raise UsageError(f"rank `{text}` is neither a number from 1 to 1024 nor `auto`") from error
+
+
+def _instead(setting: str) -> str:
+    others = {
+        "expert_lr": "it is the rate of full experts: `--expert full`, or `low_rank_lr`",
+        "low_rank_lr": "it is the rate of low-rank experts: `--expert low-rank`, or `expert_lr`",
+        "rank": "full experts have none: `--expert low-rank`",
+        "lead": "it counts with `--stop-when learned` or `--rank auto`",
+    }
+    return others.get(setting, "it is for recipes that train neurons: `paper` and `joint`")

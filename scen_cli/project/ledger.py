@@ -242,18 +242,23 @@ class Ledger:
 
     def _contradictions(self) -> list[str]:
         """Where the tables say other than the events that made them."""
-        edits = {edit.id: edit for edit in self.edits()}
-        told = []
+        said: dict[int, dict[str, Any]] = {}  # of each edit, by its events
         theta = None
         for event in self.events():
-            edit, detail = edits.get(event["edit"]), json.loads(event["detail"])
+            detail = json.loads(event["detail"])
             if event["kind"].startswith("edit"):
-                row = {name: getattr(edit, name, None) for name in ("prompt", "target", "sha256", "bias")}
-                if row != {name: detail.get(name) for name in row}:
-                    told.append(f"edit {event['edit']} is not as it was committed")
+                said[event["edit"]] = {name: detail.get(name) for name in ("prompt", "target", "sha256", "bias")}
+            elif event["kind"] == "compress":
+                said.setdefault(event["edit"], {})["sha256"] = detail["sha256"]
             elif event["kind"] == "init":
                 theta = detail["recipe"]["theta"]
             theta = detail.get("theta", theta)
+        edits = {edit.id: edit for edit in self.edits()}
+        told = [
+            f"edit {edit_id} is not as it was committed"
+            for edit_id, row in said.items()
+            if row != {name: getattr(edits.get(edit_id), name, None) for name in row}
+        ]
         if theta != self.theta():
             told.append(f"theta is {self.theta()}; it was set to {theta}")
         return told

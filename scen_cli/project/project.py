@@ -240,6 +240,26 @@ class Project:
             )
         return read_expert(self.folder, name)
 
+    def replace_experts(self, experts: dict[int, LowRankArrays]) -> tuple[int, int]:
+        """Put low-rank experts in the place of those that stand under these ids; neurons and keys stay. All at once:
+        the files first, then one transaction, then the old files go. Returns the files' bytes before and after."""
+        stored, old = {}, [self.find(expert) for expert in experts]
+        for edit, expert in zip(old, experts.values(), strict=True):
+            wanted = ("neuron", "key", "refitted?", "refitted_of?")
+            neuron, key, refitted, of = read_tensors(self.folder, self._path_of(edit), wanted)
+            tensors = EditTensors(expert, neuron, key, *((refitted, of) if len(of) else (None, None)))
+            stored[edit.id] = write_edit(self.folder, edit.id, tensors)
+        with self.ledger.db.atomic():
+            for edit in [edit for edit in self.ledger.edits() if edit.expert in stored]:
+                file, rank = stored[edit.expert or 0], experts[edit.expert or 0].rank
+                with self.ledger.change("compress", edit.id, sha256=file.sha256, rank=rank) as db:
+                    db["edits"].update(
+                        edit.id, {"file": file.name, "sha256": file.sha256, "size": file.size, "rank": rank}
+                    )
+        for edit in old:
+            (self.folder / self._path_of(edit)).unlink()
+        return sum(edit.size or 0 for edit in old), sum(file.size for file in stored.values())
+
     def record_evaluation(
         self,
         suite: str,

@@ -49,7 +49,10 @@ class TestHelp:
 
 class TestInit:
     def test_json_tells_what_was_recorded(self, scen, tmp_path):
-        out = scen("init", "--model", "demo", "--dir", tmp_path / "p", "--json", "--set", "alpha=0.5", "--theta", "0.6")
+        out = scen(
+            *("init", "--model", "demo", "--recipe", "paper", "--dir", tmp_path / "p", "--json"),
+            *("--set", "alpha=0.5", "--theta", "0.6"),
+        )
         settings = json.loads(out.stdout)
         assert (settings["layer"], settings["module"]) == (2, "model.layers.2.mlp.down_proj")
         assert (settings["recipe"]["alpha"], settings["recipe"]["theta"]) == (0.5, 0.6)

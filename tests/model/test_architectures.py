@@ -36,7 +36,8 @@ def test_edit_route_and_detach(architecture, expert, tmp_path):
     folder = save_tiny(tmp_path / "base", *DENSE[architecture])
     base = load_base(str(folder), device="cpu")
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
-    changes = {"expert": expert, "expert_lr": 3e-2, "expert_steps": 60, "theta": 0.97}
+    rate = {"expert_lr": 3e-2} if expert == "full" else {}
+    changes = {"expert": expert, "expert_steps": 60, "theta": 0.97, **rate}
     project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", changes=changes, base=base)
     editor = Editor(project, base=base)
     rows = edit_all(editor, RECORDS)

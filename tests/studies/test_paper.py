@@ -85,7 +85,7 @@ def test_mistakes_cost_no_training(scen, folder, tmp_path):
     questions.write_text('{"prompt": "Who?", "target": "x"}\n')
     scen("study", "divide", "--data", questions, "--decoding", "loud", "--dir", folder, code=2)
     assert not (folder / "studies" / "divided-q").exists()
-    scen("init", "--model", "demo", "--set", "expert_lr=1e-9", "--dir", tmp_path / "p")
+    scen("init", "--model", "demo", "--set", "low_rank_lr=1e-9", "--dir", tmp_path / "p")
     nothing = scen("study", "fig3", "--edits", "2", "--dir", tmp_path / "p", code=1)
     assert "none of the edits was learned" in nothing.stderr
 

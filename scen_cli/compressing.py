@@ -1,0 +1,136 @@
+"""Full experts become low-rank ones: fitted anew, and taken only if nothing they answered is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+
+from scen_cli.data.records import EditRecord
+from scen_cli.editing.experts import RANKS
+from scen_cli.editing.recipe import Recipe
+from scen_cli.editor import Editor, stored_expert
+from scen_cli.errors import SomeEditsFailed, UsageError
+from scen_cli.model.experts import Experts, LowRank
+from scen_cli.model.patch import Patch
+from scen_cli.patched_model import BATCH
+from scen_cli.project.ledger import Edit
+from scen_cli.project.store import LowRankArrays
+
+AT_ONCE = 16  # experts fitted and tried together
+STEPS, EXTRA_STEPS = 20, 60  # at least; the latter while a target is not learned
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """How many experts became low-rank, and the bytes of their files before and after."""
+
+    experts: int
+    before: int
+    after: int
+
+
+def compress(editor: Editor, rank: int | str, tell: Callable[[str, str], None]) -> Compressed:
+    """Make every full expert in force a low-rank one. Call inside `project.writing()`.
+
+    Each is fitted anew to its edits. Their prompts and rephrases are then asked of both experts: what the full one
+    answered rightly the new one must too; with rank "auto" the rank rises until it does. Raises `SomeEditsFailed`,
+    which names the answers that would be lost, and `UsageError` if there is nothing to do; then nothing has changed.
+    """
+    project = editor.project
+    ranks = project.ledger.ranks_in_force()
+    served: dict[int, list[Edit]] = {expert: [] for expert, of_it in ranks.items() if of_it == 0}
+    for edit in project.ledger.edits("active"):
+        if edit.expert in served:
+            served[edit.expert].append(edit)
+    if not served:
+        raise UsageError("there are no full experts to compress")
+    made: dict[int, LowRankArrays] = {}
+    worse: list[str] = []
+    experts = list(served)
+    for start in range(0, len(experts), AT_ONCE):
+        rest = {expert: served[expert] for expert in experts[start : start + AT_ONCE]}
+        for step in RANKS if rank == "auto" else (rank,):
+            found = _fit(editor, rest, step)
+            lost = _worse(editor, rest, found)
+            made |= {expert: _arrays(fitted) for expert, fitted in found.items()}
+            rest = {expert: edits for expert, edits in rest.items() if expert in lost}
+            if not rest:
+                break
+        worse += [line for expert in rest for line in lost[expert]]
+        for _expert in experts[start : start + AT_ONCE]:
+            tell("", "")
+    if worse:
+        raise SomeEditsFailed(
+            f"{len(worse)} answers would be lost:\n" + "\n".join(worse) + "\nnothing was changed",
+            hint="`--rank auto` goes as high as each edit needs" if rank != "auto" else "these need their full experts",
+        )
+    before, after = project.replace_experts(made)
+    return Compressed(len(made), before, after)
+
+
+def _fit(editor: Editor, served: dict[int, list[Edit]], rank: int | str) -> dict[int, LowRank]:
+    recipe = editor.recipe
+    changes = {
+        "expert": "low-rank",
+        "rank": rank,
+        "expert_steps": max(STEPS, recipe.expert_steps),
+        "extra_steps": max(EXTRA_STEPS, recipe.extra_steps),
+    }
+    groups = [[_record(edit) for edit in edits] for edits in served.values()]
+    fits = editor.fit(groups, Recipe.model_validate({**recipe.model_dump(), **changes}))
+    found = [fitted.fit.expert for fitted in fits]
+    return {expert: one for expert, one in zip(served, found, strict=True) if isinstance(one, LowRank)}
+
+
+def _record(edit: Edit) -> EditRecord:
+    return EditRecord(prompt=edit.prompt, target=edit.target, subject=edit.subject, learn=edit.learned)
+
+
+def _arrays(expert: LowRank) -> LowRankArrays:
+    stored = stored_expert(expert)
+    assert isinstance(stored, LowRankArrays)
+    return stored
+
+
+def _worse(editor: Editor, served: dict[int, list[Edit]], found: dict[int, LowRank]) -> dict[int, list[str]]:
+    """For each expert in force that answers rightly what the one found for it does not, a line for each answer."""
+    asked = [
+        (expert, edit, prompt)
+        for expert, edits in served.items()
+        for edit in edits
+        for prompt in (edit.prompt, *edit.learned, *edit.rephrases)
+        if editor.fits(prompt)
+    ]
+    place = {expert: row for row, expert in enumerate(found)}
+    prompts = [prompt for _, _, prompt in asked]
+    old = editor.answer(prompts, edits=[edit.id for _, edit, _ in asked]).texts
+    new = _answers(editor, prompts, [place[expert] for expert, _, _ in asked], list(found.values()))
+    lost: dict[int, list[str]] = {}
+    for (expert, edit, prompt), before, after in zip(asked, old, new, strict=True):
+        if before == edit.target != after:
+            lost.setdefault(expert, []).append(f"edit {edit.id}: {prompt!r} -> {edit.target!r} would be {after!r}")
+    return lost
+
+
+def _answers(editor: Editor, prompts: list[str], choice: list[int], experts: list[LowRank]) -> list[str]:
+    """Greedy answers by experts that are not part of the project."""
+    none: dict[int, torch.Tensor] = {}
+    a, b = torch.cat([one.a for one in experts]), torch.cat([one.b.mT for one in experts])
+    stack = Experts(a, b, torch.tensor([len(one.a) for one in experts]), none.__getitem__)
+    bank = SimpleNamespace(neurons=torch.zeros(len(experts), editor.edited.ffn_width), experts=stack)
+    patch = Patch(editor.edited.projection, editor.edited.down_proj, bank, editor.routing)
+    texts = []
+    try:
+        for start in range(0, len(prompts), BATCH):
+            part = slice(start, start + BATCH)
+            ids, mask = editor.encode(prompts[part])
+            room = min(editor.longest_answer(), (editor.context or 10**9) - ids.shape[1])
+            usual = {"do_sample": False, "max_new_tokens": room}
+            out, _choice = editor.generate_by(patch, ids, mask, torch.tensor(choice[part]), **usual)
+            texts += [editor.template.answer(row) for row in out[:, ids.shape[1] :].tolist()]
+    finally:
+        patch.detach()
+    return texts
