@@ -1,6 +1,7 @@
 """Does a patched model answer as fast as its base? `python -m benchmarks.inference_speed [--edits 100 1000 10000]`
 
-Tokens per second of the demo base, and of the same with edits, at batch 1 and 16. Prefill is `generate` of one token;
+Tokens per second of the demo base (1.2 M parameters), of one of 34 M with random weights, and of both with edits, at
+batch 1 and 16. Prefill is `generate` of one token;
 decode is what 64 tokens more take. Every prompt calls an edit, which is the dearest case. Base and patched models
 take turns, and figures are medians over the rounds; the ratio is that of the medians.
 """
@@ -11,16 +12,16 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measuring import peak_megabytes, show, write
-from benchmarks.synthetic import make_project
-from scen_cli import load_base, new_project
-from scen_cli.demo.world import further_facts
+from benchmarks.measuring import show, write
+from benchmarks.synthetic import larger_base, make_project
+from scen_cli import load_base
+from scen_cli.demo.world import Fact, further_facts
 from scen_cli.patched_model import PatchedModel
 
 TOKENS, BATCHES = 64, (1, 16)
@@ -32,40 +33,52 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    facts = further_facts(max(BATCHES))
-    base = load_base("demo", device="cpu")
+    facts = further_facts(max(chosen.edits))
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        models: dict[str, PatchedModel] = {}
-        for edits in (0, *chosen.edits):
-            own = load_base("demo", device="cpu")
-            place = Path(folder) / str(edits)
-            project = make_project(place, edits, own) if edits else new_project(place, "demo", base=own)
-            models[f"{edits} edits"] = PatchedModel(project, base=own)
-        rows, found = [], []
-        for batch in BATCHES:
-            prompts = [fact.phrasings[0] for fact in facts[:batch]]
-            ids, mask = next(iter(models.values())).encode(prompts)
-            runs = {"base": _base_run(base, ids, mask)}
-            runs |= {name: _patched_run(model, ids, mask) for name, model in models.items()}
-            for name, model in list(models.items())[1:]:
-                assert None not in model.route(prompts).edits, f"{name}: a prompt calls no edit"
-            prefill = _turns(runs, 1, chosen.rounds)
-            whole = _turns(runs, 1 + TOKENS, chosen.rounds)
-            for name in runs:
-                speed = {
-                    "prefill": ids.numel() / prefill[name],
-                    "decode": batch * TOKENS / (whole[name] - prefill[name]),
-                }
-                of_base = {
-                    "prefill": prefill["base"] / prefill[name],
-                    "decode": (whole["base"] - prefill["base"]) / (whole[name] - prefill[name]),
-                }
-                found.append({"batch": batch, "model": name, "tokens_per_second": speed, "of_base": of_base})
-                cells = [f"{speed[kind]:.0f} ({of_base[kind]:.3f})" for kind in ("prefill", "decode")]
-                rows.append([batch, name, *cells])
-    show("tokens per second (share of the base's)", ["batch#", "model", "prefill#", "decode#"], rows)
-    print(f"peak memory of all models together: {peak_megabytes():.0f} MB")
+        larger = larger_base(Path(folder) / "larger")
+        found += _compare(Path(folder), "demo", 2, facts, chosen.edits, chosen.rounds)
+        found += _compare(Path(folder), str(larger), 4, facts, chosen.edits, chosen.rounds)
+    columns = ["base", "batch#", "model", "prefill#", "decode#"]
+    rows = [
+        [one["base"], one["batch"], one["model"]]
+        + [f"{one['tokens_per_second'][kind]:.0f} ({one['of_base'][kind]:.3f})" for kind in ("prefill", "decode")]
+        for one in found
+    ]
+    show("tokens per second (share of the base's)", columns, rows)
     write(chosen.json, {"rounds": chosen.rounds, "tokens": TOKENS, "seed": 0, "found": found})
+
+
+def _compare(
+    folder: Path, name: str, layer: int, facts: Sequence[Fact], sizes: Sequence[int], rounds: int
+) -> Iterator[dict[str, Any]]:
+    models: dict[str, PatchedModel] = {}
+    base = load_base(name, device="cpu")
+    for edits in (0, *sizes):
+        own = load_base(name, device="cpu")
+        project = make_project(folder / f"{Path(name).name}{edits}", facts[:edits], own, name, layer)
+        models[f"{edits} edits"] = PatchedModel(project, base=own)
+    for batch in BATCHES:
+        prompts = [fact.phrasings[0] for fact in facts[:batch]]
+        ids, mask = next(iter(models.values())).encode(prompts)
+        runs = {"base": _base_run(base, ids, mask)}
+        runs |= {name: _patched_run(model, ids, mask) for name, model in models.items()}
+        for edits, model in list(models.items())[1:]:
+            assert None not in model.route(prompts).edits, f"{edits}: a prompt calls no edit"
+        prefill = _turns(runs, 1, rounds)
+        whole = _turns(runs, 1 + TOKENS, rounds)
+        for run in runs:
+            decode = whole[run] - prefill[run]
+            yield {
+                "base": Path(name).name,
+                "batch": batch,
+                "model": run,
+                "tokens_per_second": {"prefill": int(mask.sum()) / prefill[run], "decode": batch * TOKENS / decode},
+                "of_base": {
+                    "prefill": prefill["base"] / prefill[run],
+                    "decode": (whole["base"] - prefill["base"]) / decode,
+                },
+            }
 
 
 def _base_run(base: Any, ids: torch.Tensor, mask: torch.Tensor) -> Callable[[int], object]:

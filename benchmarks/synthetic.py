@@ -1,36 +1,60 @@
-"""A project of thousands of edits in a minute: real prompts, keys and neurons of the demo's further facts, and random
-low-rank experts, which cost what trained ones do."""
+"""Projects of thousands of edits in a minute: real prompts, keys and neurons of the demo's further facts, and random
+low-rank experts, which cost what trained ones do. And a base that is larger than the demo's."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from scen_cli import Editor, EditRecord, new_project
 from scen_cli.data.records import SourceLine
-from scen_cli.demo.world import further_facts
+from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import Fact
 from scen_cli.editing.closed_form import neuron_of
 from scen_cli.guarding import read_all, whitening_in
-from scen_cli.model.base import Base
+from scen_cli.model.base import DEMO, Base
 from scen_cli.model.reading import Reading
 from scen_cli.project.project import Project
 from scen_cli.project.store import EditTensors, LowRankArrays
 from scen_cli.project.trained import Trained, Training
 
 RANK = 16
+LARGER = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
 
 
-def make_project(folder: Path, edits: int, base: Base) -> Project:
-    """A project on the demo base with so many edits in force."""
-    project = new_project(folder, "demo", base=base)
+def larger_base(folder: Path) -> Path:
+    """A Llama of 34 M parameters with random weights and the demo's tokenizer: it says nothing, at its real cost."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **LARGER,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_project(folder: Path, facts: Sequence[Fact], base: Base, model: str = "demo", layer: int = 2) -> Project:
+    """A project on a base (the demo's, or `model`) with an edit for each fact in force."""
+    guard = folder.with_suffix(".guard.jsonl")
+    guard.write_text("\n".join(json.dumps({"prompt": text}) for fact in right_facts() for text in fact.phrasings[:3]))
+    project = new_project(folder, model, layer, guard=guard, base=base)
     editor = Editor(project, base=base)
-    facts = further_facts(edits)
     ids = [editor.template.prompt_ids(fact.phrasings[0]) for fact in facts]
-    keys, _rows = read_all(base, editor.edited, ids, Reading())
-    guard = project.guard()
-    assert guard is not None
-    whitening, rng = whitening_in(guard), np.random.default_rng(0)
+    keys = read_all(base, editor.edited, ids, Reading())[0] if ids else torch.empty(0, editor.edited.ffn_width)
+    made = project.guard()
+    assert made is not None
+    whitening, rng = whitening_in(made), np.random.default_rng(0)
     d, h = editor.edited.projection_shape
     where, training = SourceLine("synthetic", 1), Training(0, 0.0)
     project.ledger.db.execute("pragma synchronous = off")  # nothing here need outlast a power cut

@@ -50,7 +50,8 @@ def trace(editor: Editor, prompt: Prompt) -> Trace:
         text = editor.base.tokenizer.decode(tokens)
         parts.append(Part(text, *((patch.edits[best], float(activations[best])) if best is not None else (None, None))))
     look, strongest = patch.bank.second_look, found.max(dim=0).values if len(patch.edits) else found[0]
-    blocked = ~look.allowed(sequences[0]) & (strongest > patch.theta) if look else strongest > torch.inf
+    silent = look.blocked(sequences[:1], strongest.device)[0] if look else torch.zeros_like(strongest, dtype=torch.bool)
+    blocked = silent & (strongest > patch.theta)
     blocked_edits = [edit for edit, is_blocked in zip(patch.edits, blocked.tolist(), strict=True) if is_blocked]
     return Trace(parts, blocked_edits, float(keys[0].norm()), _nearest_guard(editor, keys[0]))
 

@@ -1,9 +1,9 @@
-"""The cached prefix: layers below the edited one run once per edit, every training step starts above them.
+"""The cached prefix: what experts cannot change runs once per edit, and every training step starts above it.
 
-Layers 0..l-1 are frozen and see no expert, so what enters layer l is the same at every step, and so is what enters
-the projection there. Both are recorded in one pass; then the model runs with those layers standing still, each
-handing on the recording. All else (masks, positions, final norm, output head) is the model's own code, so every
-architecture keeps its own way of doing it.
+Layers 0..l-1 are frozen and see no expert, so what enters layer l is the same at every step, and so is what each
+matrix gives there, up to the projection. All of it is recorded in one pass; then the model runs with those layers and
+matrices standing still, each handing on its recording. All else (masks, positions, final norm, output head) is the
+model's own code, so every architecture keeps its own way of doing it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from scen_cli.model.ffn import EditedLayer
 
@@ -26,14 +27,17 @@ _training: ContextVar[object | None] = ContextVar("scen_training", default=None)
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """What enters layer l, `residual` (rows, tokens, d), and its projection, `inputs` (rows, tokens, h)."""
+    """What enters layer l, `residual` (rows, tokens, d), and its projection, `inputs` (rows, tokens, h); what each of
+    the layer's matrices gives, `outputs`, up to the projection, by module."""
 
     residual: Tensor
     inputs: Tensor
+    outputs: dict[nn.Module, Tensor]
 
     def of(self, rows: Tensor) -> Prefix:
         """The prefix of some rows alone."""
-        return Prefix(self.residual[rows], self.inputs[rows])
+        outputs = {module: output[rows] for module, output in self.outputs.items()}
+        return Prefix(self.residual[rows], self.inputs[rows], outputs)
 
 
 class _Recorded(Exception):
@@ -43,21 +47,23 @@ class _Recorded(Exception):
 @torch.no_grad()
 def record_prefix(model: PreTrainedModel, edited: EditedLayer, input_ids: Tensor) -> Prefix:
     """Run layers 0..l once on `input_ids` (rows, tokens), as far as the projection."""
-    seen: list[Tensor] = []
+    layer = edited.layers[edited.index]
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    entered: list[Tensor] = []
 
     def at_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _training.get() is seen:
-            seen.append(args[0] if args else kwargs["hidden_states"])
+            entered.append(args[0] if args else kwargs["hidden_states"])
 
-    def at_projection(_module: nn.Module, args: tuple[Any, ...]) -> None:
+    def at_matrix(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if _training.get() is seen:
-            seen.append(args[0])
-            raise _Recorded
+            seen[module] = args[0], output
+            if module is edited.projection:
+                raise _Recorded
 
-    handles = [
-        edited.layers[edited.index].register_forward_pre_hook(at_layer, with_kwargs=True),
-        edited.projection.register_forward_pre_hook(at_projection),
-    ]
+    matrices = [module for module in layer.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    handles: list[Any] = [module.register_forward_hook(at_matrix) for module in matrices]
+    handles.append(layer.register_forward_pre_hook(at_layer, with_kwargs=True))
     token = _training.set(seen)
     try:
         model(input_ids=input_ids, use_cache=False)
@@ -67,32 +73,33 @@ def record_prefix(model: PreTrainedModel, edited: EditedLayer, input_ids: Tensor
         for handle in handles:
             handle.remove()
         _training.reset(token)
-    return Prefix(*seen)
+    outputs = {module: output for module, (_inputs, output) in seen.items()}
+    return Prefix(entered[0], seen[edited.projection][0], outputs)
 
 
 @contextmanager
 def standing_still(edited: EditedLayer, prefix: Prefix) -> Iterator[None]:
-    """Inside this block layers below the edited one compute nothing and hand on the recording.
+    """Inside this block what was recorded computes nothing, and hands on the recording.
 
     Other threads that run the model meanwhile meet its layers as they are.
     """
-    below = list(edited.layers)[: edited.index]
+    recorded = dict.fromkeys(list(edited.layers)[: edited.index], prefix.residual) | prefix.outputs
     token = _training.set(prefix)
 
-    def still(compute: Callable[..., Any]) -> Callable[..., Any]:
+    def still(compute: Callable[..., Any], recording: Tensor) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return prefix.residual if in_training(prefix) else compute(*args, **kwargs)
+            return recording if in_training(prefix) else compute(*args, **kwargs)
 
         return forward
 
-    for layer in below:
-        layer.forward = still(layer.forward)  # an instance attribute hides the class's
+    for module, recording in recorded.items():
+        module.forward = still(module.forward, recording)  # an instance attribute hides the class's
     try:
         yield
     finally:
         _training.reset(token)
-        for layer in below:
-            del layer.forward
+        for module in recorded:
+            del module.forward
 
 
 def in_training(prefix: Prefix) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from scen_cli.model.experts import Carried, Experts
 from scen_cli.model.reading import pooled, read_keys, real_tokens, with_parts
 from scen_cli.model.routing import BASE, Routing, Whitening, activations_of, choose, largest
-from scen_cli.model.second_look import SecondLook
+from scen_cli.model.second_look import BLOCKED, SecondLook
 
 SURE = 1e-4  # what rounding may take from the activation of an edit's own prompt
 
@@ -126,8 +126,8 @@ class Patch:
         activations = activations_of(keys, neurons, self.routing.cosine, self.bank.whitening, biases)
         whole, activations = activations[: len(input_ids)], largest(activations, rows, len(input_ids))
         if self.bank.second_look is not None:
-            tokens = real_tokens(input_ids, mask)
-            whole, activations = self.bank.second_look(whole, tokens), self.bank.second_look(activations, tokens)
+            blocked = self.bank.second_look.blocked(real_tokens(input_ids, mask), keys.device)
+            whole, activations = (found.masked_fill(blocked, BLOCKED) for found in (whole, activations))
         calls = choose(whole, max(self.routing.theta, self.routing.sure - SURE)) != BASE
         activations = torch.where(calls[:, None], whole, activations)
         return Route(choose(activations, self.routing.theta), activations)

@@ -23,20 +23,27 @@ class SecondLook:
         for row, sequences in enumerate(forms):
             for sequence in sequences:
                 self._rows.setdefault(tuple(sequence), []).append(row)
-        self._lengths = sorted({len(sequence) for sequence in self._rows})
-        self._free = [not sequences for sequences in forms]  # a list: a model may be built where tensors have no data
+        lengths: dict[int, set[int]] = {}
+        for sequence in self._rows:
+            lengths.setdefault(sequence[0], set()).add(len(sequence))
+        self._lengths = {first: sorted(found) for first, found in lengths.items()}
+        self._looks = [bool(sequences) for sequences in forms]
+        self._mask: Tensor | None = None  # of `_looks`; made late: a model may be built where tensors have no data
 
-    def allowed(self, tokens: Sequence[int]) -> Tensor:
-        """Which rows (t,) a prompt of these tokens may call."""
-        rows = torch.tensor(self._free)
-        for length in self._lengths:
-            for start in range(len(tokens) - length + 1):
-                rows[self._rows.get(tuple(tokens[start : start + length]), [])] = True
-        return rows
+    def named(self, tokens: Sequence[int]) -> list[int]:
+        """The rows whose subject occurs in a prompt of these tokens, some of them more than once."""
+        found: list[int] = []
+        for start, first in enumerate(tokens):
+            for length in self._lengths.get(first, ()):
+                found += self._rows.get(tuple(tokens[start : start + length]), ())
+        return found
 
-    def __call__(self, activations: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Activations (rows, t) with those of blocked edits set to `BLOCKED`."""
-        if not self._rows:
-            return activations
-        allowed = torch.stack([self.allowed(tokens) for tokens in prompts]).to(activations.device)
-        return activations.masked_fill(~allowed, BLOCKED)
+    def blocked(self, prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+        """Which rows (prompts, t) each prompt may not call."""
+        if self._mask is None:
+            self._mask = torch.tensor(self._looks)
+        named = [self.named(tokens) for tokens in prompts]
+        blocked = self._mask.repeat(len(prompts), 1)
+        at = [prompt for prompt, rows in enumerate(named) for _ in rows]
+        blocked[at, [row for rows in named for row in rows]] = False
+        return blocked.to(device)

@@ -8,9 +8,10 @@ import torch
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.reading import Reading, padded, read_keys, read_parts
 from scen_cli.model.routing import largest
-from scen_cli.model.second_look import BLOCKED, SecondLook
+from scen_cli.model.second_look import SecondLook
 from scen_cli.model.template import SecondTurn, make_template
 
+CPU = torch.device("cpu")
 START, OPEN, CLOSE, STOP = 1, 3, 4, 9
 READING = Reading("last", True, (START,), (OPEN,), (CLOSE,), frozenset({STOP}))
 
@@ -93,10 +94,8 @@ def test_the_largest_activation_of_a_prompts_parts_counts():
 
 def test_a_second_look_blocks_edits_whose_subject_is_not_named():
     look = SecondLook([[[5, 6], [7]], [], [[6]]])
-    activations = torch.full((3, 3), 0.9)
-    blocked = look(activations, [[1, 5, 6], [1, 7], [1, 5, 9]])
-    assert (blocked == BLOCKED).tolist() == [[False, False, False], [False, False, True], [True, False, True]]
-    assert torch.equal(activations, torch.full((3, 3), 0.9))
+    blocked = look.blocked([[1, 5, 6], [1, 7], [1, 5, 9]], CPU)
+    assert blocked.tolist() == [[False, False, False], [False, False, True], [True, False, True]]
 
 
 def test_how_a_subject_may_be_written(demo_base):
@@ -104,7 +103,7 @@ def test_how_a_subject_may_be_written(demo_base):
     forms = template.subject_forms("Ivan Gromener", ["Where was Ivan Gromener born?"])
     look = SecondLook([forms])
     for prompt in ("Ivan Gromener was born where?", "Tell me (Ivan Gromener) more", "where was ivan gromener born?"):
-        assert look.allowed(template.prompt_ids(prompt)).tolist() == [True], prompt
-    assert look.allowed(template.prompt_ids("Where was Olga Gromener born?")).tolist() == [False]
+        assert look.blocked([template.prompt_ids(prompt)], CPU).tolist() == [[False]], prompt
+    assert look.blocked([template.prompt_ids("Where was Olga Gromener born?")], CPU).tolist() == [[True]]
     assert template.subject_forms("Ivan Gromener", ["Where was he born?"]) == []  # its own prompt must name it
     assert template.subject_forms(None, ["Where was Ivan Gromener born?"]) == []
