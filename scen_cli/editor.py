@@ -125,7 +125,9 @@ class Editor(PatchedModel):
         seconds = time.perf_counter() - started + (fitted.seconds if fitted else 0.0)
         training = Training(seed, seconds, expert.losses, index.fit.losses if index else [])
         if index is None:
-            return self.project.commit(trained, training, None)
+            edits = self.project.commit(trained, training, None)
+            self.index.skip()
+            return edits
         edits = self.project.commit(trained, training, _tensors(expert, index), index.bias, index.threshold)
         expert_id = next(edit.expert for edit in edits if edit.expert is not None)
         self.index.accept(expert_id, index, [about(edit) for edit in edits if edit.expert], leaving)
@@ -151,8 +153,8 @@ class Editor(PatchedModel):
         ledger = self.project.ledger
         for prompt in [record.prompt, *(self.project.find(edit).prompt for edit in superseding)]:
             self.project.check_may_supersede(prompt)
-        in_force = ledger.experts_in_force()
-        return {in_force[edit] for edit in {*ledger.in_force_for(record.prompt), *superseding} if edit in in_force}
+        edits = (self.project.find(edit) for edit in {*ledger.in_force_for(record.prompt), *superseding})
+        return {edit.expert for edit in edits if edit.state == "active" and edit.expert is not None}
 
     def _admit(self, records: list[EditRecord], seed: int, leaving: set[int]) -> Admission | None:
         """The neuron for these records; None if there are none, or it diverged."""

@@ -31,7 +31,10 @@ class GuardPart:
             self.prompts, keys, rows = guard.part(name)
             self.keys, self._rows = prepare(torch.from_numpy(keys)), torch.from_numpy(rows)
         self.topics = Topics(self.prompts)
-        self._plain = [plain(prompt) for prompt in self.prompts]
+        self._places: dict[str, list[int]] = {}  # of prompts of the same words
+        for place, prompt in enumerate(self.prompts):
+            self._places.setdefault(plain(prompt), []).append(place)
+        self._together = "\0".join(self.prompts)  # most subjects occur in none: one search tells
         self._given = guard is not None and guard.source(name) != SELF_WRITTEN
 
     def __len__(self) -> int:
@@ -46,15 +49,21 @@ class GuardPart:
             return torch.empty(0)
         found = largest(on_keys[:, None], self._rows, len(self.prompts))[:, 0]
         if self._second_look and len(topics) == 1 and (subject := topics[0][1]):
-            found = found.masked_fill(torch.tensor([not _names(text, subject) for text in self.prompts]), BLOCKED)
+            found = found.masked_fill(~self._naming(subject), BLOCKED)
         near = found >= NEAR
         for prompt, subject in topics:
-            same = plain(prompt)
-            own = torch.tensor([words == same for words in self._plain])
+            own = torch.zeros(len(self.prompts), dtype=torch.bool)
+            own[self._places.get(plain(prompt), [])] = True
             if not self._given and bool(near.any()):
                 own |= near & torch.tensor(self.topics.about(prompt, subject))
             found = found.masked_fill(own, -torch.inf)
         return found
+
+    def _naming(self, subject: str) -> Tensor:
+        """Which prompts (g,) name a subject."""
+        if not _names(self._together, subject):
+            return torch.zeros(len(self.prompts), dtype=torch.bool)
+        return torch.tensor([_names(text, subject) for text in self.prompts])
 
 
 class _Edit(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from scen_cli.data.records import EditRecord
 from scen_cli.editing.calibration import calibrate
 from scen_cli.editing.closed_form import bias_of, neuron_of
 from scen_cli.editing.joint import fit_joint, refit_thieves
-from scen_cli.editing.neurons import NeuronFit, train_neuron
+from scen_cli.editing.neurons import NeuronFit, hard_negatives, train_neuron
 from scen_cli.editing.recipe import Recipe
 from scen_cli.editing.rows import Rows
 from scen_cli.errors import UsageError
@@ -19,7 +20,7 @@ from scen_cli.guard_part import About, GuardPart, about
 from scen_cli.guarding import whitening_in
 from scen_cli.model.routing import prepare, ready, score
 from scen_cli.project.guard import Guard
-from scen_cli.project.ledger import Threshold, now
+from scen_cli.project.ledger import Edit, Threshold, now
 from scen_cli.project.project import Project
 
 NOTHING = torch.tensor(-torch.inf)  # the activation of no neuron at all
@@ -47,15 +48,16 @@ class Index:
         self.project = project
         self.recipe = Recipe.model_validate(project.settings["recipe"])
         self.width = int(project.settings["ffn_width"])
-        self._expert_of: dict[int, int] | None = None
+        self._change: int | None = None  # the ledger's newest, when all was read
         self._keys_of: dict[int, Tensor] = {}  # of every expert met, prepared: a key never changes
         self._read_guard()
 
     def load(self) -> None:
         """Meet the ledger: nothing to do unless somebody else has changed it."""
-        expert_of = self.project.ledger.experts_in_force()
-        if expert_of == self._expert_of:
+        change = self.project.ledger.last_change()
+        if change == self._change:
             return
+        expert_of = self.project.ledger.experts_in_force()
         merged = self.project.merged()
         self.experts: list[int] = []
         self.biases: list[float] = []
@@ -64,15 +66,16 @@ class Index:
         self.own = Rows(1)  # what each key gives the neuron that it is to call
         self.strongest = NOTHING.expand(len(self._calibration)).clone()  # of all neurons, on each calibration prompt
         self.about: dict[int, About] = {expert: [] for expert in merged.experts}
-        for edit in self.project.ledger.edits("active"):
+        edits = {edit.id: edit for edit in self.project.ledger.edits("active")}
+        for edit in edits.values():
             self.about[expert_of[edit.id]] = [*self.about[expert_of[edit.id]], about(edit)]
         neurons = ready(torch.from_numpy(merged.neurons), self.recipe.cosine)
-        for expert, neuron, bias in zip(merged.experts, neurons, merged.biases, strict=True):
-            if expert not in self._keys_of:
-                self._keys_of[expert] = self.prepare(torch.from_numpy(self.project.keys(expert)))
-            on_guard = self._on_guard(neuron, float(bias), self.about[expert])
-            self._append(expert, neuron, float(bias), self._keys_of[expert], on_guard)
-        self._expert_of = expert_of
+        scores = self._score(self._calibration.keys, neurons)
+        self._meet([edits.get(expert) or self.project.find(expert) for expert in merged.experts])
+        for row, (expert, bias) in enumerate(zip(merged.experts, merged.biases.tolist(), strict=True)):
+            on_guard = self._calibration.by_prompt(scores[:, row], self.about[expert]) - bias
+            self._append(expert, neurons[row], bias, self._keys_of[expert], on_guard)
+        self._change = change
 
     def admit(self, keys: Tensor, learned: Tensor, topics: About, seed: int, leaving: set[int]) -> Admission | None:
         """Fit a neuron to keys (n, h) of edits that share an expert, and to those of `learned` rephrases (m, h);
@@ -115,7 +118,12 @@ class Index:
         self.take(expert, admitted, topics)
         # Where rows go or change, the next load makes all anew.
         changed = leaving or admitted.refitted
-        self._expert_of = None if changed else self.project.ledger.experts_in_force()
+        self._change = None if changed else self.project.ledger.last_change()
+
+    def skip(self) -> None:
+        """Take note that what has been committed by this very writer changes no neuron."""
+        if self._change is not None:
+            self._change = self.project.ledger.last_change()
 
     def take(self, expert: int, admitted: Admission, topics: About) -> None:
         """Let one more expert in, whatever the ledger says."""
@@ -126,7 +134,7 @@ class Index:
     def forget_guard(self) -> None:
         """Read the guard anew: it has been replaced."""
         self._read_guard()
-        self._expert_of = None
+        self._change = None
 
     def winners_on(self, part: str) -> tuple[list[str], Tensor, list[int]]:
         """The guard prompts of a part, the largest activation of any neuron in force on each (g,), and the expert
@@ -177,9 +185,10 @@ class Index:
     def _fit_neuron(self, keys: Tensor, learned: Tensor, others: Tensor, seed: int) -> NeuronFit:
         kind = self.recipe.index
         if kind == "paper":
-            return train_neuron(keys, others, self.recipe, seed)
+            return train_neuron(keys, hard_negatives(keys, others), self.recipe, seed)
         if kind == "joint":
-            return fit_joint(torch.cat([keys, learned]), others, self._fit.keys, self.recipe, seed)
+            own = torch.cat([keys, learned])
+            return fit_joint(own, hard_negatives(own, others), self._fit.keys, self.recipe, seed)
         return NeuronFit(neuron_of(keys, learned, self._whitening), [])
 
     def _refit_thieves(self, key: Tensor, neuron: Tensor, stay: Tensor) -> dict[int, Tensor]:
@@ -220,6 +229,14 @@ class Index:
             "prompts are the same",
             hint=f"`scen revert {rival.id}` takes that one back",
         )
+
+    def _meet(self, edits: Sequence[Edit]) -> None:
+        """Read the keys of experts that were not met before."""
+        new = [edit for edit in edits if edit.id not in self._keys_of]
+        keys = [torch.from_numpy(self.project.keys(edit)) for edit in new]
+        if new:
+            prepared = self.prepare(torch.cat(keys)).split([len(some) for some in keys])
+            self._keys_of.update(zip((edit.id for edit in new), prepared, strict=True))
 
     def _on_guard(self, neuron: Tensor, bias: float, topics: About) -> Tensor:
         """The neuron's activation on each calibration prompt (g,)."""

@@ -142,7 +142,7 @@ def test_a_prompt_of_an_edit_that_the_base_wrote_itself_does_not_raise_theta(mak
     edit_all(editor, [demo_edits()[0]])
     key = editor.keys([demo_edits()[0].rephrases[0]])
     part = editor.index._calibration
-    part.prompts[0], part._plain[0] = demo_edits()[0].rephrases[0], "whatever"
+    part.prompts[0] = demo_edits()[0].rephrases[0]
     part.keys[part._rows == 0] = editor.index.prepare(key)
     part.topics = type(part.topics)(part.prompts)
     about = [(demo_edits()[0].prompt, demo_edits()[0].subject)]

@@ -85,6 +85,7 @@ def _fit(
     step = 0
     with torch.enable_grad():
         while True:
+            experts.rounded = recipe.stop_when == "learned" or step >= recipe.expert_steps
             each, graded = batch.grade(_logits(model, edited, batch, prefix, experts))
             at_end = step == recipe.expert_steps + extra_steps
             done = [at_end or _may_stop(one, step, recipe) for one in graded]
@@ -92,13 +93,13 @@ def _fit(
                 if is_done:
                     expert = experts.expert(place)
                     fits[places[place]] = ExpertFit(expert, losses[places[place]], one.wrong_tokens, one.lead)
+                else:
+                    losses[places[place]].append(one.loss)
             if all(done):
                 return [fits[place] for place in range(len(lessons))]
             optimizer.zero_grad()
             each.sum().backward()
             optimizer.step()
-            for place, one in zip(places, graded, strict=True):
-                losses[place].append(one.loss)
             if any(done):
                 stay = [place for place, is_done in enumerate(done) if not is_done]
                 places = [places[place] for place in stay]

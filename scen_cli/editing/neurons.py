@@ -9,6 +9,8 @@ from torch import Tensor
 
 from scen_cli.editing.recipe import Recipe
 
+HARD_NEGATIVES = 4096  # beyond so many, the nearest alone are learned from
+
 
 @dataclass(frozen=True)
 class NeuronFit:
@@ -40,6 +42,15 @@ def train_neuron(keys: Tensor, negatives: Tensor, recipe: Recipe, seed: int = 0)
             optimizer.step()
             losses.append(loss.item())
     return NeuronFit(neuron.detach(), losses)
+
+
+def hard_negatives(keys: Tensor, negatives: Tensor) -> Tensor:
+    """Those of `negatives` (n, h) that lie nearest to any of `keys` (m, h), by their product: all of them up to
+    `HARD_NEGATIVES`, and never more, so that a step costs the same from there on."""
+    if len(negatives) <= HARD_NEGATIVES:
+        return negatives
+    nearest = (negatives @ keys.T).amax(dim=1).topk(HARD_NEGATIVES).indices
+    return negatives[nearest.sort().values]
 
 
 def neuron_loss(own: Tensor, negative: Tensor, recipe: Recipe) -> Tensor:

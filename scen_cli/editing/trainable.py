@@ -3,7 +3,7 @@
 Low-rank ones begin as EVA does (Paischer et al. 2024): A at the directions in which what enters the projection
 varies most, B at zero. Both are trained in units of the base's own: a step of B moves the output by so much of the
 residual stream's size, a step of A what it reads by so much of its own. So one rate fits bases of all widths.
-They run as they will be stored, rounded to float16.
+Where it is decided whether they have learned, they run as they will be stored, rounded to float16.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Trainable(Protocol):
     """
 
     literal: bool
+    rounded: bool  # whether `output` is that of what will be stored
     parameters: list[Tensor]
     rates: list[float]
 
@@ -42,6 +43,7 @@ class FullExperts:
     """Copies of the base's W_down, (lessons, d, h)."""
 
     literal = True
+    rounded = True  # there is no difference
 
     def __init__(self, edited: EditedLayer, lessons: int, lr: float) -> None:
         self.parameters = [edited.base_weight().expand(lessons, -1, -1).clone()]
@@ -64,6 +66,7 @@ class LowRankExperts:
     """A (lessons, r, h) and B (lessons, d, r), each over its `scale` (lessons, 1, 1)."""
 
     literal = False
+    rounded = False
 
     def __init__(self, prefix: Prefix, real: Tensor, width: int, rank: int, lr: float) -> None:
         """`real` (lessons, samples, tokens): which tokens count. The first of a sequence does not: what a base keeps
@@ -81,7 +84,8 @@ class LowRankExperts:
         self.parameters, self.rates = [a, b], [A_RATE * lr, lr]
 
     def output(self, projection: nn.Module, hidden: Tensor, output: Tensor) -> Tensor:
-        a, b = (_rounded(one * scale) for one, scale in zip(self.parameters, self.scales, strict=True))
+        a, b = (one * scale for one, scale in zip(self.parameters, self.scales, strict=True))
+        a, b = (_rounded(a), _rounded(b)) if self.rounded else (a, b)
         lessons = len(a)
         hidden, out = (tensor.reshape(lessons, -1, tensor.shape[-1]) for tensor in (hidden, output))
         return add_low_rank(hidden, out, LowRank(a, b)).reshape(output.shape)

@@ -132,9 +132,9 @@ class Project:
         expert = next((edit_id for edit_id, edit in zip(ids, edits, strict=True) if edit.in_force), None)
         stored = write_edit(self.folder, expert, tensors) if expert and tensors else None
         rank = tensors.expert.rank if tensors and isinstance(tensors.expert, LowRankArrays) else 0
-        in_force = self.ledger.prompts_in_force() if stored else []
+        leaving = [self._leaving(edit) if stored and edit.in_force else set() for edit in edits]
         with self.ledger.db.atomic():
-            for edit_id, edit in zip(ids, edits, strict=True):
+            for edit_id, edit, replaced in zip(ids, edits, leaving, strict=True):
                 told: dict[str, Any] = {"prompt": edit.record.prompt, "target": edit.record.target}
                 file = stored if edit.in_force else None
                 kind, told["sha256"] = ("edit", file.sha256) if file else ("edit-failed", None)
@@ -143,12 +143,16 @@ class Project:
                     self.ledger.set_threshold(threshold)
                     told["theta"] = threshold.theta
                 with self.ledger.change(kind, edit_id, **told) as db:
-                    for older, prompt in in_force:
-                        if file and (prompt == edit.record.prompt or older in edit.superseding):
-                            db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
+                    for older in replaced:
+                        db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
                     row = edit_row(edit_id, expert, edit, training, file, len(edits), rank)
                     db["edits"].insert({**row, "bias": told["bias"]})
         return [self.find(edit_id) for edit_id in ids]
+
+    def _leaving(self, edit: Trained) -> set[int]:
+        """Edits in force that one takes the place of."""
+        active = (older for older in edit.superseding if self.find(older).state == "active")
+        return {*self.ledger.in_force_for(edit.record.prompt), *active}
 
     def set_threshold(self, threshold: Threshold) -> None:
         """Put a threshold in force."""
@@ -221,10 +225,10 @@ class Project:
                     return Merged(ids.tolist(), neurons, self._biases(ids.tolist()))
         return self.merged_files()
 
-    def keys(self, edit_id: int) -> np.ndarray:
+    def keys(self, edit: Edit) -> np.ndarray:
         """The keys (n, h) that an edit's neuron was trained to fire on: its own, or those of all edits that
         share its expert."""
-        return np.atleast_2d(read_tensors(self.folder, self._path_of(self.find(edit_id)), ("key",))[0])
+        return np.atleast_2d(read_tensors(self.folder, self._path_of(edit), ("key",))[0])
 
     def expert(self, edit_id: int) -> np.ndarray | LowRankArrays:
         """The expert of one edit: (d, h) in W_down's place, or what is added to it.

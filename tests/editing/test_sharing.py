@@ -40,7 +40,7 @@ def test_both_prompts_call_the_one_expert(shared):
     given = shared.answer([record.prompt for record in records], edits=[1, 2, 3, 4])
     assert given.texts == answers.texts
     assert len(list((shared.project.folder / "edits").iterdir())) == 2
-    assert shared.project.keys(2).shape == (2, 768)
+    assert shared.project.keys(shared.project.find(2)).shape == (2, 768)
     assert verify(shared.project) == []
     assert Project(shared.project.folder).merged().neurons.shape == (2, 768)
 
@@ -84,7 +84,7 @@ def test_one_that_is_not_learned_fails_and_the_other_stands(make_editor):
     assert "target tokens are still wrong" in first.reason
     assert (second.state, second.expert) == ("active", 2)
     assert editor.answer([easy.prompt]).texts == [easy.target]
-    assert editor.project.keys(2).shape == (1, 768)
+    assert editor.project.keys(editor.project.find(2)).shape == (1, 768)
     assert verify(editor.project) == []
 
 

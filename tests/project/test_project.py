@@ -52,7 +52,7 @@ def test_a_committed_edit_reads_back_exactly(project):
     assert (edit.prompt, edit.target, edit.state, edit.rephrases) == ("Who?", "Ada", "active", ("r",))
     assert (edit.source, edit.source_line, edit.expert_losses) == ("a.jsonl", 3, (2.0, 1.0))
     assert np.array_equal(again.expert(edit.id), tensors.expert)
-    assert np.array_equal(again.keys(edit.id)[0], tensors.key)
+    assert np.array_equal(again.keys(edit)[0], tensors.key)
     content = (project.folder / edit.file).read_bytes()
     assert edit.file == f"edits/000001-{hashlib.sha256(content).hexdigest()[:8]}.safetensors"
     assert (edit.sha256, edit.size) == (hashlib.sha256(content).hexdigest(), len(content))

@@ -1,0 +1,83 @@
+"""Full experts that become low-rank ones: nothing they answered is lost, or nothing is changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from scen_cli.compressing import compress
+from scen_cli.data.suites import demo_edits
+from scen_cli.errors import SomeEditsFailed, UsageError
+from scen_cli.project.check import verify
+from tests.conftest import edit_all
+
+
+def files(editor) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (editor.project.folder / "edits").iterdir()}
+
+
+def quiet(_line: str, _pace: str) -> None:
+    pass
+
+
+def test_every_answer_stays_and_the_files_shrink(make_editor):
+    editor = make_editor("key")
+    records = demo_edits()[:6]
+    edit_all(editor, records)
+    editor.project.revert(6)
+    neurons, keys = editor.project.merged().neurons, editor.project.keys(editor.project.find(2))
+    right = [(r.prompt, r.target) for r in records[:5]]
+    before = editor.answer([prompt for record in records[:5] for prompt in (record.prompt, *record.rephrases)])
+    with editor.project.writing():
+        done = compress(editor, "auto", quiet)
+    assert done.experts == 5
+    assert done.before / done.after > 10
+    assert verify(editor.project) == []
+    assert len(files(editor)) == 6  # the old ones are gone; the reverted edit's stays as it was
+    assert {edit.rank for edit in editor.project.ledger.edits("active")} <= {4, 8, 16, 32, 64}
+    assert editor.project.find(6).rank == 0
+    assert (editor.project.merged().neurons == neurons).all()
+    assert (editor.project.keys(editor.project.find(2)) == keys).all()
+    assert editor.answer([prompt for prompt, _ in right]).texts == [target for _, target in right]
+    after = editor.answer([prompt for record in records[:5] for prompt in (record.prompt, *record.rephrases)])
+    targets = [record.target for record in records[:5] for _ in (record.prompt, *record.rephrases)]
+    for target, old, new in zip(targets, before.texts, after.texts, strict=True):
+        assert new == target or old != target
+    with pytest.raises(UsageError, match="no full experts"):
+        compress(editor, 8, quiet)
+
+
+def test_answers_that_would_be_lost_are_named_and_nothing_changes(make_editor, monkeypatch):
+    editor = make_editor("key")
+    edit_all(editor, demo_edits()[:4])
+    stood, log = files(editor), editor.project.ledger.events()
+    monkeypatch.setattr("scen_cli.compressing.EXTRA_STEPS", 0)
+    monkeypatch.setattr("scen_cli.compressing.STEPS", 1)
+    recipe = editor.recipe.model_copy(update={"low_rank_lr": 1e-9, "expert_steps": 1})
+    monkeypatch.setattr(editor, "recipe", recipe)
+    with editor.project.writing(), pytest.raises(SomeEditsFailed, match="would be lost") as error:
+        compress(editor, 4, quiet)
+    assert "edit 1: 'In which country is Pesustad?' -> 'Kenya'" in str(error.value) or "edit 1:" in str(error.value)
+    assert "nothing was changed" in str(error.value)
+    assert files(editor) == stood
+    assert editor.project.ledger.events() == log
+
+
+def test_a_compressed_file_that_is_swapped_is_noticed(make_editor):
+    editor = make_editor("key")
+    edit_all(editor, demo_edits()[:2])
+    with editor.project.writing():
+        compress(editor, "auto", quiet)
+    with editor.project.ledger.db.atomic():
+        editor.project.ledger.db["edits"].update(1, {"sha256": "0" * 64})
+    assert any("edit 1 is not as it was committed" in problem.what for problem in verify(editor.project))
+
+
+def test_the_command(scen, tmp_path):
+    folder = tmp_path / "p"
+    scen("init", "--model", "demo", "--recipe", "key", "--dir", folder)
+    scen("edit", "--suite", "demo", "--first", "3", "--dir", folder)
+    assert "rank `high`" in scen("compress", "--rank", "high", "--dir", folder, code=2).stderr
+    out = scen("compress", "--rank", "auto", "--dir", folder).stdout
+    assert out.startswith("3 experts compressed")
+    assert "no right answer was lost" in out
+    assert "no full experts" in scen("compress", "--dir", folder, code=2).stderr
