@@ -118,8 +118,7 @@ def _product(
     figures: dict[str, Any] = {}
     with project.writing():
         before = time.perf_counter()
-        for made in train(editor, planned, batch):
-            assert all(outcome.outcome == "edited" for outcome in made.values()), made
+        for _made in train(editor, planned, batch):
             took.append(time.perf_counter() - before)
             if len(took) == edits:
                 project.merge()

@@ -15,7 +15,6 @@ import torch
 
 from scen_cli import Editor, EditRecord, load_base, new_project
 from scen_cli.demo.world import further_facts
-from scen_cli.editing.experts import fit_expert
 from scen_cli.guarding import read_all
 from scen_cli.model.reading import Reading
 
@@ -47,9 +46,7 @@ def main() -> None:
         started = time.perf_counter()
         for fact in facts[:TIMED]:
             record = EditRecord(prompt=fact.phrasings[0], target=fact.answer)
-            samples = [editor.sample(editor.prepare(record))]
-            others = [editor.sample(editor.prepared(prompt, fact.answer)) for prompt in editor.ways(record)]
-            fit_expert(editor.model, editor.edited, samples, editor.recipe, others)
+            editor.fit([[record]])
         expert = (time.perf_counter() - started) / TIMED
     for size, seconds in took.items():
         print(

@@ -14,12 +14,19 @@ scen study sft --model demo --data "$data/zsre/ZsRE-test-all.json" --out "$work/
 scen study sft --model demo --data "$data/counterfact/counterfact-train.json" --out "$work/counterfact" \
     --train 5000 --epochs 10 --lr 1e-3 --batch 32
 for suite in zsre counterfact; do
-    for variant in paper key closed-form closed-form-mean; do
-        project=$work/$suite-$variant recipe=${variant%-mean} more=()
-        [ $recipe = closed-form ] && more=(--guard "$work/$suite/d_train.jsonl")
-        [ $variant = closed-form-mean ] && more+=(--set reading=mean)
-        scen init --model "$work/$suite" --layer 2 --recipe $recipe "${more[@]}" --dir "$project" \
-            --set expert_lr=0.01 --set expert_steps=30 --set neuron_lr=0.001 --set neuron_steps=100
+    for variant in paper key closed-form-full closed-form closed-form-mean; do
+        project=$work/$suite-$variant more=()
+        case $variant in  # full experts need a rate that suits d = 96
+        paper) more=(--set expert_lr=0.01 --set expert_steps=30 --set neuron_lr=0.001 --set neuron_steps=100) ;;
+        key) more=(--set expert_lr=0.01 --set expert_steps=30) ;;
+        closed-form*) more=(--guard "$work/$suite/d_train.jsonl") ;;
+        esac
+        case $variant in
+        *-full) more+=(--expert full --set expert_lr=0.01 --set expert_steps=30) ;;
+        *-mean) more+=(--set reading=mean) ;;
+        esac
+        recipe=${variant%-mean}
+        scen init --model "$work/$suite" --layer 2 --recipe ${recipe%-full} "${more[@]}" --dir "$project"
         scen study table1 --suite $suite --data "$work/$suite/d_test.jsonl" --edits 200 --dir "$project"
     done
 done

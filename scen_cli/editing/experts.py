@@ -86,7 +86,7 @@ def _fit(
     with torch.enable_grad():
         while True:
             experts.rounded = recipe.stop_when == "learned" or step >= recipe.expert_steps
-            each, graded = batch.grade(_logits(model, edited, batch, prefix, experts))
+            each, graded = batch.grade(logits_of(model, edited, batch, prefix, experts))
             at_end = step == recipe.expert_steps + extra_steps
             done = [at_end or _may_stop(one, step, recipe) for one in graded]
             for place, one, is_done in zip(range(len(places)), graded, done, strict=True):
@@ -114,7 +114,7 @@ def _may_stop(graded: Graded, step: int, recipe: Recipe) -> bool:
     return step >= recipe.expert_steps and not any(graded.wrong_tokens)
 
 
-def _logits(model: PreTrainedModel, edited: EditedLayer, batch: Batch, prefix: Prefix, experts: Trainable) -> Tensor:
+def logits_of(model: PreTrainedModel, edited: EditedLayer, batch: Batch, prefix: Prefix, experts: Trainable) -> Tensor:
     """Logits (rows, places, vocabulary) where anything is predicted: layers l..L on the cached prefix."""
 
     def use_experts(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:

@@ -131,8 +131,7 @@ RECIPES: dict[str, Recipe] = {
 }
 DEFAULT_RECIPE = "closed-form"
 
-# The paper's rates are for d = 4096. These fit the demo's d = 96; the sweep that found them is
-# `benchmarks/demo_sweep.py`, its table is in `benchmarks/LOG.md`.
+# The paper's rates are for d = 4096. These fit the demo's d = 96 (benchmarks/LOG.md).
 DEMO_RATES: dict[str, str | float] = {"expert_lr": 1e-2, "neuron_lr": 1e-3, "neuron_steps": 100}
 
 
