@@ -1,4 +1,4 @@
-"""What an edit and a token cost, from shapes: `python -m benchmarks.cost_model [--seconds-per-edit S]`
+"""What an edit and a token cost, from shapes: `python -m benchmarks.cost_model`
 
 FLOPs are counted as two for each weight and token of a matrix product; attention's products over earlier tokens
 (short prompts here) and elementwise work are left out. An edit of the default recipe: three sequences, their prefix
@@ -75,16 +75,30 @@ def token_flops(shape: Shape) -> tuple[float, float]:
     return 2 * (shape.layers * shape.per_layer + shape.head), 2 * RANK * (shape.d + shape.h)
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    rows = []
+COLUMNS = [
+    "base",
+    "GFLOP per edit",
+    "the authors', t = 1",
+    "t = 200",
+    "kB at rank 8",
+    f"kB at rank {RANK}",
+    "MB of a full expert, bf16",
+    "GFLOP per token",
+    "an expert adds",
+    "routing among 1,000 adds to a prefill",
+]
+
+
+def rows() -> list[list[str]]:
+    """A line for each shape; the authors' procedure as a multiple of the product."""
+    made = []
     for shape in SHAPES:
         base, expert = token_flops(shape)
-        rows.append(
+        made.append(
             [
-                shape.name,
+                f"{shape.name} (l = {shape.layer})",
                 f"{edit_flops(shape) / 1e9:,.1f}",
-                *(f"{authors_flops(shape, t) / edit_flops(shape):,.1f}" for t in (1, 200)),
+                *(f"{authors_flops(shape, t) / edit_flops(shape):,.1f} times" for t in (1, 200)),
                 *(f"{bytes_per_edit(shape, rank) / 1e3:,.0f}" for rank in (8, RANK)),
                 f"{shape.d * shape.h * 2 / 1e6:,.1f}",
                 f"{base / 1e9:,.3f}",
@@ -92,22 +106,13 @@ def main() -> None:
                 f"{100 * routing_flops(shape, 1000) / (base * PROMPT):.3f} %",
             ]
         )
-    show(
-        f"an edit: {SEQUENCES} tokens in three sequences; a prompt: {PROMPT} tokens; rank {RANK}",
-        [
-            "base",
-            "GFLOP per edit#",
-            "authors', t = 1#",
-            "t = 200#",
-            "kB at rank 8#",
-            f"at {RANK}#",
-            "MB full bf16#",
-            "GFLOP per token#",
-            "expert adds#",
-            "routing by 1,000 adds to a prefill#",
-        ],
-        rows,
-    )
+    return made
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    title = f"an edit: {SEQUENCES} tokens in three sequences; a prompt: {PROMPT} tokens; rank {RANK}"
+    show(title, [f"{name}#" for name in COLUMNS], [list(row) for row in rows()])
 
 
 if __name__ == "__main__":

@@ -44,11 +44,16 @@ def larger_base(folder: Path) -> Path:
     return folder
 
 
+def guard_file(folder: Path) -> Path:
+    """Prompts that must stay as they are, for a base that cannot write its own."""
+    file = folder / "guard.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": text}) for fact in right_facts() for text in fact.phrasings[:3]))
+    return file
+
+
 def make_project(folder: Path, facts: Sequence[Fact], base: Base, model: str = "demo", layer: int = 2) -> Project:
     """A project on a base (the demo's, or `model`) with an edit for each fact in force."""
-    guard = folder.with_suffix(".guard.jsonl")
-    guard.write_text("\n".join(json.dumps({"prompt": text}) for fact in right_facts() for text in fact.phrasings[:3]))
-    project = new_project(folder, model, layer, guard=guard, base=base)
+    project = new_project(folder, model, layer, guard=guard_file(folder.parent), base=base)
     editor = Editor(project, base=base)
     ids = [editor.template.prompt_ids(fact.phrasings[0]) for fact in facts]
     keys = read_all(base, editor.edited, ids, Reading())[0] if ids else torch.empty(0, editor.edited.ffn_width)

@@ -1,0 +1,130 @@
+"""Writes the tables of `benchmarks/README.md` from `benchmarks/speed/*.json`: `python -m benchmarks.page [--check]`"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cost_model import COLUMNS, rows
+
+FOLDER = Path(__file__).parent
+PAGE = FOLDER / "README.md"
+
+
+def edit_speed(found: dict[str, Any]) -> str:
+    methods = found["methods"]
+    authors = methods["authors' procedure"]["seconds"]
+    places = ["3", "50", str(found["edits"])]
+    lines = [
+        [
+            name,
+            *(f"{one['seconds'][t]:.3f} ({authors[t] / one['seconds'][t]:.1f})" for t in places),
+            f"{one['bytes'] / 1e3:.1f}",
+            f"{one['peak_mb']:.0f}",
+            one["reliability"],
+            one["generality"],
+        ]
+        for name, one in methods.items()
+    ]
+    head = ["", "t = 1 to 3", "t = 50", f"t = {found['edits']}", "kB per edit", "peak MB", "Reliability", "Generality"]
+    grown = methods["product"]["seconds"]
+    far = max(grown, key=int)
+    ratio = grown[far] / grown["10"]
+    growth = f"The product's edit {far} took {ratio:.2f} times as long as its edit 10."
+    return f"{_table(head, lines)}\n\n{growth} {_where(found)}"
+
+
+def first_edit(found: dict[str, Any]) -> str:
+    lines = [
+        [one["base"], one["method"], f"{one['seconds']:.3f}", f"{one['times_less']:.1f}"] for one in found["found"]
+    ]
+    return f"{_table(['base', 'method', 'seconds', 'times less'], lines)}\n\n{_where(found)}"
+
+
+def inference_speed(found: dict[str, Any]) -> str:
+    lines = [
+        [one["base"], one["batch"], one["model"]]
+        + [f"{one['tokens_per_second'][kind]:.0f} ({one['of_base'][kind]:.3f})" for kind in ("prefill", "decode")]
+        for one in found["found"]
+    ]
+    return f"{_table(['base', 'batch', 'model', 'prefill', 'decode'], lines)}\n\n{_where(found)}"
+
+
+def routing_scale(found: dict[str, Any]) -> str:
+    lines = [
+        [f"{f['rows']:,}", f"{f['megabytes']:,.0f}", f"{f['ms_1']:.2f}", f"{f['ms_16']:.2f}"] for f in found["found"]
+    ]
+    return f"{_table(['rows', 'W_merge, MB', 'ms, alone', 'ms, in a batch of 16'], lines)}\n\n{_where(found)}"
+
+
+def many_edits(found: dict[str, Any]) -> str:
+    names = ("open_to_ask", "answer", "ask_command", "open_to_edit", "peak_mb")
+    head = ["edits", "open to ask, s", "first answer, s", "`scen ask` as a whole, s", "then open to edit, s", "peak MB"]
+    lines = [[f"{one['edits']:,}", *(f"{one[name]:.2f}" for name in names)] for one in found["found"]]
+    return f"{_table(head, lines)}\n\n{_where(found)}"
+
+
+def expert_sweep(found: dict[str, Any]) -> str:
+    lines = [
+        [
+            ", ".join(f"{name} {value}" for name, value in one["setting"].items()) or "the default",
+            *(one[name] for name in ("learned", "rephrases", "otherwise")),
+            f"{one['steps']:.1f}",
+            f"{one['ms']:.0f}",
+            f"{one['rank']:.1f}",
+        ]
+        for one in found["found"]
+    ]
+    head = ["setting", "learned", "rephrases", "otherwise put", "steps", "ms per edit", "mean rank"]
+    return f"{_table(head, lines)}\n\n{_where(found)}"
+
+
+def cost_model(_found: dict[str, Any]) -> str:
+    return _table(COLUMNS, rows())
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "edit_speed": edit_speed,
+    "first_edit": first_edit,
+    "inference_speed": inference_speed,
+    "routing_scale": routing_scale,
+    "many_edits": many_edits,
+    "expert_sweep-demo": expert_sweep,
+    "expert_sweep-zsre": expert_sweep,
+    "cost_model": cost_model,
+}
+
+
+def _table(head: list[str], lines: list[list[Any]]) -> str:
+    rule = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (head, rule, *lines))
+
+
+def _where(found: dict[str, Any]) -> str:
+    return f"({found['cpu']}, {found['threads']} thread, torch {found['torch']}, {found['date']})"
+
+
+def filled(page: str) -> str:
+    """The page with each `<!-- table: NAME -->` ... `<!-- end -->` made from its file."""
+
+    def fill(match: re.Match[str]) -> str:
+        file = FOLDER / "speed" / f"{match[1]}.json"
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return f"<!-- table: {match[1]} -->\n\n{TABLES[match[1]](found)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", fill, page, flags=re.S)
+
+
+def main() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    if "--check" in sys.argv:
+        sys.exit(page != filled(page))
+    PAGE.write_text(filled(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
