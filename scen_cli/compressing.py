@@ -15,7 +15,7 @@ from scen_cli.editor import Editor, stored_expert
 from scen_cli.errors import SomeEditsFailed, UsageError
 from scen_cli.model.experts import Experts, LowRank
 from scen_cli.model.patch import Patch
-from scen_cli.patched_model import BATCH
+from scen_cli.patched_model import BATCH, batches
 from scen_cli.project.ledger import Edit
 from scen_cli.project.store import LowRankArrays
 
@@ -80,9 +80,12 @@ def _fit(editor: Editor, served: dict[int, list[Edit]], rank: int | str) -> dict
         "extra_steps": max(EXTRA_STEPS, recipe.extra_steps),
     }
     groups = [[_record(edit) for edit in edits] for edits in served.values()]
-    fits = editor.fit(groups, Recipe.model_validate({**recipe.model_dump(), **changes}))
-    found = [fitted.fit.expert for fitted in fits]
-    return {expert: one for expert, one in zip(served, found, strict=True) if isinstance(one, LowRank)}
+    fits = [fitted.fit for fitted in editor.fit(groups, Recipe.model_validate({**recipe.model_dump(), **changes}))]
+    return {
+        expert: fit.expert
+        for expert, fit in zip(served, fits, strict=True)
+        if isinstance(fit.expert, LowRank) and fit.finite
+    }
 
 
 def _record(edit: Edit) -> EditRecord:
@@ -97,18 +100,24 @@ def _arrays(expert: LowRank) -> LowRankArrays:
 
 def _worse(editor: Editor, served: dict[int, list[Edit]], found: dict[int, LowRank]) -> dict[int, list[str]]:
     """For each expert in force that answers rightly what the one found for it does not, a line for each answer."""
+    lost = {
+        expert: [f"edit {edit.id}: no low-rank expert could be fitted to it" for edit in edits]
+        for expert, edits in served.items()
+        if expert not in found
+    }
     asked = [
         (expert, edit, prompt)
-        for expert, edits in served.items()
-        for edit in edits
+        for expert in found
+        for edit in served[expert]
         for prompt in (edit.prompt, *edit.learned, *edit.rephrases)
         if editor.fits(prompt)
     ]
+    if not asked:
+        return lost
     place = {expert: row for row, expert in enumerate(found)}
     prompts = [prompt for _, _, prompt in asked]
     old = editor.answer(prompts, edits=[edit.id for _, edit, _ in asked]).texts
     new = _answers(editor, prompts, [place[expert] for expert, _, _ in asked], list(found.values()))
-    lost: dict[int, list[str]] = {}
     for (expert, edit, prompt), before, after in zip(asked, old, new, strict=True):
         if before == edit.target != after:
             lost.setdefault(expert, []).append(f"edit {edit.id}: {prompt!r} -> {edit.target!r} would be {after!r}")
@@ -122,15 +131,18 @@ def _answers(editor: Editor, prompts: list[str], choice: list[int], experts: lis
     stack = Experts(a, b, torch.tensor([len(one.a) for one in experts]), none.__getitem__)
     bank = SimpleNamespace(neurons=torch.zeros(len(experts), editor.edited.ffn_width), experts=stack)
     patch = Patch(editor.edited.projection, editor.edited.down_proj, bank, editor.routing)
-    texts = []
+    texts = [""] * len(prompts)
+    rows = [editor.template.prompt_ids(prompt) for prompt in prompts]
+    longest = editor.longest_answer()
+    rooms = [min(longest, (editor.context or 10**9) - len(tokens)) for tokens in rows]
     try:
-        for start in range(0, len(prompts), BATCH):
-            part = slice(start, start + BATCH)
-            ids, mask = editor.encode(prompts[part])
-            room = min(editor.longest_answer(), (editor.context or 10**9) - ids.shape[1])
-            usual = {"do_sample": False, "max_new_tokens": room}
-            out, _choice = editor.generate_by(patch, ids, mask, torch.tensor(choice[part]), **usual)
-            texts += [editor.template.answer(row) for row in out[:, ids.shape[1] :].tolist()]
+        for batch in batches(choice, BATCH, [room < longest for room in rooms]):
+            ids, mask = editor.pad([rows[row] for row in batch])
+            usual = {"do_sample": False, "max_new_tokens": rooms[batch[0]]}
+            called = torch.tensor([choice[row] for row in batch])
+            out, _choice = editor.generate_by(patch, ids, mask, called, **usual)
+            for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
+                texts[row] = editor.template.answer(tokens)
     finally:
         patch.detach()
     return texts

@@ -216,6 +216,7 @@ class PatchedModel:
         """
         if edits is not None and len(edits) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts need {len(prompts)} edits, not {len(edits)}")
+        given = edits is not None or not patched
         generated: list[list[int]] = [[]] * len(prompts)
         rows = self._prompt_ids(prompts)
         with self.steady() as patch:
@@ -235,7 +236,7 @@ class PatchedModel:
                 for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
                     generated[row] = self.template.until_end(tokens)
                 for row, edit in zip(batch, patch.edits_of(choice), strict=True):
-                    called[row] = edit
+                    called[row] = called[row] if given else edit
         return Answers([self.template.answer(tokens) for tokens in generated], called, generated)
 
     def generate_by(

@@ -79,12 +79,13 @@ class StoredExperts(Experts):
         ranks = torch.tensor([rank_of[expert] for expert in experts], dtype=torch.long)
         d, h = edited.projection_shape
         rows = int(ranks.sum())
-        a, b = (torch.empty(rows, width, dtype=torch.float16, device=device) for width in (h, d))
+        with torch.inference_mode(False):  # whoever asks first, others may be read by anybody later
+            a, b = (torch.empty(rows, width, dtype=torch.float16, device=device) for width in (h, d))
         self.at_once = max(1, CACHE_BYTES // (d * h * 4))
         self._there = [False] * len(experts)
         self._read = lambda row: project.expert(experts[row])  # a copied model copies its hooks, but not what they call
         super().__init__(
-            a, b, ranks, lru_cache(self.at_once)(lambda row: _full(project.expert(experts[row])).to(device))
+            a, b, ranks, lru_cache(self.at_once)(lambda row: _full(project.expert(experts[row]), edited).to(device))
         )
 
     def fetch(self, choice: Tensor) -> None:
@@ -93,13 +94,17 @@ class StoredExperts(Experts):
                 stored = self._read(row)
                 assert not isinstance(stored, np.ndarray), "the ledger says that this expert is of low rank"
                 place = slice(int(self.starts[row]), int(self.starts[row] + self.ranks[row]))
-                self.a[place], self.b[place] = torch.from_numpy(stored.lora_A), torch.from_numpy(stored.lora_B).T
+                with torch.inference_mode(False), torch.no_grad():
+                    self.a[place], self.b[place] = torch.from_numpy(stored.lora_A), torch.from_numpy(stored.lora_B).T
                 self._there[row] = True
 
 
-def _full(stored: np.ndarray | LowRankArrays) -> Tensor:
-    assert isinstance(stored, np.ndarray), "the ledger says that this expert is a full one"
-    return torch.from_numpy(stored)
+def _full(stored: np.ndarray | LowRankArrays, edited: EditedLayer) -> Tensor:
+    """A full expert. If the project was compressed while this patch was in use, the matrix of what took its place."""
+    if isinstance(stored, np.ndarray):
+        return torch.from_numpy(stored)
+    a, b = (torch.from_numpy(one).float() for one in (stored.lora_A, stored.lora_B))
+    return edited.base_weight().cpu() + b @ a
 
 
 def _forms(

@@ -6,8 +6,11 @@ import pytest
 
 from scen_cli.compressing import compress
 from scen_cli.data.suites import demo_edits
+from scen_cli.editing.experts import ExpertFit
 from scen_cli.errors import SomeEditsFailed, UsageError
+from scen_cli.patched_model import PatchedModel
 from scen_cli.project.check import verify
+from scen_cli.project.project import Project
 from tests.conftest import edit_all
 
 
@@ -81,3 +84,37 @@ def test_the_command(scen, tmp_path):
     assert out.startswith("3 experts compressed")
     assert "no right answer was lost" in out
     assert "no full experts" in scen("compress", "--dir", folder, code=2).stderr
+
+
+def test_who_is_at_it_meanwhile_goes_on(make_editor, demo_base):
+    editor = make_editor("key")
+    records = demo_edits()[:3]
+    edit_all(editor, records)
+    other = PatchedModel(Project(editor.project.folder), base=demo_base)
+    with other.steady():
+        assert other.answer([records[0].prompt]).texts == [records[0].target]
+        with editor.project.writing():
+            compress(editor, "auto", quiet)
+        assert other.answer([record.prompt for record in records]).texts == [record.target for record in records]
+    assert other.answer([records[1].prompt]).texts == [records[1].target]
+    other.detach()
+
+
+def test_a_prompt_that_fills_the_context_shortens_no_other_answer(make_editor):
+    editor = make_editor("key")
+    records = demo_edits()[:3]
+    long = records[0].prompt + " a" * (editor.context - len(editor.template.prompt_ids(records[0].prompt)) - 2)
+    assert editor.fits(long)
+    edit_all(editor, [records[0].model_copy(update={"rephrases": (long,)}), *records[1:]])
+    with editor.project.writing():
+        assert compress(editor, "auto", quiet).experts == 3
+
+
+def test_an_expert_that_cannot_be_fitted_is_not_taken(make_editor, monkeypatch):
+    editor = make_editor("key")
+    edit_all(editor, demo_edits()[:2])
+    monkeypatch.setattr("scen_cli.compressing.RANKS", (4,))
+    monkeypatch.setattr(ExpertFit, "finite", property(lambda _fit: False))
+    with editor.project.writing(), pytest.raises(SomeEditsFailed, match="no low-rank expert could be fitted"):
+        compress(editor, "auto", quiet)
+    assert set(editor.project.ledger.ranks_in_force().values()) == {0}

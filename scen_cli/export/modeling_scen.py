@@ -111,9 +111,10 @@ class ScenForCausalLM(LlamaForCausalLM):
         if self._patch.in_use:  # inside `generate`, or while keys are being read
             return super().forward(**options)
         mask, cache = options.get("attention_mask"), options.get("past_key_values")
-        if mask is not None and cache is None and options.get("position_ids") is None:
+        own_positions = options.get("position_ids") is not None
+        if mask is not None and not (cache is not None and cache.get_seq_length()) and not own_positions:
             options["position_ids"] = positions_of(mask)
-        with self._carrying(experts, options.get("input_ids"), mask, prompt_lengths, options) as carried:
+        with self._carrying(experts, options.get("input_ids"), mask, prompt_lengths, options, own_positions) as carried:
             out = super().forward(**options)
         self._patch.remember(getattr(out, "past_key_values", None), carried.choice)
         return out
@@ -128,9 +129,11 @@ class ScenForCausalLM(LlamaForCausalLM):
         mask: Tensor | None,
         lengths: Tensor | None,
         options: dict[str, Any],
+        own_positions: bool,
     ) -> AbstractContextManager[Any]:
         """The block in which a forward runs: with these experts, those that filled its cache, or those its prompts
-        call."""
+        call. They are decided on inside it if it sees the prompts as they are read to decide: without their padding, at
+        positions that count from 0."""
         cache = options.get("past_key_values")
         if experts is None and cache is not None and cache.get_seq_length():
             known = self._patch.choice_of(cache)
@@ -142,7 +145,12 @@ class ScenForCausalLM(LlamaForCausalLM):
             return self._patch.using(experts)
         if input_ids is None:
             raise ValueError("without `input_ids` no edit can be found: give `experts`, one per row")
-        mask = mask_of(self, input_ids) if mask is None else mask
+        as_read = mask is not None and mask.dim() == 2 and not own_positions
+        if mask is None or mask.dim() != 2:
+            mask = mask_of(self, input_ids)
+            as_read = not own_positions and bool(mask.all())
         if lengths is not None:  # count each row's real tokens, and hide those after its prompt
             mask = mask * (mask.cumsum(dim=1) <= lengths.to(mask.device)[:, None])
-        return self._patch.deciding(self, input_ids, mask)
+        if as_read:
+            return self._patch.deciding(self, input_ids, mask)
+        return self._patch.using(self._patch.route(self, input_ids, mask).choice)

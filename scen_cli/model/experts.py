@@ -62,8 +62,9 @@ class Experts:
         place = torch.arange(int(ranks.max()))
         real = place < ranks[:, None]
         rows = torch.where(real, self.starts[called][:, None] + place, 0).to(self.a.device)
-        real = real.to(self.a.device)[..., None]
-        return LowRank(self.a[rows].float() * real, (self.b[rows].float() * real).mT)
+        beyond = ~real.to(self.a.device)[..., None]  # filled, not multiplied: what was never read may hold anything
+        a, b = (one[rows].float().masked_fill(beyond, 0) for one in (self.a, self.b))
+        return LowRank(a, b.mT)
 
 
 class Carried:

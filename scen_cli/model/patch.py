@@ -201,7 +201,8 @@ class Patch:
             attention_mask = mask_of(model, input_ids)
         cache = options.get("past_key_values")
         filled = cache is not None and cache.get_seq_length() > 0
-        if choice is None and filled:  # whether it can be used must be known before anything runs
+        if choice is None and (filled or options.get("position_ids") is not None):
+            # Whether a cache can be used must be known before anything runs; and keys are read at positions of ours.
             choice = self.route(model, input_ids, attention_mask).choice
         if choice is None:
             with self.deciding(model, input_ids, attention_mask) as undecided:

@@ -27,7 +27,7 @@ class Whitening:
     def __call__(self, keys: Tensor) -> Tensor:
         """Keys (..., h) whitened, (..., h), at unit length."""
         unit = nn.functional.normalize
-        mean, axes, scales = (tensor.to(keys.device) for tensor in (self.mean, self.axes, self.scales))
+        mean, axes, scales = (tensor.to(keys.device).float() for tensor in (self.mean, self.axes, self.scales))
         centred = unit(keys.float() - mean, dim=-1)
         return unit(centred + ((centred @ axes.T) * scales) @ axes, dim=-1)
 
@@ -70,7 +70,7 @@ def ready(neurons: Tensor, cosine: bool) -> Tensor:
 
 def score(prepared: Tensor, neurons: Tensor, cosine: bool) -> Tensor:
     """Activations (rows, t) of prepared keys (rows, h) and ready neurons, without biases: one product."""
-    product = prepared @ neurons.T
+    product = prepared @ neurons.float().T
     return product if cosine else torch.sigmoid(product)
 
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits
@@ -17,6 +19,7 @@ from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.export.checkpoint import export_checkpoint
 from scen_cli.model.base import load_base
+from scen_cli.model.reading import positions_of
 from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, save_tiny
@@ -77,6 +80,19 @@ def test_other_architectures_and_tied_weights(architecture, tmp_path):
     read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
     assert read["mixed"] == read["alone"] == own
     assert own[:2] == ["Riga", "ink"]
+
+    # A bare forward decides as `route` does, whatever of mask and cache it is given; and after a cast.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    ids, mask = editor.encode(prompts)
+    decided = []
+    model._patch.remember = lambda _cache, choice: decided.append(choice.tolist())
+    with torch.no_grad():
+        model(ids, attention_mask=mask)
+        model(ids)
+        model(ids, attention_mask=mask, past_key_values=DynamicCache())
+        model(ids, attention_mask=mask, position_ids=positions_of(mask))
+        model.to(torch.bfloat16)(ids, attention_mask=mask)
+    assert decided == [[0, 1, -1]] * 5
 
 
 @pytest.mark.parametrize(

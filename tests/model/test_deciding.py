@@ -7,6 +7,7 @@ import torch
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
+from scen_cli.model.experts import Experts
 from scen_cli.model.routing import BASE
 from tests.conftest import edit_all
 
@@ -125,3 +126,46 @@ def test_only_the_low_rank_experts_that_are_called_are_read(make_editor, monkeyp
     editor.answer([records[1].prompt, records[4].prompt] * 2)
     editor.answer([records[4].prompt])
     assert sorted(reads) == [2, 5]
+
+
+def test_what_was_never_read_is_never_heard():
+    """The stack's memory may hold anything where no expert was read yet; ranks in a batch may differ."""
+    ranks = torch.tensor([2, 1, 3])
+    a, b = torch.full((6, 4), torch.nan), torch.full((6, 5), torch.nan)
+    a[2], b[2], a[3:], b[3:] = 1.0, 2.0, 3.0, 4.0  # experts 1 and 2 are there, expert 0 is not
+    found = Experts(a, b, ranks, {}.get).gather(torch.tensor([1, BASE, 2]))
+    assert found.a.isfinite().all()
+    assert found.b.isfinite().all()
+    assert (found.b @ found.a)[:, 0, 0].tolist() == [2.0, 0.0, 36.0]
+
+
+def test_experts_of_several_ranks_answer_in_one_batch_whichever_was_called_first(make_editor):
+    editor = make_editor("key", expert="low-rank", rank="auto", lead=6, expert_steps=4)
+    records = demo_edits()[:12]
+    edit_all(editor, records)
+    assert len(set(editor.project.ledger.ranks_in_force().values())) > 1
+    asked = [record.prompt for record in records[::-1]]
+    alone = [editor.answer([prompt]).texts[0] for prompt in asked]
+    for start in (0, 3, 6):
+        editor.detach()
+        assert editor.answer(asked[start : start + 6]).texts == alone[start : start + 6]
+
+
+def test_experts_first_read_in_inference_mode_are_not_the_last(make_editor):
+    editor = make_editor("key", expert="low-rank", extra_steps=30)
+    records = demo_edits()[:2]
+    edit_all(editor, records)
+    with torch.inference_mode():
+        assert editor.answer([records[0].prompt]).texts == [records[0].target]
+    assert editor.answer([records[1].prompt]).texts == [records[1].target]
+
+
+def test_an_edit_that_is_given_is_the_one_that_is_told(make_editor):
+    editor = make_editor("key", edits_per_expert=2)
+    from scen_cli.data.records import SourceLine
+
+    pairs = [(record, SourceLine("test", n)) for n, record in enumerate(demo_edits()[:2])]
+    with editor.project.writing():
+        editor.edit_together(pairs)
+        editor.project.merge()
+    assert editor.answer([pairs[1][0].prompt], edits=[2]).edits == [2]
