@@ -9,10 +9,15 @@ re-runs the whole model for every step, and for every earlier edit at each of 20
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from benchmarks.measuring import show
 from scen_cli.editing.recipe import RECIPES
+from scen_cli.project.store import EditTensors, LowRankArrays, write_edit
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,11 @@ def authors_flops(shape: Shape, t: int) -> float:
 
 
 def bytes_per_edit(shape: Shape, rank: int) -> int:
-    """Its file: float16 A and B, float32 key and neuron."""
-    return 2 * rank * (shape.d + shape.h) + 2 * 4 * shape.h
+    """Of its file, by writing one: float16 A and B, float32 key and neuron."""
+    key = np.ones(shape.h, np.float32)
+    expert = LowRankArrays(np.ones((rank, shape.h), np.float16), np.ones((shape.d, rank), np.float16))
+    with tempfile.TemporaryDirectory() as folder:
+        return write_edit(Path(folder), 1, EditTensors(expert, key, key)).size
 
 
 def routing_flops(shape: Shape, edits: int, axes: int = 500) -> float:
@@ -80,9 +88,10 @@ COLUMNS = [
     "GFLOP per edit",
     "the authors', t = 1",
     "t = 200",
+    "kB at rank 4",
     "kB at rank 8",
     f"kB at rank {RANK}",
-    "MB of a full expert, bf16",
+    "kB full, float32",
     "GFLOP per token",
     "an expert adds",
     "routing among 1,000 adds to a prefill",
@@ -99,8 +108,8 @@ def rows() -> list[list[str]]:
                 f"{shape.name} (l = {shape.layer})",
                 f"{edit_flops(shape) / 1e9:,.1f}",
                 *(f"{authors_flops(shape, t) / edit_flops(shape):,.1f} times" for t in (1, 200)),
-                *(f"{bytes_per_edit(shape, rank) / 1e3:,.0f}" for rank in (8, RANK)),
-                f"{shape.d * shape.h * 2 / 1e6:,.1f}",
+                *(f"{bytes_per_edit(shape, rank) / 1e3:,.1f}" for rank in (4, 8, RANK)),
+                f"{(shape.d + 2) * shape.h * 4 / 1e3:,.1f}",
                 f"{base / 1e9:,.3f}",
                 f"{100 * expert / base:.3f} %",
                 f"{100 * routing_flops(shape, 1000) / (base * PROMPT):.3f} %",

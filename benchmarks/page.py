@@ -1,10 +1,10 @@
-"""Writes the tables of `benchmarks/README.md` from `benchmarks/speed/*.json`: `python -m benchmarks.page [--check]`"""
+"""Writes the tables of `benchmarks/README.md` and of the README from `benchmarks/speed/*.json`:
+`python -m benchmarks.page`"""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.cost_model import COLUMNS, rows
 
 FOLDER = Path(__file__).parent
-PAGE = FOLDER / "README.md"
+PAGES = [FOLDER / "README.md", FOLDER.parent / "README.md"]
 
 
 def edit_speed(found: dict[str, Any]) -> str:
@@ -120,10 +120,8 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    if "--check" in sys.argv:
-        sys.exit(page != filled(page))
-    PAGE.write_text(filled(page), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

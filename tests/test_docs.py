@@ -102,6 +102,17 @@ def test_the_table_of_recipes_is_what_the_demo_suite_gives(make_editor):
             assert abs(share.right - int(right)) <= share.total / 100
 
 
+def test_the_tables_of_costs_are_what_the_benchmarks_wrote():
+    """`python -m benchmarks.page` makes them of `benchmarks/speed/*.json`."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.page import PAGES, filled
+
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert "<!-- table: edit_speed -->\n\n|" in text
+        assert text == filled(text)
+
+
 def test_the_tables_of_studies_are_what_the_studies_wrote():
     """`benchmarks/studies.sh` writes the files; the README shows them."""
     folder = ROOT / "benchmarks" / "studies"
@@ -120,7 +131,7 @@ def test_the_tables_of_studies_are_what_the_studies_wrote():
     share = r"([\d.]+) \((\d+)/\d+\)"
     line = rf"^\| (ZsRE|CounterFact) \| `([\w-]+)` \| {share} \| {share} \| ([\d.]+) \| {share} \|$"
     real = re.findall(line, README, re.MULTILINE)
-    assert len(real) == 7
+    assert len(real) == 9
     columns = ("reliability", "generality", "generality_given_expert", "locality")
     for suite, recipe, reliability, right, generality, _right, given, locality, _kept in real:
         [row] = rows(f"{suite.lower()}-{recipe}")
