@@ -83,6 +83,14 @@ def expert_sweep(found: dict[str, Any]) -> str:
     return f"{_table(head, lines)}\n\n{_where(found)}"
 
 
+def edit_rate(found: dict[str, Any]) -> str:
+    lines = [
+        [one["batch"], f"{one['seconds']:.4f}", f"{1 / one['seconds']:.1f}", f"{1000 * one['tflops']:.1f}"]
+        for one in found["found"]
+    ]
+    return f"{_table(['batch', 'seconds', 'experts per second', 'GFLOP/s'], lines)}\n\n{_where(found)}"
+
+
 def cost_model(_found: dict[str, Any]) -> str:
     return _table(COLUMNS, rows())
 
@@ -96,6 +104,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "expert_sweep-demo": expert_sweep,
     "expert_sweep-zsre": expert_sweep,
     "cost_model": cost_model,
+    "edit_rate": edit_rate,
 }
 
 

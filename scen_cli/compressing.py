@@ -17,6 +17,7 @@ from scen_cli.model.experts import Experts, LowRank
 from scen_cli.model.patch import Patch
 from scen_cli.patched_model import BATCH, batches
 from scen_cli.project.ledger import Edit
+from scen_cli.project.replacing import replace_experts
 from scen_cli.project.store import LowRankArrays
 
 AT_ONCE = 16  # experts fitted and tried together
@@ -67,7 +68,7 @@ def compress(editor: Editor, rank: int | str, tell: Callable[[str, str], None]) 
             f"{len(worse)} answers would be lost:\n" + "\n".join(worse) + "\nnothing was changed",
             hint="`--rank auto` goes as high as each edit needs" if rank != "auto" else "these need their full experts",
         )
-    before, after = project.replace_experts(made)
+    before, after = replace_experts(project, made)
     return Compressed(len(made), before, after)
 
 

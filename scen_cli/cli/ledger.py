@@ -79,13 +79,16 @@ def show(
     project = open_project(dir)
     edit = project.find(edit_id)
     data = {**asdict(edit), "supersedes": project.ledger.superseded_by(edit_id)}
-    rows = [(name, _plain(name, value)) for name, value in data.items() if value not in (None, (), [])]
+    told = {name: value for name, value in data.items() if name != "subject_forms"}  # token ids tell a reader nothing
+    rows = [(name, _plain(name, value)) for name, value in told.items() if value not in (None, (), [])]
     Output(as_json, quiet).result(data, table(("", ""), rows))
 
 
 def _plain(name: str, value: Any) -> str:
     if name.endswith("losses"):
         return f"{value[0]:.4f} to {value[-1]:.4f} in {len(value)} steps"
+    if name == "rank":
+        return str(value or "none: a full expert")
     if isinstance(value, float):
         return f"{value:.4f}"
     if name == "size":

@@ -71,12 +71,7 @@ def _fit(
 ) -> list[ExpertFit]:
     batch = Batch.of(lessons, model.device)
     prefix = record_prefix(model, edited, batch.input_ids)
-    experts: Trainable
-    if recipe.expert == "full":
-        experts = FullExperts(edited, len(lessons), recipe.expert_lr)
-    else:
-        d, _h = edited.projection_shape
-        experts = LowRankExperts(prefix, batch.real, d, int(rank), recipe.low_rank_lr)
+    experts = _begin(edited, batch, prefix, recipe, rank)
     pairs = zip(experts.parameters, experts.rates, strict=True)
     optimizer = torch.optim.Adam([{"params": [one.requires_grad_()], "lr": rate} for one, rate in pairs])
     fits: dict[int, ExpertFit] = {}
@@ -105,6 +100,13 @@ def _fit(
                 places = [places[place] for place in stay]
                 batch, prefix = _narrow(batch, prefix, experts, optimizer, stay)
             step += 1
+
+
+def _begin(edited: EditedLayer, batch: Batch, prefix: Prefix, recipe: Recipe, rank: int | str) -> Trainable:
+    if recipe.expert == "full":
+        return FullExperts(edited, len(batch.lessons), recipe.expert_lr)
+    d, _h = edited.projection_shape
+    return LowRankExperts(prefix, batch.real, d, int(rank), recipe.low_rank_lr)
 
 
 def _may_stop(graded: Graded, step: int, recipe: Recipe) -> bool:

@@ -228,7 +228,7 @@ class Project:
     def keys(self, edit: Edit) -> np.ndarray:
         """The keys (n, h) that an edit's neuron was trained to fire on: its own, or those of all edits that
         share its expert."""
-        return np.atleast_2d(read_tensors(self.folder, self._path_of(edit), ("key",))[0])
+        return np.atleast_2d(read_tensors(self.folder, self.path_of(edit), ("key",))[0])
 
     def expert(self, edit_id: int) -> np.ndarray | LowRankArrays:
         """The expert of one edit: (d, h) in W_down's place, or what is added to it.
@@ -236,33 +236,13 @@ class Project:
         Raises `DamageFound` if the file is not, byte for byte, the one that was committed.
         """
         edit = self.find(edit_id)
-        name = self._path_of(edit)
+        name = self.path_of(edit)
         if (self.folder / name).is_file() and sha256_of(self.folder / name) != edit.sha256:
             raise DamageFound(
                 f"`{name}` is not what was committed as edit {edit_id}",
                 hint=f"restore it from a copy, or `scen revert {edit_id}`",
             )
         return read_expert(self.folder, name)
-
-    def replace_experts(self, experts: dict[int, LowRankArrays]) -> tuple[int, int]:
-        """Put low-rank experts in the place of those that stand under these ids; neurons and keys stay. All at once:
-        the files first, then one transaction, then the old files go. Returns the files' bytes before and after."""
-        stored, old = {}, [self.find(expert) for expert in experts]
-        for edit, expert in zip(old, experts.values(), strict=True):
-            wanted = ("neuron", "key", "refitted?", "refitted_of?")
-            neuron, key, refitted, of = read_tensors(self.folder, self._path_of(edit), wanted)
-            tensors = EditTensors(expert, neuron, key, *((refitted, of) if len(of) else (None, None)))
-            stored[edit.id] = write_edit(self.folder, edit.id, tensors)
-        with self.ledger.db.atomic():
-            for edit in [edit for edit in self.ledger.edits() if edit.expert in stored]:
-                file, rank = stored[edit.expert or 0], experts[edit.expert or 0].rank
-                with self.ledger.change("compress", edit.id, sha256=file.sha256, rank=rank) as db:
-                    db["edits"].update(
-                        edit.id, {"file": file.name, "sha256": file.sha256, "size": file.size, "rank": rank}
-                    )
-        for edit in old:
-            (self.folder / self._path_of(edit)).unlink()
-        return sum(edit.size or 0 for edit in old), sum(file.size for file in stored.values())
 
     def record_evaluation(
         self,
@@ -290,7 +270,7 @@ class Project:
         newest edit in force that did."""
         rows: dict[int, np.ndarray] = {}
         for expert in sorted(set(self.ledger.experts_in_force().values())):
-            file = self._path_of(self.find(expert))
+            file = self.path_of(self.find(expert))
             rows[expert], refitted, of = read_tensors(self.folder, file, ("neuron", "refitted?", "refitted_of?"))
             rows.update({int(other): row for other, row in zip(of, refitted, strict=True) if int(other) in rows})
         neurons = np.stack(list(rows.values())) if rows else np.empty((0, self.settings["ffn_width"]), np.float32)
@@ -300,7 +280,7 @@ class Project:
         biases = self.ledger.biases_in_force()
         return np.array([biases.get(expert, 0.0) for expert in experts], np.float32)
 
-    def _path_of(self, edit: Edit) -> str:
+    def path_of(self, edit: Edit) -> str:
         """The edit's file; a name that would lead out of the project's `edits/` is refused."""
         name = edit.file or ""
         if Path(name).parent.as_posix() != "edits" or Path(name).name in ("", ".", ".."):

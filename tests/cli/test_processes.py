@@ -67,7 +67,7 @@ def test_sigkill_at_ten_random_moments_loses_and_doubles_nothing(tmp_path, demo_
         if child == 0:
             _edit_run(project, demo_base)
             os._exit(0)
-        time.sleep(rng.uniform(0.02, 0.2) * seconds)
+        time.sleep(rng.uniform(0.05, 0.6) * seconds)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         again = Project(project.folder)

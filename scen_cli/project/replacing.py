@@ -1,0 +1,30 @@
+"""Other experts in the place of those that stand: all at once, or not at all."""
+
+from __future__ import annotations
+
+from scen_cli.project.project import Project
+from scen_cli.project.store import EditTensors, LowRankArrays, read_tensors, write_edit
+
+
+def replace_experts(project: Project, experts: dict[int, LowRankArrays]) -> tuple[int, int]:
+    """Put low-rank experts in the place of those under these ids; neurons and keys stay. Call inside
+    `project.writing()`.
+
+    The new files first, then one transaction, then the old files go: what a crash leaves behind is no edit's, and
+    `scen verify --repair` removes it. Returns the bytes of the files before and after.
+    """
+    ledger, stored, old = project.ledger, {}, [project.find(expert) for expert in experts]
+    for edit, expert in zip(old, experts.values(), strict=True):
+        wanted = ("neuron", "key", "refitted?", "refitted_of?")
+        neuron, key, refitted, of = read_tensors(project.folder, project.path_of(edit), wanted)
+        tensors = EditTensors(expert, neuron, key, *((refitted, of) if len(of) else (None, None)))
+        stored[edit.id] = write_edit(project.folder, edit.id, tensors)
+    with ledger.db.atomic():
+        for edit in [edit for edit in ledger.edits() if edit.expert in stored]:
+            file, rank = stored[edit.expert or 0], experts[edit.expert or 0].rank
+            with ledger.change("compress", edit.id, sha256=file.sha256, rank=rank) as db:
+                row = {"file": file.name, "sha256": file.sha256, "size": file.size, "rank": rank}
+                db["edits"].update(edit.id, row)
+    for edit in old:
+        (project.folder / project.path_of(edit)).unlink()
+    return sum(edit.size or 0 for edit in old), sum(file.size for file in stored.values())
