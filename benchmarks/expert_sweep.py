@@ -84,9 +84,10 @@ def main() -> None:
     for setting in SETTINGS:
         found.append({"setting": setting, **_try(base, chosen.base, setting, records[: chosen.edits])})
         print(found[-1], flush=True)
-    default = ", ".join(f"{name} {getattr(RECIPES['closed-form'], name)}" for name in ("rank", "low_rank_lr"))
+    name = chosen.base.name if chosen.base else "demo"
+    default = ", ".join(f"{one} {getattr(RECIPES['closed-form'], one)}" for one in ("rank", "low_rank_lr"))
     show(
-        f"{chosen.base or 'demo'}, {chosen.edits} edits, the right expert given (default: low-rank, {default}, "
+        f"{name}, {chosen.edits} edits, the right expert given (default: low-rank, {default}, "
         f"{RECIPES['closed-form'].expert_steps} steps)",
         ["setting", "learned#", "rephrases#", "otherwise put#", "steps#", "ms per edit#", "mean rank#"],
         [
@@ -96,7 +97,10 @@ def main() -> None:
             for one in found
         ],
     )
-    write(chosen.json, {"base": str(chosen.base or "demo"), "edits": chosen.edits, "seed": 0, "found": found})
+    write(
+        chosen.json,
+        {"base": name, "edits": chosen.edits, "seed": 0, "found": found},
+    )
 
 
 def _try(base: Base, folder: Path | None, setting: dict[str, Any], records: list[EditRecord]) -> dict[str, Any]:
