@@ -47,7 +47,7 @@ def compress(editor: Editor, rank: int | str, tell: Callable[[str, str], None]) 
         if edit.expert in served:
             served[edit.expert].append(edit)
     if not served:
-        raise UsageError("there are no full experts to compress")
+        raise UsageError("there are no full experts to compress", hint="`scen show ID` tells an expert's rank")
     made: dict[int, LowRankArrays] = {}
     worse: list[str] = []
     experts = list(served)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scen_cli.errors import UsageError
+from scen_cli.errors import DamageFound, UsageError
 from scen_cli.model.experts import Experts
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.patch import Patch
@@ -82,7 +82,7 @@ class StoredExperts(Experts):
         with torch.inference_mode(False):  # whoever asks first, others may be read by anybody later
             a, b = (torch.empty(rows, width, dtype=torch.float16, device=device) for width in (h, d))
         self.at_once = max(1, CACHE_BYTES // (d * h * 4))
-        self._there = [False] * len(experts)
+        self._experts, self._there = experts, [False] * len(experts)
         self._read = lambda row: project.expert(experts[row])  # a copied model copies its hooks, but not what they call
         super().__init__(
             a, b, ranks, lru_cache(self.at_once)(lambda row: _full(project.expert(experts[row]), edited).to(device))
@@ -92,7 +92,11 @@ class StoredExperts(Experts):
         for row in set(choice.tolist()) - {BASE}:
             if self.ranks[row] and not self._there[row]:
                 stored = self._read(row)
-                assert not isinstance(stored, np.ndarray), "the ledger says that this expert is of low rank"
+                if isinstance(stored, np.ndarray) or stored.rank != self.ranks[row]:
+                    raise DamageFound(
+                        f"the ledger and the file of expert {self._experts[row]} tell different ranks",
+                        hint=f"restore `scen.db` from a copy, or `scen revert {self._experts[row]}`",
+                    )
                 place = slice(int(self.starts[row]), int(self.starts[row] + self.ranks[row]))
                 with torch.inference_mode(False), torch.no_grad():
                     self.a[place], self.b[place] = torch.from_numpy(stored.lora_A), torch.from_numpy(stored.lora_B).T

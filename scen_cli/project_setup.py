@@ -62,11 +62,8 @@ def new_project(
         layer = DEMO_LAYER
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"dtype `{dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
-    chosen = (
-        recipe
-        if isinstance(recipe, Recipe)
-        else make_recipe(recipe, changes or {}, DEMO_RATES if model == "demo" else {})
-    )
+    rates = DEMO_RATES if model == "demo" else {}
+    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, changes or {}, rates)
     base = base or load_base(model, revision, dtype, device)
     edited = find_layer(base.model, layer, place)
     made = make_template(base.tokenizer, base.model, template)

@@ -155,7 +155,10 @@ def make_recipe(
         recipe = Recipe.model_validate({**RECIPES[name].model_dump(), **defaults, **changes})
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UsageError(f"setting `{problem['loc'][0]}`: {problem['msg']}") from error
+        setting = str(problem["loc"][0])
+        raise UsageError(
+            f"setting `{setting}`: {problem['msg']}", hint=Recipe.model_fields[setting].description or ""
+        ) from error
     wasted = [setting for setting in changes if setting in recipe.unused]
     if wasted:
         raise UsageError(f"recipe `{name}` as it is set has no use for `{wasted[0]}`", hint=_instead(wasted[0]))

@@ -114,7 +114,7 @@ class ScenForCausalLM(LlamaForCausalLM):
         own_positions = options.get("position_ids") is not None
         if mask is not None and not (cache is not None and cache.get_seq_length()) and not own_positions:
             options["position_ids"] = positions_of(mask)
-        with self._carrying(experts, options.get("input_ids"), mask, prompt_lengths, options, own_positions) as carried:
+        with self._carrying(experts, prompt_lengths, options, own_positions) as carried:
             out = super().forward(**options)
         self._patch.remember(getattr(out, "past_key_values", None), carried.choice)
         return out
@@ -125,8 +125,6 @@ class ScenForCausalLM(LlamaForCausalLM):
     def _carrying(
         self,
         experts: Tensor | None,
-        input_ids: Tensor | None,
-        mask: Tensor | None,
         lengths: Tensor | None,
         options: dict[str, Any],
         own_positions: bool,
@@ -134,7 +132,7 @@ class ScenForCausalLM(LlamaForCausalLM):
         """The block in which a forward runs: with these experts, those that filled its cache, or those its prompts
         call. They are decided on inside it if it sees the prompts as they are read to decide: without their padding, at
         positions that count from 0."""
-        cache = options.get("past_key_values")
+        input_ids, mask, cache = (options.get(name) for name in ("input_ids", "attention_mask", "past_key_values"))
         if experts is None and cache is not None and cache.get_seq_length():
             known = self._patch.choice_of(cache)
             if known is None:

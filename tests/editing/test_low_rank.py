@@ -143,7 +143,6 @@ def test_fewer_tokens_than_ranks_are_no_trouble(make_editor):
 def test_beyond_some_thousands_the_nearest_negatives_are_taken():
     torch.manual_seed(0)
     keys, negatives = torch.randn(2, 8), torch.randn(HARD_NEGATIVES + 100, 8)
-    assert hard_negatives(keys, negatives[:HARD_NEGATIVES]) is not None
     assert torch.equal(hard_negatives(keys, negatives[:HARD_NEGATIVES]), negatives[:HARD_NEGATIVES])
     found = hard_negatives(keys, negatives)
     nearness = (negatives @ keys.T).amax(1)

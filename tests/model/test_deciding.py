@@ -7,6 +7,7 @@ import torch
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
+from scen_cli.errors import DamageFound
 from scen_cli.model.experts import Experts
 from scen_cli.model.routing import BASE
 from tests.conftest import edit_all
@@ -169,3 +170,14 @@ def test_an_edit_that_is_given_is_the_one_that_is_told(make_editor):
         editor.edit_together(pairs)
         editor.project.merge()
     assert editor.answer([pairs[1][0].prompt], edits=[2]).edits == [2]
+
+
+def test_a_rank_that_is_not_the_files_is_damage(make_editor):
+    editor = make_editor("key", expert="low-rank", extra_steps=30)
+    records = demo_edits()[:2]
+    edit_all(editor, records)
+    editor.project.ledger.db["edits"].update(1, {"rank": 3})
+    editor.detach()
+    with pytest.raises(DamageFound, match="expert 1 tell different ranks"):
+        editor.answer([records[0].prompt])
+    assert editor.answer([records[1].prompt]).texts == [records[1].target]
