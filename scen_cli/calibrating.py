@@ -12,7 +12,8 @@ from scen_cli.errors import UsageError
 from scen_cli.evaluation.metrics import Share
 from scen_cli.model.routing import choose
 from scen_cli.patched_model import BATCH
-from scen_cli.project.ledger import Threshold, now
+from scen_cli.project.ledger import now
+from scen_cli.project.rows import Threshold
 
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # shown beside the one that is asked for
 

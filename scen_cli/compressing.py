@@ -16,8 +16,8 @@ from scen_cli.errors import SomeEditsFailed, UsageError
 from scen_cli.model.experts import Experts, LowRank
 from scen_cli.model.patch import Patch
 from scen_cli.patched_model import BATCH, batches
-from scen_cli.project.ledger import Edit
 from scen_cli.project.replacing import replace_experts
+from scen_cli.project.rows import Edit
 from scen_cli.project.store import LowRankArrays
 
 AT_ONCE = 16  # experts fitted and tried together

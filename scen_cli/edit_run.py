@@ -11,7 +11,7 @@ from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
-from scen_cli.project.ledger import Edit
+from scen_cli.project.rows import Edit
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def train(editor: Editor, plan: Plan, batch: int = 1) -> Iterator[dict[int, Outc
         try:
             pairs = [(record, where) for _place, record, where in group]
             edits = editor.edit_together(pairs, superseding, note, fitted[number % batch])
-            made = {place: _outcome(editor, edit, where) for (place, _r, where), edit in zip(group, edits, strict=True)}
+            done = zip(group, edits, strict=True)
+            made = {place: outcome_of(editor, edit, where) for (place, _record, where), edit in done}
         except UsageError as error:  # it cannot stand beside another edit: nothing was committed
             made = {place: Outcome(str(where), "failed", reason=str(error)) for place, _record, where in group}
         for place, outcome in made.items():
@@ -138,7 +139,8 @@ def _in_force(editor: Editor, plan: Plan, conflicts: Sequence[Conflict]) -> tupl
     return tuple(dict.fromkeys(edit for edit in edits if edit in active))
 
 
-def _outcome(editor: Editor, edit: Edit, where: SourceLine) -> Outcome:
+def outcome_of(editor: Editor, edit: Edit, where: SourceLine) -> Outcome:
+    """What became of a record that was trained."""
     if edit.state == "failed":
         return Outcome(str(where), "failed", edit.id, f"target not learned: {edit.reason}")
     theta, warning = editor.project.ledger.theta(), edit.reason or ""

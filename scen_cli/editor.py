@@ -22,8 +22,8 @@ from scen_cli.model.experts import Expert
 from scen_cli.model.template import Prompt
 from scen_cli.model.variants import ways_to_put
 from scen_cli.patched_model import PatchedModel
-from scen_cli.project.ledger import Edit
 from scen_cli.project.project import Project
+from scen_cli.project.rows import Edit
 from scen_cli.project.store import EditTensors, LowRankArrays
 from scen_cli.project.trained import Trained, Training
 

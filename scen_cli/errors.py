@@ -47,5 +47,9 @@ class DamageFound(ScenError):
     exit_code = 12
 
 
+class Quarantined(RuntimeWarning):
+    """An edit in force cannot answer, because its file is damaged: the base answers for it."""
+
+
 class Interrupted(ScenError):
     exit_code = 130

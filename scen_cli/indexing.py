@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,15 +13,17 @@ from scen_cli.editing.calibration import calibrate
 from scen_cli.editing.closed_form import bias_of, neuron_of
 from scen_cli.editing.joint import fit_joint, refit_thieves
 from scen_cli.editing.neurons import NeuronFit, hard_negatives, train_neuron
-from scen_cli.editing.recipe import Recipe
+from scen_cli.editing.recipe import stored_recipe
 from scen_cli.editing.rows import Rows
-from scen_cli.errors import UsageError
+from scen_cli.errors import DamageFound, UsageError
 from scen_cli.guard_part import About, GuardPart, about
 from scen_cli.guarding import whitening_in
 from scen_cli.model.routing import prepare, ready, score
 from scen_cli.project.guard import Guard
-from scen_cli.project.ledger import Edit, Threshold, now
+from scen_cli.project.ledger import now
 from scen_cli.project.project import Project
+from scen_cli.project.rows import Edit, Threshold
+from scen_cli.project.store import WHAT_HELPS
 
 NOTHING = torch.tensor(-torch.inf)  # the activation of no neuron at all
 MARGIN = 0.01  # by which an edit's own prompt passes theta, and other edits stay behind it
@@ -41,12 +43,20 @@ class Admission:
     threshold: Threshold | None = None
 
 
+@dataclass(frozen=True)
+class Met:
+    """Prepared keys (n, h) of an expert, and what they give their own neuron (n,), less its bias."""
+
+    keys: Tensor
+    own: Tensor
+
+
 class Index:
     """W_merge of a project with what it was made from: the keys of all edits in force, and the guard."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
-        self.recipe = Recipe.model_validate(project.settings["recipe"])
+        self.recipe = stored_recipe(project.settings)
         self.width = int(project.settings["ffn_width"])
         self._change: int | None = None  # the ledger's newest, when all was read
         self._keys_of: dict[int, Tensor] = {}  # of every expert met, prepared: a key never changes
@@ -59,6 +69,8 @@ class Index:
             return
         expert_of = self.project.ledger.experts_in_force()
         merged = self.project.merged()
+        if merged.damaged:  # what is let in must leave every edit its prompt: of these it cannot be known
+            raise DamageFound(next(iter(merged.damaged.values())), hint=WHAT_HELPS)
         self.experts: list[int] = []
         self.biases: list[float] = []
         self.key_of: list[int] = []  # the expert that each key is to call
@@ -95,9 +107,7 @@ class Index:
         refitted: dict[int, Tensor] = {}
         bias = 0.0
         if self.recipe.index == "closed-form":
-            bias = bias_of(self._score(self._fit.keys, fit.neuron[None])[:, 0])
-            on_others = self._score(others, fit.neuron[None])[:, 0] - bias
-            bias += max(0.0, float((on_others - own).max()) + MARGIN) if len(others) else 0.0
+            bias = self._bias(fit.neuron, others, own)
         elif self.recipe.index == "joint":
             refitted = self._refit_thieves(keys[0], fit.neuron, stay)
         prepared = self.prepare(keys)
@@ -148,6 +158,41 @@ class Index:
         strongest, row = torch.stack(columns).max(dim=0)
         return guard.prompts, strongest, [self.experts[place] for place in row.tolist()]
 
+    def meet(self, edit: Edit, bias: float | None = None) -> Met:
+        """The keys of an expert, in force or not, by its first edit; as if its neuron had this bias, if it is given."""
+        keys = self.prepare(torch.from_numpy(self.project.keys(edit)))
+        neuron = torch.from_numpy(self.project.index_of(edit)["neuron"])
+        return Met(keys, self._score(keys, neuron[None])[:, 0] - ((edit.bias or 0.0) if bias is None else bias))
+
+    def near_bias(self, expert: int, other: Met) -> float:
+        """By how much an expert's neuron, with its bias, is too strong on another's keys; nearly 0 where these keys
+        set the bias, and less where they do not matter."""
+        row = self.experts.index(expert)
+        on_others = self._score(other.keys, self.neurons.all()[row : row + 1])[:, 0] - self.biases[row]
+        return float((on_others - other.own).max()) + MARGIN
+
+    def bias_beside(self, expert: int, others: Sequence[Met]) -> tuple[float, float]:
+        """The bias that an expert's neuron takes beside others, and the least that it then gives its own keys."""
+        edit = self.project.find(expert)
+        neuron = torch.from_numpy(self.project.index_of(edit)["neuron"])
+        keys = torch.cat([torch.empty(0, self.width), *(met.keys for met in others)])
+        bias = self._bias(neuron, keys, torch.cat([torch.empty(0), *(met.own for met in others)]))
+        return bias, float(self.meet(edit, bias).own.min())
+
+    def take_biases(self, biases: Mapping[int, tuple[float, float]]) -> None:
+        """Give experts in force other biases, whatever the ledger says."""
+        for expert, (bias, _activation) in biases.items():
+            row = self.experts.index(expert)
+            less = self.biases[row] - bias
+            self.biases[row] = bias
+            self.on_guard.all()[row] += less
+            self.own.all()[torch.tensor(self.key_of) == expert] += less
+        self.strongest = torch.cat([self.on_guard.all(), NOTHING.expand(1, len(self._calibration))]).amax(dim=0)
+
+    def recalibrated(self) -> Threshold | None:
+        """The threshold that the edits in force call for. None if theta is set by hand, or there is no guard."""
+        return self.calibrated(self.strongest, self.limit)
+
     def on_all_keys(self) -> Tensor:
         """Activations (n, t) of all neurons in force on all keys in force."""
         return self._score(self.keys.all(), self.neurons.all()) - torch.tensor(self.biases)
@@ -190,6 +235,13 @@ class Index:
             own = torch.cat([keys, learned])
             return fit_joint(own, hard_negatives(own, others), self._fit.keys, self.recipe, seed)
         return NeuronFit(neuron_of(keys, learned, self._whitening), [])
+
+    def _bias(self, neuron: Tensor, others: Tensor, own: Tensor) -> float:
+        """The bias of a closed-form neuron: by the guard, and so that keys (n, h) of others, which give their neurons
+        `own` (n,), stay theirs."""
+        bias = bias_of(self._score(self._fit.keys, neuron[None])[:, 0])
+        on_others = self._score(others, neuron[None])[:, 0] - bias
+        return bias + (max(0.0, float((on_others - own).max()) + MARGIN) if len(others) else 0.0)
 
     def _refit_thieves(self, key: Tensor, neuron: Tensor, stay: Tensor) -> dict[int, Tensor]:
         """Neurons that take the new key, fitted again."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scen_cli.editing.recipe import Recipe
-from scen_cli.errors import UsageError
+from scen_cli.editing.recipe import stored_recipe
+from scen_cli.errors import DamageFound, Quarantined, UsageError
 from scen_cli.guarding import read_all, reading_of, whitening_in
 from scen_cli.model.base import Base, check_unchanged, load_base
 from scen_cli.model.ffn import find_layer
@@ -23,6 +24,7 @@ from scen_cli.model.reading import padded
 from scen_cli.model.routing import Routing
 from scen_cli.model.template import Prompt, make_template
 from scen_cli.project.project import Project
+from scen_cli.project.rows import WHAT_HELPS
 from scen_cli.project_patch import ProjectPatch
 
 MAX_NEW_TOKENS = 50
@@ -58,22 +60,30 @@ class PatchedModel:
 
     Pass `base` to use a model that is loaded already. Raises `UsageError` if the base's weight
     files are not those the project was made with.
+
+    An edit in force whose file is damaged is quarantined: the base answers what it would have answered, the other edits
+    go on, and `warn` is told (it warns `Quarantined`, unless another function takes its place).
     """
 
     def __init__(self, project: Project, device: str = "auto", base: Base | None = None) -> None:
         settings = project.settings
         self.project = project
-        self.recipe = Recipe.model_validate(settings["recipe"])
+        self.recipe = stored_recipe(settings)
         name = os.environ.get("SCEN_BASE") or settings["model"]  # a base that moved is checked like any other
         self.base = base or load_base(name, settings["revision"], settings["dtype"], device)
         check_unchanged(self.base, settings)
         self.model = self.base.model
         self.edited = find_layer(self.model, settings["layer"], settings.get("place", "down"))
+        if self.edited.ffn_width != settings["ffn_width"]:
+            raise DamageFound(
+                f"the project's keys are {settings['ffn_width']} wide, the base's {self.edited.ffn_width}", WHAT_HELPS
+            )
         self.template = make_template(self.base.tokenizer, self.model, settings["template"])
         guard = project.guard() if self.recipe.index == "closed-form" else None
         self._whitening = whitening_in(guard) if guard else None
         reading = reading_of(self.template, self.recipe)
         self.routing = Routing(project.ledger.theta(), self.recipe.cosine, reading)
+        self.warn: Callable[[str], None] = _warn  # is told of each edit that is in force but damaged
         self._patch: ProjectPatch | None = None
         self._lock = RLock()  # of `_patch`: threads may answer at once
 
@@ -95,8 +105,11 @@ class PatchedModel:
                 self.detach()
                 routing = replace(self.routing, theta=theta, sure=self._sure())
                 looks = self.template if self.recipe.second_look == "subject" else None
-                self._patch = ProjectPatch(self.project, self.edited, routing, self._whitening, looks)
+                self._patch = ProjectPatch(self.project, self.edited, routing, self._whitening, looks, self._tell)
             return self._patch
+
+    def _tell(self, text: str) -> None:
+        self.warn(text)
 
     def _sure(self) -> float:
         """The least that an edit in force gives its own neuron, where neurons stay as they are once made."""
@@ -255,6 +268,10 @@ class PatchedModel:
             lengths = [len(self.template.target_ids(prompt, target)) for prompt, target in long]
             patch.longest_answer = max([MAX_NEW_TOKENS, *lengths])
         return patch.longest_answer
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, Quarantined, stacklevel=2)
 
 
 def batches(edits: Sequence[int | None], experts_at_once: int, alone: Sequence[bool]) -> Iterator[list[int]]:

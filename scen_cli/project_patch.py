@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scen_cli.editing.recipe import HIGHEST_RANK
 from scen_cli.errors import DamageFound, UsageError
 from scen_cli.model.experts import Experts
 from scen_cli.model.ffn import EditedLayer
@@ -18,6 +19,7 @@ from scen_cli.model.routing import BASE, Routing, Whitening, ready
 from scen_cli.model.second_look import SecondLook
 from scen_cli.model.template import Template
 from scen_cli.project.project import Project
+from scen_cli.project.rows import WHAT_HELPS
 from scen_cli.project.store import LowRankArrays
 
 CACHE_BYTES = 4 << 30  # full experts kept in memory while a patch is in use
@@ -33,19 +35,24 @@ class ProjectPatch(Patch):
         routing: Routing,
         whitening: Whitening | None,
         looks: Template | None,
+        warn: Callable[[str], None],
     ) -> None:
-        """`looks`: how prompts are written, if edits are to take a second look at them."""
+        """`looks`: how prompts are written, if edits are to take a second look at them; `warn` is told of each edit
+        that is in force but damaged."""
         self.last_change = project.ledger.last_change()  # before anything is read: what comes later is seen later
         merged, expert_of = project.merged(), project.ledger.experts_in_force()
-        self.edits = merged.experts
+        self.edits, self.damaged = merged.experts, merged.damaged
         self.longest_answer: int | None = None  # in tokens, once it has been asked for
         self.expert_of = expert_of  # of each edit in force
         of_expert = {expert: row for row, expert in enumerate(merged.experts)}
-        self._row_of = {edit: of_expert[expert] for edit, expert in expert_of.items()}
-        experts = StoredExperts(project, merged.experts, edited)
+        self._row_of = {edit: of_expert[expert] for edit, expert in expert_of.items() if expert in of_expert}
+        for expert, error in merged.damaged.items():
+            warn(f"edit {expert} is quarantined, it calls nothing: {error}")
+        experts = StoredExperts(project, merged.experts, edited, warn)
         self.full_at_once = experts.at_once if (experts.ranks == 0).any() else None  # None: there are none
         device = edited.projection.weight.device
-        self.forms = _forms(project, expert_of, merged.experts, looks) if looks else [[] for _ in merged.experts]
+        whole = {edit: expert for edit, expert in expert_of.items() if expert in of_expert}
+        self.forms = _forms(project, whole, merged.experts, looks) if looks else [[] for _ in merged.experts]
         bank = SimpleNamespace(
             neurons=ready(torch.from_numpy(merged.neurons).to(device), routing.cosine),
             biases=torch.from_numpy(merged.biases).to(device),
@@ -62,6 +69,8 @@ class ProjectPatch(Patch):
     def rows_of(self, edits: Sequence[int | None]) -> Tensor:
         """The choice for these edits. Raises `UsageError` for one that is not in force."""
         gone = [edit for edit in edits if edit is not None and edit not in self._row_of]
+        if gone and gone[0] in self.expert_of:
+            raise DamageFound(f"edit {gone[0]} is in force, but its file is damaged", WHAT_HELPS)
         if gone:
             raise UsageError(f"edit {gone[0]} is not in force")
         return torch.tensor([BASE if edit is None else self._row_of[edit] for edit in edits])
@@ -72,40 +81,61 @@ class ProjectPatch(Patch):
 
 class StoredExperts(Experts):
     """The experts of a project. A low-rank one is read into its place in the stack when it is first called, and stays;
-    of full ones the last few are kept."""
+    of full ones the last few are kept. One whose file is damaged is quarantined: its prompts are the base's."""
 
-    def __init__(self, project: Project, experts: Sequence[int], edited: EditedLayer) -> None:
+    def __init__(
+        self, project: Project, experts: Sequence[int], edited: EditedLayer, warn: Callable[[str], None]
+    ) -> None:
         rank_of, device = project.ledger.ranks_in_force(), edited.projection.weight.device
-        ranks = torch.tensor([rank_of[expert] for expert in experts], dtype=torch.long)
         d, h = edited.projection_shape
+        for expert in experts:
+            if not 0 <= rank_of[expert] <= HIGHEST_RANK:
+                raise DamageFound(f"the ledger says that expert {expert} has rank {rank_of[expert]}", WHAT_HELPS)
+        ranks = torch.tensor([rank_of[expert] for expert in experts], dtype=torch.long)
         rows = int(ranks.sum())
         with torch.inference_mode(False):  # whoever asks first, others may be read by anybody later
             a, b = (torch.empty(rows, width, dtype=torch.float16, device=device) for width in (h, d))
         self.at_once = max(1, CACHE_BYTES // (d * h * 4))
-        self._experts, self._there = experts, [False] * len(experts)
+        self._experts, self._there, self._shape = experts, [False] * len(experts), (d, h)
+        self.quarantined: set[int] = set()  # rows
+        self._warn = warn
         self._read = lambda row: project.expert(experts[row])  # a copied model copies its hooks, but not what they call
         super().__init__(
             a, b, ranks, lru_cache(self.at_once)(lambda row: _full(project.expert(experts[row]), edited).to(device))
         )
 
-    def fetch(self, choice: Tensor) -> None:
+    def fetch(self, choice: Tensor) -> Tensor:
         for row in set(choice.tolist()) - {BASE}:
-            if self.ranks[row] and not self._there[row]:
-                stored = self._read(row)
-                if isinstance(stored, np.ndarray) or stored.rank != self.ranks[row]:
-                    raise DamageFound(
-                        f"the ledger and the file of expert {self._experts[row]} tell different ranks",
-                        hint=f"restore `scen.db` from a copy, or `scen revert {self._experts[row]}`",
-                    )
-                place = slice(int(self.starts[row]), int(self.starts[row] + self.ranks[row]))
-                with torch.inference_mode(False), torch.no_grad():
-                    self.a[place], self.b[place] = torch.from_numpy(stored.lora_A), torch.from_numpy(stored.lora_B).T
-                self._there[row] = True
+            if row not in self.quarantined:
+                try:
+                    self._have(row)
+                except DamageFound as error:
+                    self.quarantined.add(row)
+                    self._warn(f"edit {self._experts[row]} is quarantined, the base answers for it: {error}")
+            if row in self.quarantined:
+                choice = torch.where(choice == row, BASE, choice)
+        return choice
+
+    def _have(self, row: int) -> None:
+        """Have an expert ready to be called. Raises `DamageFound` if it is not what the ledger says."""
+        rank = int(self.ranks[row])
+        if not rank:
+            self.full(row)
+        elif not self._there[row]:
+            stored, (d, h) = self._read(row), self._shape
+            if isinstance(stored, np.ndarray) or (stored.lora_A.shape, stored.lora_B.shape) != ((rank, h), (d, rank)):
+                raise DamageFound("the ledger and its file tell different ranks or widths", WHAT_HELPS)
+            place = slice(int(self.starts[row]), int(self.starts[row]) + rank)
+            with torch.inference_mode(False), torch.no_grad():
+                self.a[place], self.b[place] = torch.from_numpy(stored.lora_A), torch.from_numpy(stored.lora_B).T
+            self._there[row] = True
 
 
 def _full(stored: np.ndarray | LowRankArrays, edited: EditedLayer) -> Tensor:
     """A full expert. If the project was compressed while this patch was in use, the matrix of what took its place."""
     if isinstance(stored, np.ndarray):
+        if stored.shape != edited.projection_shape or stored.dtype != np.float32:
+            raise DamageFound(f"its file holds {stored.dtype} {list(stored.shape)}", WHAT_HELPS)
         return torch.from_numpy(stored)
     a, b = (torch.from_numpy(one).float() for one in (stored.lora_A, stored.lora_B))
     return edited.base_weight().cpu() + b @ a

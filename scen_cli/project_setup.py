@@ -39,6 +39,7 @@ def new_project(
     changes: Mapping[str, str | float | None] | None = None,
     seed: int = 0,
     base: Base | None = None,
+    author: str | None = None,
 ) -> Project:
     """Create a project on a base and return it.
 
@@ -47,7 +48,8 @@ def new_project(
     (`theta`, `expert_steps`, ...). `guard` is a file of prompts that must stay the base's own, a guard made before,
     or that of another project (its keys are read anew); without one the base writes its own, if the recipe needs
     a guard.
-    A local folder is remembered by its absolute path. Nothing is written if anything is wrong:
+    `author` stands beside it in the log. A local folder is remembered by its absolute path. Nothing is written if
+    anything is wrong:
     raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
     """
     refuse_existing(Path(folder))
@@ -90,4 +92,4 @@ def new_project(
         "recipe": chosen.model_dump(),
         "seed": seed,
     }
-    return Project.create(folder, settings, chosen.theta, guard if isinstance(guard, NewGuard) else None)
+    return Project.create(folder, settings, chosen.theta, guard if isinstance(guard, NewGuard) else None, author)

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from scen_cli import __version__
 from scen_cli.cli import (
     ask,
+    backup,
     calibrate,
     compress,
     confusions,
@@ -87,6 +88,9 @@ app.command("show")(ledger.show)
 app.command("report")(report.report)
 app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
+app.command("gc")(backup.gc)
 app.command("data", context_settings=groups.PASSED_ON, add_help_option=False)(groups.data)
 app.command("study", context_settings=groups.PASSED_ON, add_help_option=False)(groups.study)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Device, Dir, open_editor
+from scen_cli.cli.opening import HERE, Author, Device, Dir, Wait, open_editor
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import UsageError
 
@@ -25,6 +25,8 @@ def calibrate(
         str | None,
         typer.Option(help="Prompts to calibrate with: a file, or `self`: what the base writes. Kept in the project."),
     ] = None,
+    author: Author = None,
+    wait: Wait = 0,
     device: Device = "auto",
     dir: Dir = HERE,
     as_json: Json = False,
@@ -41,7 +43,7 @@ def calibrate(
         raise UsageError("`--false-activation` and `--theta` are two ways to set the same thing: give one")
     if 0 in (false_activation, theta):
         raise UsageError("a rate or theta of 0 cannot be")
-    editor = open_editor(dir, device, out)
+    editor = open_editor(dir, device, out, author, wait)
     with editor.project.writing():
         if guard:
             rate = None if theta else false_activation or editor.project.ledger.threshold().false_activation

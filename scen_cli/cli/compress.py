@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Device, Dir, open_editor
+from scen_cli.cli.opening import HERE, Author, Device, Dir, Wait, open_editor
 from scen_cli.cli.output import Json, Output, Quiet
 
 
 def compress(
     rank: Annotated[str, typer.Option(help="Of the new experts; auto: the least that loses no answer.")] = "8",
+    author: Author = None,
+    wait: Wait = 0,
     device: Device = "auto",
     dir: Dir = HERE,
     as_json: Json = False,
@@ -28,7 +30,7 @@ def compress(
     from scen_cli.editing.recipe import check_rank
 
     wanted = check_rank(rank)
-    editor = open_editor(dir, device, out)
+    editor = open_editor(dir, device, out, author, wait)
     from scen_cli.compressing import compress as compress_all
 
     with editor.project.writing():

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scen_cli.cli.interrupt import interruptible
-from scen_cli.cli.opening import HERE, Device, Dir, open_editor
+from scen_cli.cli.opening import HERE, Author, Device, Dir, Wait, open_editor
 from scen_cli.cli.output import Json, Output, Quiet
+from scen_cli.cli.replay import log_or_records, replay
 from scen_cli.errors import SomeEditsFailed, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scen_cli.data.entries import Entry
     from scen_cli.data.suites import Suite
     from scen_cli.edit_run import Outcome
@@ -46,6 +49,8 @@ def edit(
     batch: Annotated[
         int, typer.Option(min=1, help="Train so many experts at once: faster on a GPU, and the same edits.")
     ] = 1,
+    author: Author = None,
+    wait: Wait = 0,
     device: Device = "auto",
     dir: Dir = HERE,
     as_json: Json = False,
@@ -64,16 +69,29 @@ def edit(
     from scen_cli.data.entries import bad_lines
 
     _check_policy(conflicts, reason)
-    entries = [_learning(entry, learn_rephrases) for entry in _entries(file, prompt, target, suite, data)[:first]]
+    events, items = log_or_records(file)
+    if events:
+        if first or learn_rephrases or conflicts != "refuse" or batch > 1:
+            raise UsageError("a log is replayed as it is: `--first`, `--learn-rephrases` and the like have no use")
+        editor = open_editor(dir, device, out, author, wait)
+        _tell(editor, replay(editor, events, out), out)
+        return
+    asked = _entries(file, items, prompt, target, suite, data)[:first]
+    entries = [_learning(entry, learn_rephrases) for entry in asked]
     bad = [entry for entry in entries if entry.record is None]
     if bad and strict:
         raise UsageError(
             bad_lines(bad) + "\nnothing was edited",
             hint="mend the file, or skip such records with `--keep-going`",
         )
-    editor = open_editor(dir, device, out)
+    editor = open_editor(dir, device, out, author, wait)
     with editor.project.writing():
         outcomes = _run(editor, entries, strict, out, conflicts, reason, batch)
+    _tell(editor, outcomes, out)
+
+
+def _tell(editor: Editor, outcomes: list[Outcome], out: Output) -> None:
+    """The result of a run."""
     counts = {kind: sum(outcome.outcome == kind for outcome in outcomes) for kind in ("edited", "skipped", "failed")}
     summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     in_force = len(editor.project.ledger.prompts_in_force())
@@ -124,7 +142,12 @@ def _suite_entries(suite: Suite) -> list[Entry]:
 
 
 def _entries(
-    file: str | None, prompt: str | None, target: str | None, suite: str | None, data: Path | None
+    file: str | None,
+    items: Iterator[tuple[int, object]] | None,
+    prompt: str | None,
+    target: str | None,
+    suite: str | None,
+    data: Path | None,
 ) -> list[Entry]:
     """The records asked for, whichever way they were given."""
     from scen_cli.data.entries import Entry, read_entries
@@ -134,7 +157,7 @@ def _entries(
     if [file is not None, suite is not None, prompt is not None or target is not None].count(True) != 1:
         raise UsageError("give one of: a file, `--suite`, or `--prompt` with `--target`", hint="`scen edit --help`")
     if file is not None:
-        return read_entries(file)
+        return read_entries(file, items)
     if suite is not None:
         return _suite_entries(load_suite(suite, data))
     if prompt is None or target is None:

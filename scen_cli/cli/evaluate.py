@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from scen_cli.cli.opening import HERE, Device, Dir, open_editor, open_project
+from scen_cli.cli.opening import HERE, Author, Device, Dir, Wait, open_editor, open_project
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import GateNotMet, ScenError, UsageError
 
@@ -37,6 +37,8 @@ def evaluate(
         list[str] | None, typer.Option(help="Exit 3 unless a figure holds, e.g. 'reliability>=0.99'. Repeatable.")
     ] = None,
     against: Annotated[int | None, typer.Option(help="Compare with an earlier evaluation, by its number.")] = None,
+    author: Author = None,
+    wait: Wait = 0,
     device: Device = "auto",
     dir: Dir = HERE,
     as_json: Json = False,
@@ -64,7 +66,7 @@ def evaluate(
 
     number, trouble = None, None
     try:
-        number = keep(open_project(dir), evaluation)
+        number = keep(open_project(dir, author, wait), evaluation)
     except ScenError as error:  # hours of figures outlive a busy ledger
         trouble = error
     result = {"evaluation": number, **evaluation.as_dict(), "samples": [s.as_dict() for s in evaluation.samples]}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Device, Dir, load_quietly
+from scen_cli.cli.opening import HERE, Author, Device, Dir, load_quietly
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import UsageError
 
@@ -43,6 +43,7 @@ def init(
         list[str] | None, typer.Option("--set", help="Change a recipe's setting, e.g. expert_steps=20. Repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the neurons' first values.")] = 0,
+    author: Author = None,
     dir: Dir = HERE,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -80,6 +81,7 @@ def init(
         guard=guard,
         changes=changes,
         seed=seed,
+        author=author,
     )
     settings = project.settings
     rows = [

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scen_cli.cli.opening import HERE, Dir, open_project
 from scen_cli.cli.output import Json, Output, Quiet, table
+from scen_cli.errors import DamageFound
+
+if TYPE_CHECKING:
+    from scen_cli.project.ledger import Ledger
+    from scen_cli.project.rows import Edit
 
 
 def status(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None:
@@ -47,23 +51,61 @@ def status(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None
     Output(as_json, quiet).result(data, *shown)
 
 
-def log(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Everything that was done to the project, oldest first.
+def log(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that no entry was changed, removed or moved. Exit code 12 if so.")
+    ] = False,
+    head: Annotated[
+        str | None, typer.Option(help="With --verify: the newest hash as you know it from before must be in the log.")
+    ] = None,
+    dir: Dir = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Everything that was done to the project, oldest first: what, when, by whom.
 
-    Example: scen log --json
+    With `--json` every edit stands with its record: `scen log --json | scen
+    edit - --dir NEW` makes the same edits in another project.
+
+    Example: scen log --verify
     """
+    out = Output(as_json, quiet)
     ledger = open_project(dir).ledger
-    events = [{**event, "detail": json.loads(event["detail"])} for event in ledger.events()]
-    edits = {edit.id: edit for edit in ledger.edits()}
+    if verify or head:
+        _verify_log(ledger, head, out)
+        return
+    events, edits = ledger.events(), {edit.id: edit for edit in ledger.edits()}
     rows = []
     for event in events:
-        edit = edits.get(event["edit"])
-        about = (
-            f"{edit.prompt} -> {edit.target}" if edit else event["detail"].get("suite") or event["detail"].get("model")
-        )
+        edit, detail = edits.get(event["edit"]), event["detail"]
+        about = f"{edit.prompt} -> {edit.target}" if edit else detail.get("suite") or detail.get("model")
         reason = f" ({edit.reason})" if edit and edit.reason else ""
-        rows.append((event["id"], event["created"], event["kind"], event["edit"], f"{about or ''}{reason}"))
-    Output(as_json, quiet).result(events, table(("#", "when (UTC)", "what", "edit#", ""), rows))
+        who = detail.get("author", "")
+        rows.append((event["id"], event["created"], who, event["kind"], event["edit"], f"{about or ''}{reason}"))
+    data = [_with_record(event, edits) for event in events]
+    out.result(data, table(("#", "when (UTC)", "who", "what", "edit#", ""), rows))
+
+
+def _with_record(event: dict[str, Any], edits: dict[int, Edit]) -> dict[str, Any]:
+    """An event as it goes out; that of an edit with all it takes to make the edit again."""
+    edit = edits.get(event["edit"])
+    if edit is None or event["kind"] not in ("edit", "edit-failed"):
+        return event
+    record: dict[str, Any] = {"prompt": edit.prompt, "target": edit.target, "subject": edit.subject}
+    record |= {"rephrases": edit.rephrases, "learn": edit.learned}
+    return {**event, "record": {name: value for name, value in record.items() if value}, "expert": edit.expert}
+
+
+def _verify_log(ledger: Ledger, head: str | None, out: Output) -> None:
+    problems = ledger.log_problems()
+    hashes = {event["hash"] for event in ledger.events()} if not problems else set()
+    if head and not problems and head not in hashes:
+        problems = [f"no entry has the hash {head}: the log is not the one that you know"]
+    newest = ledger.head()
+    whole = [f"{len(hashes)} entries, each follows from the one before it; newest hash {newest}"]
+    out.result({"entries": len(hashes), "head": newest, "problems": problems}, *(problems or whole))
+    if problems:
+        raise DamageFound(f"{len(problems)} problems found in the log", hint="restore the project from a backup")
 
 
 def show(
@@ -78,8 +120,9 @@ def show(
     """
     project = open_project(dir)
     edit = project.find(edit_id)
-    data = {**asdict(edit), "supersedes": project.ledger.superseded_by(edit_id)}
-    told = {name: value for name, value in data.items() if name != "subject_forms"}  # token ids tell a reader nothing
+    made = project.ledger.made(edit_id)
+    data = {**asdict(edit), "supersedes": project.ledger.superseded_by(edit_id), **made}
+    told = {name: value for name, value in data.items() if name not in ("subject_forms", "index_sha256")}
     rows = [(name, _plain(name, value)) for name, value in told.items() if value not in (None, (), [])]
     Output(as_json, quiet).result(data, table(("", ""), rows))
 

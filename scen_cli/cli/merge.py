@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from scen_cli.cli.opening import HERE, Dir, open_project
+from scen_cli.cli.opening import HERE, Dir, Wait, open_project
 from scen_cli.cli.output import Json, Output, Quiet
 
 
-def merge(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None:
+def merge(wait: Wait = 0, dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None:
     """Rebuild W_merge from the edit files. `scen edit` and `scen revert` do it by themselves.
 
     Example: scen merge
     """
-    project = open_project(dir)
+    project = open_project(dir, wait=wait)
     with project.writing():
         stored = project.merge()
     rows, width = len(project.ledger.prompts_in_force()), project.settings["ffn_width"]

@@ -15,23 +15,32 @@ if TYPE_CHECKING:
 
 Dir = Annotated[Path, typer.Option("--dir", envvar="SCEN_DIR", help="The project's folder.", show_default="here")]
 Device = Annotated[str, typer.Option(envvar="SCEN_DEVICE", help="auto, cuda, mps or cpu.")]
+Author = Annotated[
+    str | None,
+    typer.Option(
+        "--author", envvar="SCEN_AUTHOR", help="Who makes the change, for the log.", show_default="git's user"
+    ),
+]
+Wait = Annotated[float, typer.Option("--wait", envvar="SCEN_WAIT", min=0, help="Seconds to wait for another writer.")]
 HERE = Path()
 
 
-def open_project(folder: Path) -> Project:
+def open_project(folder: Path, author: str | None = None, wait: float = 0) -> Project:
     """The project, without its base: no torch."""
     from scen_cli.project.project import Project
 
-    return Project(folder)
+    return Project(folder, author, wait)
 
 
-def open_editor(folder: Path, device: str, out: Output) -> Editor:
-    """The project and its base, loaded."""
-    project = open_project(folder)
+def open_editor(folder: Path, device: str, out: Output, author: str | None = None, wait: float = 0) -> Editor:
+    """The project and its base, loaded. Edits that are in force but damaged are told of."""
+    project = open_project(folder, author, wait)
     load_quietly(f"loading base `{project.settings['model']}`", out)
     from scen_cli.editor import Editor
 
-    return Editor(project, device)
+    editor = Editor(project, device)
+    editor.warn = out.warn
+    return editor
 
 
 def load_quietly(note: str, out: Output) -> None:

@@ -6,31 +6,39 @@ from typing import Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Dir, open_project
+from scen_cli.cli.opening import HERE, Author, Dir, Wait, open_project
 from scen_cli.cli.output import Json, Output, Quiet
 
 
 def revert(
     edit_ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Numbers, as `scen status` shows them.")],
+    author: Author = None,
+    wait: Wait = 0,
     dir: Dir = HERE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take edits out of routing at once. Their records and files are kept.
+    """Take edits back, as if they had never been made: theta is what it would be without them.
 
-    An older edit that it had superseded stays superseded: the base answers
-    again.
+    An edit that one had superseded is in force again. Records and files are kept.
 
     Example: scen revert 3
     """
-    project = open_project(dir)
+    from scen_cli.reverting import revert as take_back
+
+    project = open_project(dir, author, wait)
     with project.writing():
-        edits = project.revert(*dict.fromkeys(edit_ids))
+        theta, ids = project.ledger.theta(), list(dict.fromkeys(edit_ids))
+        older = {edit: project.ledger.superseded_by(edit) for edit in ids}
+        edits = take_back(project, *ids)
+        after = project.ledger.theta()
     in_force = len(project.ledger.prompts_in_force())
     lines = []
     for edit in edits:
-        older = project.ledger.superseded_by(edit.id)
-        stays = f"; edit {', '.join(map(str, older))}, which it superseded, stays so" if older else ""
-        lines.append(f"edit {edit.id} reverted: {edit.prompt} -> {edit.target}; {in_force} edits in force{stays}")
-    reverted = [{"edit": edit.id, "state": edit.state} for edit in edits]
-    Output(as_json, quiet).result({"reverted": reverted, "in_force": in_force}, *lines)
+        back = [str(one) for one in older[edit.id] if one not in ids]
+        again = f"; edit {', '.join(back)}, which it had superseded, is in force again" if back else ""
+        lines.append(f"edit {edit.id} reverted: {edit.prompt} -> {edit.target}; {in_force} edits in force{again}")
+    if after != theta:
+        lines.append(f"theta is {after:.4f} (it was {theta:.4f})")
+    reverted = [{"edit": edit.id, "state": edit.state, "in_force_again": older[edit.id]} for edit in edits]
+    Output(as_json, quiet).result({"reverted": reverted, "in_force": in_force, "theta": after}, *lines)

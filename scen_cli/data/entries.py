@@ -22,8 +22,9 @@ class Entry:
     form: str = ""
 
 
-def read_entries(path: str) -> list[Entry]:
-    """Every record of a JSONL or JSON file (`-` is standard input), good and bad, in order.
+def read_entries(path: str, items: Iterable[tuple[int, object]] | None = None) -> list[Entry]:
+    """Every record of a JSONL or JSON file (`-` is standard input), good and bad, in order; of its `items`, if these
+    have been read.
 
     A record that repeats an earlier one (same prompt and target) is a problem; so is a second
     target for the same prompt, because only one of the two can be right, and a second record of
@@ -31,7 +32,7 @@ def read_entries(path: str) -> list[Entry]:
 
     Raises `UsageError` when the file cannot be read or holds no record at all.
     """
-    entries = read_as_they_are(path)
+    entries = read_as_they_are(path, items)
     problems: dict[int, str] = {}
     for place, earlier, same in repeats(entries):
         line = earlier.where.line
@@ -61,10 +62,12 @@ def repeats(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry, bool]]:
             yield place, earlier, earlier.record.target == entry.record.target
 
 
-def read_as_they_are(path: str) -> list[Entry]:
+def read_as_they_are(path: str, items: Iterable[tuple[int, object]] | None = None) -> list[Entry]:
     """Every record of a file, repeats and contradictions among them. Raises as `read_entries` does."""
     source = path if path == "-" else str(Path(path).resolve())
-    entries = [_entry(SourceLine(source, place), item) for place, item in read_items(path)]
+    entries = [
+        _entry(SourceLine(source, place), item) for place, item in (read_items(path) if items is None else items)
+    ]
     if not entries:
         raise UsageError(f"`{path}` holds no records", hint=f"expected one JSON object per line: {EXAMPLE}")
     return entries

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scen_cli.errors import UsageError
+from scen_cli.errors import DamageFound, UsageError
 
-Rank = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+HIGHEST_RANK = 1024
+Rank = Annotated[int, Field(ge=1, le=HIGHEST_RANK)] | Literal["auto"]
 
 
 class Recipe(BaseModel):
@@ -163,6 +164,17 @@ def make_recipe(
     if wasted:
         raise UsageError(f"recipe `{name}` as it is set has no use for `{wasted[0]}`", hint=_instead(wasted[0]))
     return recipe
+
+
+def stored_recipe(settings: Mapping[str, Any]) -> Recipe:
+    """The recipe in a project's settings. Raises `DamageFound` for one that no scen wrote."""
+    try:
+        return Recipe.model_validate(settings["recipe"])
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        said = f"the recipe in `scen.db` cannot be: `{where}`: {problem['msg']}"
+        raise DamageFound(said, "run `scen verify`") from error
 
 
 def check_rank(text: str) -> int | str:

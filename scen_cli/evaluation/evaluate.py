@@ -26,8 +26,8 @@ from scen_cli.evaluation.samples import (
     scored_edits,
 )
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
-from scen_cli.project.ledger import Edit
 from scen_cli.project.project import Project
+from scen_cli.project.rows import Edit
 
 DECODING: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},

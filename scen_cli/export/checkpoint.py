@@ -15,9 +15,10 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
-from scen_cli.errors import UsageError
+from scen_cli.errors import DamageFound, UsageError
 from scen_cli.export.card import model_card
 from scen_cli.patched_model import PatchedModel
+from scen_cli.project.rows import WHAT_HELPS
 from scen_cli.project_patch import ProjectPatch
 
 MODELING = Path(__file__).parent / "modeling_scen.py"
@@ -53,7 +54,9 @@ def export_checkpoint(patched: PatchedModel, folder: Path) -> list[Path]:
 def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: str) -> None:
     model = patched.model
     experts = patch.bank.experts
-    experts.fetch(torch.arange(len(patch.edits)))
+    everything = torch.arange(len(patch.edits))
+    if patch.damaged or (experts.fetch(everything) != everything).any():
+        raise DamageFound("an edit in force is damaged: nothing was exported", hint=WHAT_HELPS)
     ranks = experts.ranks.tolist()
     full = {f"scen.full.{row}": experts.full(row).cpu() for row, rank in enumerate(ranks) if rank == 0}
     whitening = patch.bank.whitening

@@ -51,8 +51,10 @@ class Experts:
         self.a, self.b, self.ranks, self.full = a, b, ranks.cpu(), full
         self.starts = self.ranks.cumsum(dim=0) - self.ranks
 
-    def fetch(self, choice: Tensor) -> None:
-        """Have the low-rank experts of a choice in the stack. (They are, unless a subclass reads them late.)"""
+    def fetch(self, choice: Tensor) -> Tensor:
+        """Have the experts of a choice ready; returns the choice to go by. (A subclass may read them late, and answer
+        with the base where one cannot be read.)"""
+        return choice
 
     def gather(self, choice: Tensor) -> LowRank:
         """The low-rank experts of a choice (n,), float32: (n, r, h) and (n, d, r) with the largest rank among them,
@@ -71,7 +73,7 @@ class Carried:
     """A choice (n,) carried by sequences through the model: their experts, gathered once for all their tokens."""
 
     def __init__(self, experts: Experts, choice: Tensor) -> None:
-        self.experts, self.choice = experts, choice.cpu()
+        self.experts, self.choice = experts, experts.fetch(choice.cpu())
         self._gathered: dict[int, _Gathered] = {}  # by rows of a batch: beams and returned sequences multiply them
 
     def output(self, projection: nn.Module, hidden: Tensor, output: Tensor) -> Tensor | None:
@@ -97,7 +99,6 @@ class _Gathered:
         self.any, self.all = bool(edited.any()), bool(edited.all())
         if not self.any:
             return
-        experts.fetch(choice)
         is_full = edited & (experts.ranks[choice.clamp(min=0)] == 0)
         self.full = {index: (choice == index).to(device) for index in choice[is_full].unique().tolist()}
         self.any_low_rank = bool((edited & ~is_full).any())

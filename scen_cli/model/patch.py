@@ -212,8 +212,9 @@ class Patch:
             self.check(choice, len(input_ids))
             if filled and self.choice_of(cache) != choice.tolist():
                 options.pop("past_key_values")
-            with self.using(choice):
+            with self.using(choice) as carried:
                 out = generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+            choice = carried.choice
         self.remember(getattr(out, "past_key_values", None), choice)
         self.remember(options.get("past_key_values"), choice)
         return out, choice

@@ -1,80 +1,164 @@
-"""`scen verify`: every file against the ledger, and what can be put right."""
+"""`scen verify` as far as files can tell: the ledger against itself and every file; and what can be put right."""
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from scen_cli.errors import DamageFound
-from scen_cli.project.guard import read_guard
-from scen_cli.project.project import MERGED, Project
-from scen_cli.project.store import read_tensors, sha256_of
+from scen_cli.project import disk, merging, store
+from scen_cli.project.guard import guard_setting, read_guard
+from scen_cli.project.project import Project
+from scen_cli.project.rows import Edit
+from scen_cli.project.seal import LEDGER, SEAL, seal, seal_problem
+
+LOW_RANK = {"lora_A", "lora_B"}
+REFITTED = {"refitted", "refitted_of"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that disagrees with the ledger; `stray` files can be removed without loss."""
+    """Something that is not as it was committed: where, what, and of which edit. `--repair` removes a `stray` file,
+    which no row names, and makes a `cache` or a `seal` anew; `damage` is for a backup to mend."""
 
     where: str
     what: str
-    stray: bool = False
+    edit: int | None = None
+    kind: Literal["damage", "stray", "cache", "seal"] = "damage"
 
 
-def verify(project: Project) -> list[Problem]:
-    """Compare the ledger with itself and with every file. An empty list means all is well."""
-    problems = [Problem("ledger", text) for text in project.ledger.integrity_problems()]
-    everything = project.ledger.edits()
-    lost = [edit.id for edit in everything if edit.state == "active" and not edit.file]
-    problems += [Problem("ledger", f"edit {edit_id} is in force but has no file") for edit_id in lost]
-    edits = [edit for edit in everything if edit.file]
-    for edit in [edit for edit in edits if edit.expert == edit.id]:
-        path = project.folder / str(edit.file)
-        if not path.is_file():
-            problems.append(Problem(str(edit.file), f"file of edit {edit.id} is missing"))
-        elif path.stat().st_size != edit.size or sha256_of(path) != edit.sha256:
-            problems.append(Problem(str(edit.file), f"content of edit {edit.id} is not what was committed"))
-    known = {edit.file for edit in edits}
-    if "guard" in (settings := project.ledger.settings()):
-        known.add(settings["guard"]["file"])
-        try:
-            read_guard(project.folder, project.ledger)
-        except DamageFound as error:
-            problems.append(Problem(settings["guard"]["file"], str(error)))
-    elif project.ledger.guard():
-        problems.append(Problem("ledger", "there are guard prompts, but their file is not named"))
-        known |= {path.name for path in project.folder.glob("guard-*")}
-    strays = (*(project.folder / "edits").glob("*"), *project.folder.glob("*.tmp"), *project.folder.glob("guard-*"))
-    for path in sorted(strays):
-        name = path.relative_to(project.folder).as_posix()
-        if name not in known:
-            problems.append(Problem(name, "belongs to no edit", stray=True))
-    damaged = any(not problem.stray for problem in problems)
-    return problems + _merged_problems(project, damaged)
+def verify(project: Project, deep: bool = False) -> list[Problem]:
+    """Compare the ledger with itself and with its files: that they are there and of their size; `deep`: every byte of
+    them, and what their tensors hold. An empty list means all is well."""
+    try:
+        problems = [Problem(LEDGER, text) for text in project.ledger.integrity_problems()]
+    except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:
+        return [Problem(LEDGER, f"cannot be read: {error}")]
+    try:
+        edits = project.ledger.edits()
+        problems += [problem for edit in edits for problem in _edit_problems(project, edit, deep)]
+        known = {edit.file for edit in edits} | {str((guard_setting(project.ledger) or {}).get("file"))}
+        problems += _guard_problems(project, deep)
+        problems += [Problem(name, "belongs to nothing", kind="stray") for name in strays(project, known)]
+        if not any(problem.kind == "damage" for problem in problems):
+            problems += _merged_problems(project, deep)
+    except (DamageFound, sqlite3.DatabaseError) as error:  # of the ledger: what its rows name cannot be looked for
+        problems.append(Problem(LEDGER, str(error)))
+    if deep and (wrong := seal_problem(project.folder)):
+        problems.append(Problem(SEAL, wrong, kind="seal"))
+    return problems
 
 
-def repair(project: Project) -> list[str]:
-    """Remove stray files and rebuild the merged neurons; returns what was done. Needs the lock."""
+def repair(project: Project, deep: bool = False) -> list[str]:
+    """Remove stray files, and make the merged neurons and the seal anew; returns what was done. Call inside
+    `project.writing()`.
+
+    Where the ledger itself is damaged, no file is removed (it may be one that a row named) and nothing is sealed.
+    """
     done = []
-    for problem in verify(project):
-        if problem.stray:
-            (project.folder / problem.where).unlink()
+    found = verify(project, deep)
+    ledger_is_whole = not any(problem.where == LEDGER for problem in found)
+    for problem in found:
+        if problem.kind == "stray" and ledger_is_whole:
+            disk.remove(project.folder / problem.where)
             done.append(f"removed `{problem.where}`, which {problem.what}")
-        elif problem.where == MERGED:
+        elif problem.kind == "cache":
             project.merge()
-            done.append(f"rebuilt `{MERGED}`")
+            done.append(f"rebuilt `{problem.where}`")
+        elif problem.kind == "seal" and ledger_is_whole:
+            (project.folder / SEAL).unlink(missing_ok=True)
+            seal(project.folder)
+            done.append(f"sealed `{LEDGER}` again: the log bears out every row")
     return done
 
 
-def _merged_problems(project: Project, damaged: bool) -> list[Problem]:
+def strays(project: Project, known: Collection[str | None]) -> list[str]:
+    """Files of a project's kinds that no row names: what a killed process leaves behind."""
+    folder = project.folder
+    patterns = ("edits/*", "guard-*", "*.tmp", f"{LEDGER}.*.new*")
+    found = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(name for name in found - {*known} if not (folder / name).is_dir())
+
+
+def _edit_problems(project: Project, edit: Edit, deep: bool) -> Iterator[Problem]:
+    if edit.file is None:
+        if edit.state in ("active", "superseded"):
+            yield Problem(LEDGER, f"edit {edit.id} is {edit.state} but has no file", edit.id)
+        return
+    if edit.expert != edit.id:  # its file is the first's of those that share it
+        return
+    try:
+        path = store.regular(project.folder, project.path_of(edit))
+    except DamageFound as error:
+        yield Problem(edit.file, f"{error} (edit {edit.id})", edit.id)
+        return
+    if path.stat().st_size != edit.size:
+        yield Problem(edit.file, f"is {path.stat().st_size} bytes; edit {edit.id} was {edit.size}", edit.id)
+    elif deep and store.sha256_of(path) != edit.sha256:
+        yield Problem(edit.file, f"content of edit {edit.id} is not what was committed", edit.id)
+    elif deep and (wrong := _wrong_tensors(project, edit, path)):
+        yield Problem(edit.file, f"edit {edit.id}: {wrong}", edit.id)
+
+
+def _wrong_tensors(project: Project, edit: Edit, path: Path) -> str:
+    """What an edit's tensors are that they must not be, although they are what was committed."""
+    try:
+        with safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        return f"cannot be read: {error}"
+    if (said := store.about(project.folder, str(edit.file))) != {"format": store.FORMAT, "edit": edit.expert}:
+        return f"its file says that it is {said}"
+    experts = LOW_RANK if edit.rank else {"expert"}
+    names = set(arrays)
+    if not {"neuron", "key", *experts} <= names <= {"neuron", "key", *experts, *REFITTED}:
+        return f"holds {', '.join(sorted(names))}"
+    width = project.settings["ffn_width"]
+    wanted = {"neuron": (width,), "key": (*arrays["key"].shape[:-1], width)}
+    if edit.rank:
+        wanted |= {"lora_A": (edit.rank, arrays["lora_A"].shape[-1]), "lora_B": (arrays["lora_B"].shape[0], edit.rank)}
+    for name, array in arrays.items():
+        if array.dtype != store.DTYPES.get(name, np.float32) or array.shape != wanted.get(name, array.shape):
+            return f"`{name}` is {array.dtype} {list(array.shape)}"
+        if not np.isfinite(array).all():
+            return f"`{name}` is not finite"
+    return "" if store.digest_of_index(arrays) == (edit.index_sha256 or store.digest_of_index(arrays)) else "its index"
+
+
+def _guard_problems(project: Project, deep: bool) -> list[Problem]:
+    kept = guard_setting(project.ledger)
+    if kept is None:
+        lost = bool(project.ledger.guard())
+        return [Problem(LEDGER, "there are guard prompts, but their file is not named")] if lost else []
+    name = str(kept["file"])
+    try:
+        if (size := store.regular(project.folder, name).stat().st_size) != kept["size"]:
+            return [Problem(name, f"is {size} bytes; the guard was {kept['size']}")]
+        guard = read_guard(project.folder, project.ledger) if deep else None
+    except DamageFound as error:
+        return [Problem(name, str(error))]
+    wrong = [key for key, array in vars(guard.tensors).items() if not np.isfinite(array).all()] if guard else []
+    return [Problem(name, f"`{key}` is not finite") for key in wrong]
+
+
+def _merged_problems(project: Project, deep: bool) -> list[Problem]:
     """Whether merged neurons that claim to be current are those of the files. (Asked only while the
     files are whole; a cache of other edits is merely old, and is not used.)"""
-    if damaged or not (project.folder / MERGED).is_file():
+    if not (project.folder / store.MERGED).is_file():
         return []
     try:
-        ids, neurons = read_tensors(project.folder, MERGED, ("edits", "neurons"))
-    except DamageFound:
-        return [Problem(MERGED, "cannot be read")]
-    experts = sorted(set(project.ledger.experts_in_force().values()))
-    if ids.tolist() != experts:
+        ids, _neurons = store.read_merged(project.folder)
+    except DamageFound as error:
+        return [Problem(store.MERGED, str(error), kind="cache")]
+    if ids != sorted(set(project.ledger.experts_in_force().values())) and not deep:
         return []
-    same = bool((project.merged_files().neurons == neurons).all())
-    return [] if same else [Problem(MERGED, "is not what the edit files give")]
+    found = merging.merged_files(project)
+    content = store.merged_content(found.experts, found.neurons)
+    same = (project.folder / store.MERGED).read_bytes() == content
+    return [] if same else [Problem(store.MERGED, "is not what the edit files give", kind="cache")]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from scen_cli.errors import DamageFound
-from scen_cli.project.ledger import GuardPrompt, Ledger
-from scen_cli.project.store import StoredFile, read_tensors, sha256_of, write_guard
+from scen_cli.project.history import digest_of_guard
+from scen_cli.project.ledger import Ledger
+from scen_cli.project.rows import WHAT_HELPS, GuardPrompt
+from scen_cli.project.store import StoredFile, read_tensors, regular, sha256_of, write_guard
 
+GUARD_FILE = re.compile(r"guard-[0-9a-f]{8}\.safetensors")
 SHARES = {"fit": 0.25, "calibration": 0.5, "report": 0.25}  # of the guard prompts
 SELF_WRITTEN = "the base itself"  # the source of a guard that nobody gave
 
@@ -68,35 +70,37 @@ def add_guard(ledger: Ledger, guard: NewGuard, stored: StoredFile) -> None:
     """Put the guard into the ledger, in one transaction; it takes the place of any other."""
     sources = sorted({source for _prompt, _part, source in guard.prompts})
     told: dict[str, Any] = {"sha256": stored.sha256, "prompts": len(guard.prompts), "sources": sources}
-    told["rows"] = digest_of_rows(guard.prompts)
-    with ledger.change("guard", **told) as db:
-        db["guard"].delete_where()
-        db["guard"].insert_all(
+    told |= {"rows": digest_of_guard(guard.prompts), "file": stored.name, "size": stored.size}
+    with ledger.change("guard", **told):
+        ledger.db["guard"].delete_where()
+        ledger.db["guard"].insert_all(
             {"prompt": prompt, "part": part, "source": source} for prompt, part, source in guard.prompts
         )
-        value = json.dumps({**told, "file": stored.name, "size": stored.size})
-        db["settings"].insert({"name": "guard", "value": value}, replace=True)
+        ledger.db["settings"].insert({"name": "guard", "value": json.dumps(told)}, replace=True)
 
 
-def digest_of_rows(rows: Sequence[tuple[str, str, str]]) -> str:
-    """What a guard's rows come to: (prompt, part, source) of each, in order."""
-    return hashlib.sha256(json.dumps([list(row) for row in rows]).encode()).hexdigest()
+def guard_setting(ledger: Ledger) -> dict[str, Any] | None:
+    """What the settings say of the guard, if there is one. Raises `DamageFound` if that names no file of a guard."""
+    kept = ledger.settings().get("guard")
+    if kept is not None and (
+        not isinstance(kept, dict)
+        or not {"sha256", "rows", "size"} <= set(kept)
+        or not GUARD_FILE.fullmatch(str(kept.get("file")))
+    ):
+        raise DamageFound("setting `guard` in `scen.db` names no file of a guard", hint=WHAT_HELPS)
+    return kept
 
 
 def read_guard(folder: Path, ledger: Ledger) -> Guard | None:
     """The guard, if the project has one. Raises `DamageFound` if its file is not what was committed."""
-    kept = ledger.settings().get("guard")
+    kept = guard_setting(ledger)
     if kept is None:
         return None
-    path = folder / Path(kept["file"]).name
-    if not path.is_file() or sha256_of(path) != kept["sha256"]:
-        raise DamageFound(
-            f"`{path.name}` is not the guard that was committed", hint="restore it from a copy, or run `scen verify`"
-        )
+    path = regular(folder, str(kept["file"]))
+    if sha256_of(path) != kept["sha256"]:
+        raise DamageFound(f"`{path.name}` is not the guard that was committed", hint=WHAT_HELPS)
     tensors = GuardTensors(*read_tensors(folder, path.name, tuple(GuardTensors.__dataclass_fields__)))
     prompts = ledger.guard()
-    if digest_of_rows([(one.prompt, one.part, one.source) for one in prompts]) != kept["rows"]:
-        raise DamageFound(
-            "the guard's rows in `scen.db` are not those that were committed", hint="restore it from a copy"
-        )
+    if digest_of_guard([(one.prompt, one.part, one.source) for one in prompts]) != kept["rows"]:
+        raise DamageFound("the guard's rows in `scen.db` are not those that were committed", hint=WHAT_HELPS)
     return Guard(prompts, tensors)

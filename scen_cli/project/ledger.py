@@ -1,120 +1,117 @@
 """The ledger: one SQLite database that says which edits stand, and how each came about.
 
-Rollback journal and `synchronous=FULL`: a write-ahead log can be corrupted on reset by the
-SQLite versions 3.7.0 to 3.51.2, which many systems ship. Every change goes through
-`Ledger.change()`, one transaction that also appends to the event log.
+Every change goes through `Ledger.change()`, one transaction that also appends to the event log. What a ledger holds is
+not believed: it has no triggers or views, and its rows are checked as they are read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
-from scen_cli.errors import DamageFound
+from scen_cli import __version__
+from scen_cli.errors import DamageFound, UsageError
+from scen_cli.project.author import author_of
+from scen_cli.project.disk import connect
+from scen_cli.project.history import (
+    SIGNED,
+    chain_problems,
+    contradictions,
+    digest_of_guard,
+    digest_of_row,
+    digest_of_rows,
+    event_hash,
+    told_by,
+)
 from scen_cli.project.migrations import migrations
+from scen_cli.project.rows import WHAT_HELPS, Edit, GuardPrompt, Threshold, decoded, unreadable
 
+CHANGES = "'edit', 'edit-failed', 'revert', 'calibrate', 'compress'"  # events that may change an answer
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One row of the `edits` table."""
-
-    id: int
-    prompt: str
-    target: str
-    subject: str | None
-    rephrases: tuple[str, ...]
-    state: str
-    superseded_by: int | None
-    reason: str | None
-    file: str | None
-    sha256: str | None
-    size: int | None
-    expert_losses: tuple[float, ...]
-    neuron_losses: tuple[float, ...]
-    activation: float | None
-    seed: int
-    seconds: float
-    created: str
-    source: str
-    source_line: int
-    expert: int | None
-    bias: float | None
-    learned: tuple[str, ...]
-    rank: int | None
-    subject_forms: tuple[tuple[int, ...], ...] | None
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Edit:
-        names = ("rephrases", "expert_losses", "neuron_losses", "learned")
-        forms = json.loads(row["subject_forms"]) if row["subject_forms"] else None
-        decoded = {name: tuple(json.loads(row[name] or "[]")) for name in names}
-        return cls(**{**row, **decoded, "subject_forms": tuple(map(tuple, forms)) if forms is not None else None})
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """One row of the history of theta. A calibrated one knows the rate of `false_activation` it was set for,
-    what rate is `expected` on fresh prompts, its 95 % interval `low` to `high`, and by how many `prompts`."""
-
-    theta: float
-    chosen_by: str
-    created: str
-    false_activation: float | None = None
-    expected: float | None = None
-    low: float | None = None
-    high: float | None = None
-    prompts: int | None = None
-
-
-@dataclass(frozen=True)
-class GuardPrompt:
-    """A prompt that must stay the base's own, and its `part`: `fit` (neurons may learn from it), `calibration`
-    (theta is set by it) or `report` (neither: what is said of theta is tried on it)."""
-
-    id: int
-    prompt: str
-    part: str
-    source: str
 
 
 class Ledger:
     """Reads and changes one project's `scen.db`."""
 
-    def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
+    def __init__(self, path: Path, author: str | None = None) -> None:
+        """`author`: who makes the changes; git's user or the login unless it is given."""
+        self._author = author
         try:
-            self._connection.execute("PRAGMA journal_mode=DELETE")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self.db = Database(self._connection)
-            migrations.apply(self.db)
-        except sqlite3.OperationalError:  # locked, or a full disk: nothing is wrong with the file
-            raise
+            self._connection = connect(path, BUSY_SECONDS)
+            self.db = Database(self._connection, execute_plugins=False)
+            self._refuse_what_is_not_ours(path)
+            self.updated = self._bring_up_to_date()
+        except sqlite3.OperationalError as error:
+            if "no such" in str(error) or "duplicate" in str(error):
+                raise unreadable("its tables", error) from error
+            raise  # locked, or a full disk: nothing is wrong with the file
         except sqlite3.DatabaseError as error:
-            raise DamageFound(f"`{path.name}` is not a readable ledger: {error}") from error
+            raise DamageFound(f"`{path.name}` is not a readable ledger: {error}", hint=WHAT_HELPS) from error
+
+    def _refuse_what_is_not_ours(self, path: Path) -> None:
+        """Triggers and views run as rows are read and written: no ledger of ours has one."""
+        foreign = self.db.execute("select type, name from sqlite_master where type in ('trigger', 'view')").fetchall()
+        if foreign:
+            kind, name = foreign[0]
+            raise DamageFound(f"`{path.name}` holds a {kind}, {name!r}: no scen makes one", hint=WHAT_HELPS)
+
+    def _bring_up_to_date(self) -> bool:
+        """Apply what migrations are pending, all or none; of two processes that open an old project one does.
+        Returns whether there were any. Raises `UsageError` for a ledger that a newer scen made."""
+        known = {migration.name for migration in migrations.pending(Database(memory=True))}
+        if newer := sorted({one.name for one in migrations.applied(self.db)} - known):
+            raise UsageError(
+                f"this project was made by a newer scen than {__version__} (its ledger has `{newer[0]}`)",
+                hint="update scen: `pip install -U scen-cli`",
+            )
+        if not migrations.pending(self.db):
+            return False
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            pending = [migration.name for migration in migrations.pending(self.db)]
+            migrations.apply(self.db)
+            if pending and self.db["events"].count:
+                self._append_event("migrate", None, {"to": pending, **self._as_it_is()})
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self.db.rollback()
+            raise
+        return bool(pending)
+
+    def _as_it_is(self) -> dict[str, Any]:
+        """What the tables say, for an event: of what is older than the events that would tell."""
+        names = ("state", "superseded_by", "file", "size", "rank", "activation")
+        return {
+            "edits": {
+                str(row["id"]): {**{name: row[name] for name in names}, "row": digest_of_row(row)}
+                for row in self.db["edits"].rows
+            },
+            "thresholds": list(self.db["thresholds"].rows_where(order_by="id")),
+            "evaluations": {str(row["id"]): digest_of_rows([row]) for row in self.db["evaluations"].rows},
+            "guard": self.settings().get("guard"),
+        }
 
     def close(self) -> None:
         self._connection.close()
 
     @contextmanager
-    def change(self, kind: str, edit: int | None = None, **detail: Any) -> Iterator[Database]:
-        """One transaction; the event is appended last, so it is there if and only if the change is."""
+    def change(self, kind: str, edit: int | None = None, **detail: Any) -> Iterator[dict[str, Any]]:
+        """One transaction; the event is appended last, so it is there if and only if the change is. What is only known
+        by then may be put into the dict that this yields."""
         with self.db.atomic():
-            yield self.db
+            yield detail
             self._append_event(kind, edit, detail)
 
     def settings(self) -> dict[str, Any]:
-        return {row["name"]: json.loads(row["value"]) for row in self.db["settings"].rows}
+        """Raises `DamageFound` if one of them is not JSON."""
+        return {row["name"]: decoded(f"setting `{row['name']}`", row["value"]) for row in self.db["settings"].rows}
 
     def edits(self, *states: str) -> list[Edit]:
         """Edits in the given states (all of them if none is given), in the order they were made."""
@@ -162,16 +159,26 @@ class Ledger:
 
     def threshold(self) -> Threshold:
         """The threshold in force, and how it was chosen."""
-        row = next(self.db["thresholds"].rows_where(order_by="id desc", limit=1))
-        return Threshold(**{name: value for name, value in row.items() if name != "id"})
+        return self.thresholds(1)[0]
 
-    def set_threshold(self, threshold: Threshold) -> None:
-        """Append to the history; call inside `change()`, with theta in the event's detail."""
+    def thresholds(self, newest: int | None = None) -> list[Threshold]:
+        """The history of theta, newest first. Raises `DamageFound` for one that cannot be."""
+        rows = list(self.db["thresholds"].rows_where(order_by="id desc", limit=newest))
+        if not rows:
+            raise unreadable("theta", "there is none")
+        return [Threshold.from_row(row) for row in rows]
+
+    def set_threshold(self, threshold: Threshold) -> dict[str, Any]:
+        """Append to the history; call inside `change()`. Returns what its event is to tell."""
         self.db["thresholds"].insert(vars(threshold))
+        return {"theta": threshold.theta, "threshold": vars(threshold)}
 
     def guard(self) -> list[GuardPrompt]:
         """The guard prompts, in the order of the rows of their keys."""
-        return [GuardPrompt(**row) for row in self.db["guard"].rows_where(order_by="id")]
+        try:
+            return [GuardPrompt(**row) for row in self.db["guard"].rows_where(order_by="id")]
+        except (TypeError, ValueError) as error:
+            raise unreadable("the guard", error) from error
 
     def biases_in_force(self) -> dict[int, float]:
         """The bias of each expert's neuron: {expert: bias}."""
@@ -186,7 +193,8 @@ class Ledger:
     def subject_forms_in_force(self) -> dict[int, list[list[int]] | None]:
         """How the subject of each edit in force is written in tokens; None where that is not known yet."""
         query = "select id, subject_forms from edits where state = 'active'"
-        return {edit: json.loads(forms) if forms else None for edit, forms in self.db.execute(query).fetchall()}
+        rows = self.db.execute(query).fetchall()
+        return {edit: decoded(f"edit {edit}", forms) if forms else None for edit, forms in rows}
 
     def least_activation(self) -> float | None:
         """The least that an edit in force gives its own neuron; None if there is none."""
@@ -203,8 +211,8 @@ class Ledger:
     def evaluation(self, evaluation_id: int) -> dict[str, Any] | None:
         """One evaluation, with its `settings`, `metrics` and `samples` decoded."""
         for row in self.db["evaluations"].rows_where("id = ?", [evaluation_id]):
-            decoded = {name: json.loads(row[name] or "[]") for name in ("settings", "metrics", "samples")}
-            return {**row, **decoded}
+            names = ("settings", "metrics", "samples")
+            return {**row, **{name: decoded(f"evaluation {row['id']}", row[name] or "[]") for name in names}}
         return None
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -212,66 +220,106 @@ class Ledger:
         rows = self.db["evaluations"].rows_where(
             select="id, suite, created, last_change, settings, metrics", order_by="id"
         )
-        return [{**row, **{name: json.loads(row[name]) for name in ("settings", "metrics")}} for row in rows]
+        names = ("settings", "metrics")
+        return [{**row, **{name: decoded(f"evaluation {row['id']}", row[name]) for name in names}} for row in rows]
 
     def current_evaluations(self) -> dict[str, dict[str, Any]]:
         """Metrics of each suite's newest evaluation, of those that scored the edits now in force."""
         rows = self.db["evaluations"].rows_where("last_change = ?", [self.last_change()], order_by="id")
-        return {row["suite"]: json.loads(row["metrics"]) for row in rows}
+        return {row["suite"]: decoded(f"evaluation {row['id']}", row["metrics"]) for row in rows}
+
+    def changes(self) -> list[dict[str, Any]]:
+        """The events that `last_change` counts, and the one that made the project, in order."""
+        rows = self.db["events"].rows_where(f"kind in ('init', {CHANGES})", order_by="id")
+        events = [{**row, "detail": decoded(f"event {row['id']}", row["detail"])} for row in rows]
+        for event in events:
+            if event["kind"] == "init":
+                event["detail"]["theta"] = event["detail"]["recipe"]["theta"]
+        return events
 
     def last_change(self) -> int:
         """Id of the newest event that made, failed to make or took back an edit, or moved theta; 0 if there
         is none."""
-        kinds = "'edit', 'edit-failed', 'revert', 'calibrate', 'compress'"
-        row = self.db.execute(f"select id from events where kind in ({kinds}) order by id desc limit 1").fetchone()
+        row = self.db.execute(f"select id from events where kind in ({CHANGES}) order by id desc limit 1").fetchone()
         return int(row[0]) if row else 0
 
     def events(self) -> list[dict[str, Any]]:
-        return list(self.db["events"].rows_where(order_by="id"))
+        """Every event, its `detail` decoded, in order."""
+        rows = self.db["events"].rows_where(order_by="id")
+        return [{**row, "detail": decoded(f"event {row['id']}", row["detail"])} for row in rows]
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the ledger as it is at one moment, by SQLite's backup API."""
+        with closing(sqlite3.connect(path)) as copy:
+            self._connection.backup(copy)
+
+    def log_problems(self) -> list[str]:
+        """Where the event log is not the chain that it was, and where the tables say other than it tells."""
+        rows = list(self.db["events"].rows_where(order_by="id"))
+        return chain_problems(rows) + self._contradictions(rows)
+
+    def made(self, edit_id: int) -> dict[str, Any]:
+        """Who made an edit, by which version, from which recipe and base; what an older scen did not note is None."""
+        rows = list(self.db["events"].rows_where("edit = ? and kind like 'edit%'", [edit_id], limit=1))
+        detail = decoded(f"event {rows[0]['id']}", rows[0]["detail"]) if rows else {}
+        return {name: detail.get(name) for name in (*SIGNED, "recipe", "base")}
+
+    def head(self) -> str:
+        """The newest event's hash: it stands for all that was done so far."""
+        row = self.db.execute("select hash from events order by id desc limit 1").fetchone()
+        return str(row[0]) if row else ""
 
     def integrity_problems(self) -> list[str]:
-        """What SQLite's own check and the event chain say; empty when all is well."""
+        """What SQLite's own check, the tables' columns and the event log say; empty when all is well."""
         answers = [row[0] for row in self.db.execute("pragma integrity_check").fetchall()]
         problems = [f"scen.db: {answer}" for answer in answers if answer != "ok"]
-        previous = ""
-        for event in self.events():
-            if event["hash"] != _event_hash(previous, event):
-                problems.append(f"event {event['id']} does not follow from the one before it")
-            previous = event["hash"]
-        return problems + self._contradictions()
+        expected, found = _schema(_new_tables()), _schema(self.db)
+        for name in sorted({*expected, *found}):
+            if expected.get(name) != found.get(name):
+                problems.append(f"table or index `{name}` is not as scen makes it")
+        return problems or self.log_problems()  # of other tables the log could say nothing
 
-    def _contradictions(self) -> list[str]:
-        """Where the tables say other than the events that made them."""
-        said: dict[int, dict[str, Any]] = {}  # of each edit, by its events
-        theta = None
-        for event in self.events():
-            detail = json.loads(event["detail"])
-            if event["kind"].startswith("edit"):
-                said[event["edit"]] = {name: detail.get(name) for name in ("prompt", "target", "sha256", "bias")}
-            elif event["kind"] == "compress":
-                said.setdefault(event["edit"], {})["sha256"] = detail["sha256"]
-            elif event["kind"] == "init":
-                theta = detail["recipe"]["theta"]
-            theta = detail.get("theta", theta)
-        edits = {edit.id: edit for edit in self.edits()}
-        told = [
-            f"edit {edit_id} is not as it was committed"
-            for edit_id, row in said.items()
-            if row != {name: getattr(edits.get(edit_id), name, None) for name in row}
-        ]
-        if theta != self.theta():
-            told.append(f"theta is {self.theta()}; it was set to {theta}")
-        return told
+    def _contradictions(self, events: list[dict[str, Any]]) -> list[str]:
+        named = ("edits", "thresholds", "evaluations")
+        tables = {name: list(self.db[name].rows_where(order_by="id")) for name in named}
+        settings: dict[str, Any] = {}
+        problems = []
+        for row in self.db["settings"].rows:
+            try:
+                settings[row["name"]] = json.loads(row["value"])
+            except (TypeError, ValueError):
+                problems.append(f"setting `{row['name']}` cannot be read")
+        guard = [(row["prompt"], row["part"], row["source"]) for row in self.db["guard"].rows_where(order_by="id")]
+        told = told_by(events)
+        digest = digest_of_guard(guard) if guard or told.guard is not None else None
+        return problems + contradictions(
+            told, tables["edits"], tables["thresholds"], settings, tables["evaluations"], digest
+        )
 
     def _append_event(self, kind: str, edit: int | None, detail: dict[str, Any]) -> None:
-        last = self.db.execute("select hash from events order by id desc limit 1").fetchone()
-        event = {"created": now(), "kind": kind, "edit": edit, "detail": json.dumps(detail, sort_keys=True)}
-        self.db["events"].insert({**event, "hash": _event_hash(last[0] if last else "", event)})
+        if self._author is None:
+            self._author = author_of(None)
+        signed = {**detail, "author": self._author, "version": __version__}
+        event = {"created": now(), "kind": kind, "edit": edit, "detail": json.dumps(signed, sort_keys=True)}
+        self.db["events"].insert({**event, "hash": event_hash(self.head(), event)})
 
 
-def _event_hash(previous: str, event: dict[str, Any]) -> str:
-    content = json.dumps([previous, event["created"], event["kind"], event["edit"], event["detail"]])
-    return hashlib.sha256(content.encode()).hexdigest()
+def _new_tables() -> Database:
+    db = Database(memory=True)
+    migrations.apply(db)
+    return db
+
+
+def _schema(db: Database) -> dict[str, Any]:
+    """Every table with its columns, every index with what it is of, and everything else by its SQL."""
+    schema: dict[str, Any] = {}
+    for kind, name, table, sql in db.execute("select type, name, tbl_name, sql from sqlite_master").fetchall():
+        if kind == "table" and not name.startswith("sqlite_"):
+            columns = db.execute('select name, type, "notnull", dflt_value, pk from pragma_table_xinfo(?)', [name])
+            schema[name] = sorted(columns.fetchall())
+        elif not name.startswith("sqlite_"):
+            schema[name] = (kind, table, " ".join(sql.split()))
+    return schema
 
 
 def now() -> str:

@@ -85,6 +85,12 @@ def add_low_rank_experts(db: Database) -> None:
     db["edits"].add_column("subject_forms", str)  # JSON list of lists of token ids; null: not found out yet
 
 
+@migrations()
+def add_digest_of_index(db: Database) -> None:
+    """`index_sha256` of what an edit's file holds for routing: neuron, keys and refitted neurons."""
+    db["edits"].add_column("index_sha256", str)
+
+
 def _by_name(old: dict[str, Any], theta: float | None) -> dict[str, Any]:
     """Metrics of the first version, figure by figure."""
     roles = ("reliability", "generality", "locality")

@@ -2,6 +2,7 @@
 
 myproject/
   scen.db                          the ledger
+  scen.db.sha256                   its seal
   edits/000001-<sha8>.safetensors  expert, indexing neuron and key of one edit
   guard-<sha8>.safetensors         keys of prompts that must stay the base's own
   merged.safetensors               W_merge: a cache, rebuilt from the files at will
@@ -11,65 +12,81 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
+from scen_cli.project import disk, merging
 from scen_cli.project.guard import Guard, NewGuard, add_guard, read_guard, write_guard_file
-from scen_cli.project.ledger import Edit, Ledger, Threshold, now
+from scen_cli.project.history import digest_of_row, digest_of_rows
+from scen_cli.project.ledger import Ledger, now
+from scen_cli.project.lock import AT_LEAST, locked
+from scen_cli.project.merging import Merged
+from scen_cli.project.rows import WHAT_HELPS, Edit, Threshold
+from scen_cli.project.seal import LEDGER, seal
 from scen_cli.project.store import (
     EditTensors,
     LowRankArrays,
     StoredFile,
     read_expert,
-    read_tensors,
+    read_index,
+    regular,
     sha256_of,
     write_edit,
-    write_merged,
 )
 from scen_cli.project.trained import Trained, Training, edit_row
 
-LEDGER = "scen.db"
 FORMAT = 1  # of the whole folder; a newer one is refused
-MERGED = "merged.safetensors"
+KINDS: dict[str, type] = {"format": int, "model": str, "layer": int, "ffn_width": int, "recipe": dict}  # of settings
+EDIT_FILE = re.compile(r"edits/\d{6,}-[0-9a-f]{8}\.safetensors")
 
 
 @dataclass(frozen=True)
-class Merged:
-    """W_merge (t, h), the biases (t,), and the expert of each row, by the id of its (first) edit."""
+class Consequences:
+    """What taking edits back changes for those that stay: theta, and the bias of a neuron and what it gives its own
+    key, by expert."""
 
-    experts: list[int]
-    neurons: np.ndarray
-    biases: np.ndarray
+    threshold: Threshold | None = None
+    biases: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 class Project:
     """Opens one project folder. Reading needs no lock; writing needs `with project.writing():`."""
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        if not (self.folder / LEDGER).is_file():
+    def __init__(self, folder: Path | str, author: str | None = None, wait: float = AT_LEAST) -> None:
+        """`author` stands beside every change (git's user or the login, unless it is given); `wait`: seconds that
+        `writing` waits for another writer.
+
+        Raises `NoProject`, `DamageFound` for a ledger that is not what scen writes, and `UsageError` for a project
+        that a newer scen made.
+        """
+        self.folder, self.wait = Path(folder), wait
+        if not (self.folder / LEDGER).is_file() or (self.folder / LEDGER).is_symlink():
             raise NoProject(
                 f"no scen project in `{self.folder}`",
                 hint="`scen init --model MODEL --layer N` makes one; `--dir DIR` opens one elsewhere",
             )
-        self.ledger = Ledger(self.folder / LEDGER)
+        self.ledger = Ledger(self.folder / LEDGER, author)
         self.settings = self.ledger.settings()
-        if not self.settings:
-            raise DamageFound(f"`{self.folder / LEDGER}` holds no project", hint="restore it from a copy")
-        if self.settings["format"] != FORMAT:
-            raise UsageError(f"this project has format {self.settings['format']}; this scen reads format {FORMAT}")
-        self._lock = FileLock(self.folder / "scen.lock")
+        _check_settings(self.settings, self.folder)
+        if self.ledger.updated:
+            with suppress(DamageFound, ProjectLocked, OSError), self.writing():
+                self.merge()
 
     @classmethod
     def create(
-        cls, folder: Path | str, settings: dict[str, Any], theta: float, guard: NewGuard | None = None
+        cls,
+        folder: Path | str,
+        settings: dict[str, Any],
+        theta: float,
+        guard: NewGuard | None = None,
+        author: str | None = None,
     ) -> Project:
         """Make a project. It appears whole or not at all: the ledger is built aside, then renamed.
 
@@ -77,41 +94,38 @@ class Project:
         """
         folder = Path(folder)
         refuse_existing(folder)
-        (folder / "edits").mkdir(parents=True, exist_ok=True)
+        disk.make_folder(folder / "edits")
         draft = folder / f"{LEDGER}.{os.getpid()}.new"
-        ledger = Ledger(draft)
-        with ledger.change("init", **settings) as db:
-            db["settings"].insert_all({"name": name, "value": json.dumps(value)} for name, value in settings.items())
-            ledger.set_threshold(Threshold(theta, "init", now()))
-        if guard is not None:
-            add_guard(ledger, guard, write_guard_file(folder, guard))
-        ledger.close()
-        with FileLock(folder / "scen.lock"):  # two at once: one of them makes it
-            if (folder / LEDGER).exists():
-                draft.unlink()
-            refuse_existing(folder)
-            draft.rename(folder / LEDGER)
-        return cls(folder)
+        draft.unlink(missing_ok=True)  # of a process of the same number that was killed
+        ledger = Ledger(draft, author)
+        try:
+            with ledger.change("init", **settings) as told:
+                rows = ({"name": name, "value": json.dumps(value)} for name, value in settings.items())
+                ledger.db["settings"].insert_all(rows)
+                told["threshold"] = ledger.set_threshold(Threshold(theta, "init", now()))["threshold"]
+            if guard is not None:
+                add_guard(ledger, guard, write_guard_file(folder, guard))
+            ledger.close()
+            with locked(folder):  # two at once: one of them makes it
+                refuse_existing(folder)
+                seal(folder, draft.name)
+                disk.rename(draft, folder / LEDGER)
+        finally:
+            ledger.close()
+            draft.unlink(missing_ok=True)
+        return cls(folder, author)
 
     def close(self) -> None:
         self.ledger.close()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the project's lock. Raises `ProjectLocked`, naming the holder, if it is taken."""
-        try:
-            self._lock.acquire(timeout=1)
-        except Timeout as error:
-            holder = self.folder / "scen.lock.holder"
-            who = holder.read_text().strip() if holder.is_file() else "another process"
-            raise ProjectLocked(
-                f"{who} is writing to this project", hint="wait for it to end, then run again"
-            ) from error
-        try:
-            (self.folder / "scen.lock.holder").write_text(f"process {os.getpid()}\n")
-            yield
-        finally:
-            self._lock.release()
+        """Hold the project's lock, and seal the ledger at the end. Raises `ProjectLocked`, naming the holder."""
+        with locked(self.folder, self.wait):
+            try:
+                yield
+            finally:
+                seal(self.folder)
 
     def commit(
         self,
@@ -135,19 +149,24 @@ class Project:
         leaving = [self._leaving(edit) if stored and edit.in_force else set() for edit in edits]
         with self.ledger.db.atomic():
             for edit_id, edit, replaced in zip(ids, edits, leaving, strict=True):
-                told: dict[str, Any] = {"prompt": edit.record.prompt, "target": edit.record.target}
                 file = stored if edit.in_force else None
-                kind, told["sha256"] = ("edit", file.sha256) if file else ("edit-failed", None)
-                told["bias"] = bias if file else None
-                if file and threshold and edit_id == expert:
-                    self.ledger.set_threshold(threshold)
-                    told["theta"] = threshold.theta
-                with self.ledger.change(kind, edit_id, **told) as db:
+                row = edit_row(edit_id, expert, edit, training, file, len(edits), rank)
+                with self.ledger.change("edit" if file else "edit-failed", edit_id) as told:
                     for older in replaced:
-                        db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
-                    row = edit_row(edit_id, expert, edit, training, file, len(edits), rank)
-                    db["edits"].insert({**row, "bias": told["bias"]})
+                        self.ledger.db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
+                    self.ledger.db["edits"].insert({**row, "bias": bias if file else None})
+                    told |= self._told_of(edit_id, sorted(replaced))
+                    if file and threshold and edit_id == expert:
+                        told |= self.ledger.set_threshold(threshold)
         return [self.find(edit_id) for edit_id in ids]
+
+    def _told_of(self, edit_id: int, supersedes: list[int]) -> dict[str, Any]:
+        """What an edit's event says: all of its row, in clear or by its digest, and what it was made with."""
+        row = dict(next(self.ledger.db["edits"].rows_where("id = ?", [edit_id])))
+        names = ("prompt", "target", "state", "superseded_by", "file", "sha256", "size", "bias", "activation", "rank")
+        told = {name: row[name] for name in (*names, "seed")}
+        base, recipe = self.settings.get("weights_digest"), self.settings["recipe"].get("name")
+        return {**told, "row": digest_of_row(row), "supersedes": supersedes, "base": base, "recipe": recipe}
 
     def _leaving(self, edit: Trained) -> set[int]:
         """Edits in force that one takes the place of."""
@@ -156,8 +175,8 @@ class Project:
 
     def set_threshold(self, threshold: Threshold) -> None:
         """Put a threshold in force."""
-        with self.ledger.change("calibrate", theta=threshold.theta, chosen_by=threshold.chosen_by):
-            self.ledger.set_threshold(threshold)
+        with self.ledger.change("calibrate") as told:
+            told |= self.ledger.set_threshold(threshold)
 
     def check_may_supersede(self, prompt: str) -> None:
         """Raise `UsageError` if the edit that a prompt has now shares its expert with others: its neuron
@@ -170,29 +189,49 @@ class Project:
                     hint=f"`scen revert {' '.join(map(str, mates))}`, then edit anew",
                 )
 
-    def revert(self, *edit_ids: int) -> list[Edit]:
-        """Take edits out of routing, at once; their rows and files stay.
+    def revert(self, *edit_ids: int, consequences: Callable[[], Consequences] = Consequences) -> list[Edit]:
+        """Take edits out of routing, at once; their rows and files stay. An edit that one had superseded is in force
+        again. `consequences` is called when they are out, and before anything is committed. (`scen_cli.reverting`
+        knows what they must be.)
 
         Raises `UsageError` when there is no such edit, one is not in force, or one shares its expert
         with an edit that is to stay.
         """
-        for edit_id in edit_ids:
-            edit = self.find(edit_id)
-            if edit.state != "active":
-                raise UsageError(f"edit {edit_id} is not in force: it is {edit.state}")
-            mates = self.ledger.sharing(edit_id)
-            if not set(mates) <= set(edit_ids):
-                raise UsageError(
-                    f"edit {edit_id} shares its expert and neuron with others",
-                    hint=f"`scen revert {' '.join(map(str, mates))}` takes them all back",
-                )
         with self.ledger.db.atomic():
-            for edit_id in edit_ids:
-                with self.ledger.change("revert", edit_id) as db:
-                    db["edits"].update(edit_id, {"state": "reverted"})
+            for edit_id in sorted(edit_ids, reverse=True):  # an edit before the one that it superseded
+                self._check_may_revert(edit_id, edit_ids)
+                revived = self.ledger.superseded_by(edit_id)
+                together = {"together": sorted(edit_ids)} if len(edit_ids) > 1 else {}
+                with self.ledger.change("revert", edit_id, revived=revived, **together) as told:
+                    self.ledger.db["edits"].update(edit_id, {"state": "reverted"})
+                    for older in revived:
+                        self.ledger.db["edits"].update(older, {"state": "active", "superseded_by": None})
+                    if edit_id == min(edit_ids):
+                        told |= self._take(consequences())
         with suppress(DamageFound):  # another edit's file may be lost: the cache is old, and not believed
             self.merge()
         return [self.find(edit_id) for edit_id in edit_ids]
+
+    def _check_may_revert(self, edit_id: int, together: tuple[int, ...]) -> None:
+        edit = self.find(edit_id)
+        if edit.state != "active":
+            raise UsageError(f"edit {edit_id} is not in force: it is {edit.state}")
+        mates = self.ledger.sharing(edit_id)
+        if not set(mates) <= set(together):
+            raise UsageError(
+                f"edit {edit_id} shares its expert and neuron with others",
+                hint=f"`scen revert {' '.join(map(str, mates))}` takes them all back",
+            )
+
+    def _take(self, consequences: Consequences) -> dict[str, Any]:
+        """Put consequences of an event into the tables; returns what the event is to tell of them."""
+        told: dict[str, Any] = {}
+        for expert, (bias, activation) in consequences.biases.items():
+            self.ledger.db["edits"].update(expert, {"bias": bias, "activation": activation})
+            told.setdefault("biases", {})[str(expert)] = [bias, activation]
+        if consequences.threshold is not None:
+            told |= self.ledger.set_threshold(consequences.threshold)
+        return told
 
     def guard(self) -> Guard | None:
         """The prompts that must stay the base's own, with their keys, if the project has any."""
@@ -203,7 +242,7 @@ class Project:
         add_guard(self.ledger, guard, write_guard_file(self.folder, guard))
         for stray in self.folder.glob("guard-*"):
             if stray.name != self.ledger.settings()["guard"]["file"]:
-                stray.unlink()
+                disk.remove(stray)
 
     def find(self, edit_id: int) -> Edit:
         edit = self.ledger.edit(edit_id)
@@ -213,22 +252,31 @@ class Project:
 
     def merge(self) -> StoredFile:
         """Rebuild `merged.safetensors` from the edit files (equation 9)."""
-        merged = self.merged_files()
-        return write_merged(self.folder, merged.experts, merged.neurons)
+        return merging.merge(self)
 
     def merged(self) -> Merged:
-        """W_merge as the ledger says it is: the cache if it fits the ledger, else from the files."""
-        if (self.folder / MERGED).is_file():
-            with suppress(DamageFound):  # a cache: what cannot be read is made anew
-                ids, neurons = read_tensors(self.folder, MERGED, ("edits", "neurons"))
-                if ids.tolist() == sorted(set(self.ledger.experts_in_force().values())):
-                    return Merged(ids.tolist(), neurons, self._biases(ids.tolist()))
-        return self.merged_files()
+        """W_merge as the ledger says it is."""
+        return merging.merged(self)
+
+    def index_of(self, edit: Edit) -> dict[str, np.ndarray]:
+        """What an expert's file holds for routing: its `neuron` (h,), `key` (h,) or (n, h), and the neurons that were
+        `refitted` (m, h) for its sake, of the experts `refitted_of` (m,).
+
+        Raises `DamageFound` if it is not what was committed.
+        """
+        name, width = self.path_of(edit), self.settings["ffn_width"]
+        if edit.index_sha256 is None:  # made by an older scen, which knew the sum of the whole file alone
+            self._check_sum(edit)
+        arrays = read_index(self.folder, name, edit.index_sha256)
+        vectors = [arrays["neuron"], arrays["key"], *([arrays["refitted"]] if arrays["refitted"].size else [])]
+        if any(one.shape[-1:] != (width,) or one.dtype != np.float32 for one in vectors):
+            raise DamageFound(f"`{name}` holds no neuron of width {width}", hint=WHAT_HELPS)
+        return arrays
 
     def keys(self, edit: Edit) -> np.ndarray:
         """The keys (n, h) that an edit's neuron was trained to fire on: its own, or those of all edits that
         share its expert."""
-        return np.atleast_2d(read_tensors(self.folder, self.path_of(edit), ("key",))[0])
+        return np.atleast_2d(self.index_of(edit)["key"])
 
     def expert(self, edit_id: int) -> np.ndarray | LowRankArrays:
         """The expert of one edit: (d, h) in W_down's place, or what is added to it.
@@ -236,13 +284,16 @@ class Project:
         Raises `DamageFound` if the file is not, byte for byte, the one that was committed.
         """
         edit = self.find(edit_id)
+        self._check_sum(edit)
+        return read_expert(self.folder, self.path_of(edit))
+
+    def _check_sum(self, edit: Edit) -> None:
         name = self.path_of(edit)
-        if (self.folder / name).is_file() and sha256_of(self.folder / name) != edit.sha256:
+        if sha256_of(regular(self.folder, name)) != edit.sha256:
             raise DamageFound(
-                f"`{name}` is not what was committed as edit {edit_id}",
-                hint=f"restore it from a copy, or `scen revert {edit_id}`",
+                f"`{name}` is not what was committed as edit {edit.id}",
+                hint=f"restore it from a backup, or `scen revert {edit.id}`",
             )
-        return read_expert(self.folder, name)
 
     def record_evaluation(
         self,
@@ -254,7 +305,7 @@ class Project:
     ) -> int:
         """Keep figures, with the newest change of the ledger when they were begun, and every answer they
         were counted from. Returns the evaluation's id."""
-        with self.ledger.change("evaluation", suite=suite) as db:
+        with self.ledger.change("evaluation", suite=suite) as told:
             row = {
                 "suite": suite,
                 "settings": json.dumps(settings),
@@ -263,29 +314,31 @@ class Project:
                 "samples": json.dumps(samples),
                 "created": now(),
             }
-            return int(db["evaluations"].insert(row).last_pk)
-
-    def merged_files(self) -> Merged:
-        """W_merge from the edit files. Where an edit had earlier neurons fitted again, theirs are those of the
-        newest edit in force that did."""
-        rows: dict[int, np.ndarray] = {}
-        for expert in sorted(set(self.ledger.experts_in_force().values())):
-            file = self.path_of(self.find(expert))
-            rows[expert], refitted, of = read_tensors(self.folder, file, ("neuron", "refitted?", "refitted_of?"))
-            rows.update({int(other): row for other, row in zip(of, refitted, strict=True) if int(other) in rows})
-        neurons = np.stack(list(rows.values())) if rows else np.empty((0, self.settings["ffn_width"]), np.float32)
-        return Merged(list(rows), neurons, self._biases(list(rows)))
-
-    def _biases(self, experts: list[int]) -> np.ndarray:
-        biases = self.ledger.biases_in_force()
-        return np.array([biases.get(expert, 0.0) for expert in experts], np.float32)
+            told["id"] = int(self.ledger.db["evaluations"].insert(row).last_pk)
+            told["row"] = digest_of_rows(self.ledger.db["evaluations"].rows_where("id = ?", [told["id"]]))
+        return int(told["id"])
 
     def path_of(self, edit: Edit) -> str:
-        """The edit's file; a name that would lead out of the project's `edits/` is refused."""
+        """The edit's file; a name that no scen gives is refused: it might lead out of the project."""
         name = edit.file or ""
-        if Path(name).parent.as_posix() != "edits" or Path(name).name in ("", ".", ".."):
-            raise DamageFound(f"edit {edit.id} has no file in `edits/`: {name!r}", hint="run `scen verify`")
+        if not EDIT_FILE.fullmatch(name):
+            raise DamageFound(f"edit {edit.id} has no file in `edits/`: {name!r}", hint=WHAT_HELPS)
         return name
+
+
+def _check_settings(settings: dict[str, Any], folder: Path) -> None:
+    """Raise `DamageFound` for settings that are no project's, `UsageError` for those of another format."""
+    where = f"`{folder / LEDGER}`"
+    if not settings:
+        raise DamageFound(f"{where} holds no project", hint="restore it from a backup")
+    for name, kind in KINDS.items():
+        if type(settings.get(name)) is not kind:
+            raise DamageFound(f"{where}: setting `{name}` is {settings.get(name)!r}", hint=WHAT_HELPS)
+    if settings["format"] != FORMAT:
+        raise UsageError(
+            f"this project has format {settings['format']}; this scen reads format {FORMAT}",
+            hint="update scen: `pip install -U scen-cli`",
+        )
 
 
 def refuse_existing(folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from scen_cli.project.disk import remove
 from scen_cli.project.project import Project
-from scen_cli.project.store import EditTensors, LowRankArrays, read_tensors, write_edit
+from scen_cli.project.store import EditTensors, LowRankArrays, write_edit
 
 
 def replace_experts(project: Project, experts: dict[int, LowRankArrays]) -> tuple[int, int]:
@@ -15,16 +16,16 @@ def replace_experts(project: Project, experts: dict[int, LowRankArrays]) -> tupl
     """
     ledger, stored, old = project.ledger, {}, [project.find(expert) for expert in experts]
     for edit, expert in zip(old, experts.values(), strict=True):
-        wanted = ("neuron", "key", "refitted?", "refitted_of?")
-        neuron, key, refitted, of = read_tensors(project.folder, project.path_of(edit), wanted)
-        tensors = EditTensors(expert, neuron, key, *((refitted, of) if len(of) else (None, None)))
+        index = project.index_of(edit)
+        refitted = (index["refitted"], index["refitted_of"]) if len(index["refitted_of"]) else (None, None)
+        tensors = EditTensors(expert, index["neuron"], index["key"], *refitted)
         stored[edit.id] = write_edit(project.folder, edit.id, tensors)
     with ledger.db.atomic():
         for edit in [edit for edit in ledger.edits() if edit.expert in stored]:
             file, rank = stored[edit.expert or 0], experts[edit.expert or 0].rank
-            with ledger.change("compress", edit.id, sha256=file.sha256, rank=rank) as db:
-                row = {"file": file.name, "sha256": file.sha256, "size": file.size, "rank": rank}
-                db["edits"].update(edit.id, row)
+            row = {"file": file.name, "sha256": file.sha256, "size": file.size, "rank": rank}
+            with ledger.change("compress", edit.id, **row):
+                ledger.db["edits"].update(edit.id, row)
     for edit in old:
-        (project.folder / project.path_of(edit)).unlink()
+        remove(project.folder / project.path_of(edit))
     return sum(edit.size or 0 for edit in old), sum(file.size for file in stored.values())

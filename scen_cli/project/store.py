@@ -1,27 +1,29 @@
-"""Tensor files of a project: one per edit, and the merged neurons.
+"""Tensor files of a project: one per edit, the guard's, and the merged neurons. safetensors, never a pickle.
 
-A file is written to a temporary name, flushed to the disk, and only then given its real name,
-so that a name in the folder always stands for whole content. Tensors are float32; a low-rank expert, which
-was fitted in float32 and tried as it is stored, is float16.
+Tensors are float32; a low-rank expert, which was fitted in float32 and tried as it is stored, is float16.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from scen_cli.errors import DamageFound
+from scen_cli.project.disk import write_durably
 
 FORMAT = "scen-edit-1"
 MERGED_FORMAT = "scen-merged-1"
 GUARD_FORMAT = "scen-guard-1"
+MERGED = "merged.safetensors"
+INDEX = ("neuron", "key", "refitted", "refitted_of")  # of an edit's tensors, those that routing is made of
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,13 @@ class EditTensors:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file as the ledger remembers it: its name within the project, its sha256 and its bytes."""
+    """A file as the ledger remembers it: its name within the project, its sha256 and its bytes; of an edit's, also
+    the sha256 of what it holds for routing."""
 
     name: str
     sha256: str
     size: int
+    index_sha256: str = ""
 
 
 def write_edit(folder: Path, edit_id: int, tensors: EditTensors) -> StoredFile:
@@ -64,23 +68,57 @@ def write_edit(folder: Path, edit_id: int, tensors: EditTensors) -> StoredFile:
     if isinstance(tensors.expert, LowRankArrays):
         there |= vars(there.pop("expert"))
     # safetensors writes an array's memory as it lies: a transposed view would come back scrambled
-    arrays = {name: np.ascontiguousarray(array, _DTYPES.get(name, np.float32)) for name, array in there.items()}
+    arrays = {name: np.ascontiguousarray(array, DTYPES.get(name, np.float32)) for name, array in there.items()}
     content = save(arrays, metadata={"scen": json.dumps({"format": FORMAT, "edit": edit_id})})
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"edits/{edit_id:06d}-{sha256[:8]}.safetensors"
     write_durably(folder / name, content)
-    return StoredFile(name, sha256, len(content))
+    return StoredFile(name, sha256, len(content), digest_of_index(arrays))
 
 
-_DTYPES = {"refitted_of": np.int64, "lora_A": np.float16, "lora_B": np.float16}
+DTYPES = {"refitted_of": np.int64, "lora_A": np.float16, "lora_B": np.float16}
+
+
+def digest_of_index(arrays: Mapping[str, np.ndarray]) -> str:
+    """What an edit's file holds for routing comes to: the sha256 of its neuron, keys and refitted neurons."""
+    digest = hashlib.sha256()
+    for name in INDEX:
+        if name in arrays and arrays[name].size:
+            digest.update(f"{name}{list(arrays[name].shape)}".encode())
+            digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def read_index(folder: Path, name: str, expected: str | None) -> dict[str, np.ndarray]:
+    """What an edit's file holds for routing; what it lacks is empty. Raises `DamageFound` unless it comes to the
+    `expected` sha256, if that is known."""
+    wanted = ("neuron", "key", "refitted?", "refitted_of?")
+    arrays = dict(zip(INDEX, read_tensors(folder, name, wanted), strict=True))
+    if expected is not None and digest_of_index(arrays) != expected:
+        raise DamageFound(f"`{name}` is not what was committed: its neuron or key has changed", hint=WHAT_HELPS)
+    return arrays
+
+
+WHAT_HELPS = "`scen verify --deep` tells more; restore the file from a backup, or `scen revert` its edit"
 
 
 def read_expert(folder: Path, name: str) -> np.ndarray | LowRankArrays:
     """The expert of an edit's file. Raises `DamageFound` as `read_tensors` does."""
     expert, a, b = read_tensors(folder, name, ("expert?", "lora_A?", "lora_B?"))
     if not len(expert) and not (len(a) and len(b)):
-        raise DamageFound(f"`{name}` holds no expert", hint="run `scen verify`")
+        raise DamageFound(f"`{name}` holds no expert", hint=WHAT_HELPS)
     return expert if len(expert) else LowRankArrays(a, b)
+
+
+def regular(folder: Path, name: str) -> Path:
+    """The path of a file of the project. Raises `DamageFound` if it is not there, or is a link or anything else that
+    would lead out of the folder."""
+    path = folder / name
+    if path.is_symlink() or path.parent.is_symlink():
+        raise DamageFound(f"`{name}` is a link: a project's files lie in its folder", hint=WHAT_HELPS)
+    if not path.is_file():
+        raise DamageFound(f"`{name}` is missing", hint=WHAT_HELPS)
+    return path
 
 
 def read_tensors(folder: Path, name: str, wanted: tuple[str, ...]) -> list[np.ndarray]:
@@ -90,7 +128,7 @@ def read_tensors(folder: Path, name: str, wanted: tuple[str, ...]) -> list[np.nd
     Raises `DamageFound` when the file is missing, unreadable or lacks a tensor.
     """
     try:
-        with safe_open(folder / name, framework="np") as file:
+        with safe_open(regular(folder, name), framework="np") as file:
             there = set(file.keys())
             return [
                 np.empty(0, np.float32)
@@ -98,17 +136,45 @@ def read_tensors(folder: Path, name: str, wanted: tuple[str, ...]) -> list[np.nd
                 else file.get_tensor(tensor.rstrip("?"))
                 for tensor in wanted
             ]
-    except (OSError, SafetensorError) as error:
-        raise DamageFound(f"`{name}` cannot be read: {error}", hint="run `scen verify`") from error
+    except (OSError, SafetensorError, TypeError, ValueError) as error:  # the latter two: a dtype that numpy has not
+        raise DamageFound(f"`{name}` cannot be read: {error}", hint=WHAT_HELPS) from error
+
+
+def about(folder: Path, name: str) -> dict[str, Any]:
+    """What a file says of itself; nothing if it says what cannot be understood."""
+    try:
+        with safe_open(regular(folder, name), framework="np") as file:
+            said = json.loads((file.metadata() or {}).get("scen", "{}"))
+    except (OSError, SafetensorError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def merged_content(edit_ids: list[int], neurons: np.ndarray) -> bytes:
+    """What `merged.safetensors` is to hold: W_merge (t, h), the edit each row belongs to, and the sha256 of both. The
+    same rows always give the same bytes (safetensors orders several metadata keys at random: one is used)."""
+    arrays = {"neurons": np.ascontiguousarray(neurons), "edits": np.asarray(edit_ids, dtype=np.int64)}
+    kept = {"format": MERGED_FORMAT, "sha256": _digest_of_merged(arrays["edits"], arrays["neurons"])}
+    return save(arrays, metadata={"scen": json.dumps(kept)})
 
 
 def write_merged(folder: Path, edit_ids: list[int], neurons: np.ndarray) -> StoredFile:
-    """Write `merged.safetensors`: W_merge (t, h) and the edit each row belongs to. The same rows
-    always give the same bytes (safetensors orders several metadata keys at random: one is used)."""
-    arrays = {"neurons": np.ascontiguousarray(neurons), "edits": np.asarray(edit_ids, dtype=np.int64)}
-    content = save(arrays, metadata={"scen": json.dumps({"format": MERGED_FORMAT})})
-    write_durably(folder / "merged.safetensors", content)
-    return StoredFile("merged.safetensors", hashlib.sha256(content).hexdigest(), len(content))
+    """Write `merged.safetensors`."""
+    content = merged_content(edit_ids, neurons)
+    write_durably(folder / MERGED, content)
+    return StoredFile(MERGED, hashlib.sha256(content).hexdigest(), len(content))
+
+
+def read_merged(folder: Path) -> tuple[list[int], np.ndarray]:
+    """The edit of each row, and W_merge. Raises `DamageFound` unless the file is whole, as its own sha256 tells."""
+    ids, neurons = read_tensors(folder, MERGED, ("edits", "neurons"))
+    if about(folder, MERGED).get("sha256") != _digest_of_merged(ids, neurons):
+        raise DamageFound(f"`{MERGED}` is not what was written", hint="`scen merge` makes it anew")
+    return ids.tolist(), neurons
+
+
+def _digest_of_merged(ids: np.ndarray, neurons: np.ndarray) -> str:
+    return hashlib.sha256(ids.tobytes() + f"{list(neurons.shape)}".encode() + neurons.tobytes()).hexdigest()
 
 
 def write_guard(folder: Path, tensors: dict[str, np.ndarray]) -> StoredFile:
@@ -121,18 +187,6 @@ def write_guard(folder: Path, tensors: dict[str, np.ndarray]) -> StoredFile:
     return StoredFile(name, sha256, len(content))
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
@@ -140,13 +194,3 @@ def sha256_of(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot fsync a folder
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -74,5 +74,6 @@ def edit_row(
         "expert": expert if stored else None,
         "learned": json.dumps(edit.learned),
         "rank": rank if stored else None,
+        "index_sha256": stored.index_sha256 if stored else None,
         "subject_forms": json.dumps(edit.subject_forms),
     }

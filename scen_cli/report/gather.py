@@ -8,8 +8,8 @@ from typing import Any
 
 from scen_cli import __version__
 from scen_cli.editing.recipe import Recipe
-from scen_cli.project.ledger import Edit
 from scen_cli.project.project import Project
+from scen_cli.project.rows import Edit
 
 CONFUSIONS = 15  # of the edits that take most prompts of others
 

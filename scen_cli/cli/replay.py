@@ -1,0 +1,42 @@
+"""`scen edit LOG`: what another project's log tells, done again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scen_cli.cli.output import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scen_cli.data.logs import LogEvent
+    from scen_cli.edit_run import Outcome
+    from scen_cli.editor import Editor
+
+
+def log_or_records(file: str | None) -> tuple[list[LogEvent], Iterator[tuple[int, object]] | None]:
+    """The entries of a project's log, if the file is one; else its records."""
+    from scen_cli.data.logs import split_log
+
+    return split_log(file) if file is not None else ([], None)
+
+
+def replay(editor: Editor, events: list[LogEvent], out: Output) -> list[Outcome]:
+    """Do again what a log tells; returns what became of each edit."""
+    from scen_cli.replaying import differences
+    from scen_cli.replaying import replay as make
+
+    for text in differences(editor, events):
+        out.warn(f"answers may differ from the log's: {text}")
+    outcomes: list[Outcome] = []
+    edits = sum(event.record is not None for event in events)
+    with editor.project.writing():
+        try:
+            with out.progress(edits, "editing") as tell:
+                for made in make(editor, events):
+                    outcomes += made
+                    for outcome in made:
+                        tell(str(outcome), "")
+        finally:
+            editor.project.merge()
+    return outcomes

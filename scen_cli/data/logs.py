@@ -1,0 +1,60 @@
+"""The log of a project as a file: what `scen log --json` writes, and `scen edit` makes a project of again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from scen_cli.data.reading import read_items
+from scen_cli.data.records import EditRecord, SourceLine, check_record
+from scen_cli.errors import UsageError
+
+FIELDS = {"id", "created", "kind", "edit", "detail", "hash"}
+
+
+@dataclass(frozen=True)
+class LogEvent:
+    """One entry of a log: its number and kind, the edit it is about, what it tells, and of an edit the record and its
+    expert, by the id of the first edit that has it."""
+
+    where: SourceLine
+    kind: str
+    edit: int | None
+    detail: dict[str, Any]
+    record: EditRecord | None = None
+    expert: int | None = None
+
+
+def told(item: object) -> bool:
+    """Whether a decoded record is an entry of a log."""
+    return isinstance(item, dict) and set(item) >= FIELDS
+
+
+def split_log(path: str) -> tuple[list[LogEvent], Iterator[tuple[int, object]]]:
+    """The entries of a file if it is a log, else none; and, if it is none, its records as `read_items` gives them.
+
+    Raises `UsageError` for a log with an entry that is none, and as `read_items` does.
+    """
+    items = read_items(path)
+    first = next(items, None)
+    if first is None or not told(first[1]):
+        return [], chain([first] if first is not None else [], items)
+    return [_event(path, place, item) for place, item in chain([first], items)], iter(())
+
+
+def _event(path: str, place: int, item: Any) -> LogEvent:
+    where = SourceLine(path, place)
+    try:
+        if not told(item):
+            raise ValueError("is no entry of a log")
+        record = check_record(item["record"]) if item.get("record") is not None else None
+        edit, expert, detail = item["edit"], item.get("expert"), item["detail"]
+        if not isinstance(detail, dict) or not all(isinstance(one, int | None) for one in (edit, expert)):
+            raise ValueError("holds something else than it must")
+        if item["kind"] in ("edit", "edit-failed") and (record is None or edit is None):
+            raise ValueError("is of an edit, but has no record of it")
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+    return LogEvent(where, str(item["kind"]), edit, detail, record, expert)

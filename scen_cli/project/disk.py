@@ -1,0 +1,104 @@
+"""Every step that changes something on the disk of a project, and nothing else.
+
+A file is written to a temporary name, flushed to the disk, and only then given its real name, so that a name in the
+folder always stands for whole content; a ledger is changed after the files that it names are there.
+
+`before_step` is called before each step with what is about to happen and where. It does nothing. Tests put in its
+place what kills the process there, or raises what a full or broken disk would (`tests/faults/`).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+READS = {"SELECT", "PRAGMA", "ROLLBACK", "EXPLAIN"}  # of SQL, what needs no step: it changes no file that counts
+
+
+def before_step(what: str, where: Path) -> None:
+    """Called before each step: `create`, `write`, `fsync`, `rename`, `fsync folder`, `remove`, `make folder`, or the
+    first word of an SQL statement that writes."""
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Temporary file, fsync, rename, fsync of the folder. A step that fails leaves what was there before."""
+    make_folder(path.parent)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write_file(temporary, content)
+        rename(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Create a file and flush it to the disk. What a crash left under this name, even a link, goes first."""
+    before_step("create", path)
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        before_step("write", path)
+        file.write(content)
+        file.flush()
+        before_step("fsync", path)
+        os.fsync(file.fileno())
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a file its real name, for good."""
+    before_step("rename", new)
+    old.replace(new)
+    sync_folder(new.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file that nothing names any more."""
+    before_step("remove", path)
+    path.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        before_step("make folder", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's names to the disk."""
+    before_step("fsync folder", folder)
+    if os.name == "nt":  # Windows cannot fsync a folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Connection(sqlite3.Connection):
+    """A connection to a ledger whose statements are steps."""
+
+    path: Path
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        word = sql.split(None, 1)[0].upper().rstrip(";")
+        if word not in READS:
+            before_step(word, self.path)
+        return super().execute(sql, *parameters)
+
+
+def connect(path: Path, busy_seconds: float) -> Connection:
+    """Open a ledger, waiting so long for another process's transaction.
+
+    Rollback journal and `synchronous=FULL`: a write-ahead log can be corrupted on reset by the SQLite versions 3.7.0 to
+    3.51.2, which many systems ship. A ledger is data: what it defines runs no function that could do harm.
+    """
+    connection = sqlite3.connect(path, timeout=busy_seconds, check_same_thread=False, factory=Connection)
+    connection.path = path
+    for pragma in ("journal_mode=DELETE", "synchronous=FULL", "trusted_schema=OFF", "cell_size_check=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection

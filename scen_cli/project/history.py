@@ -1,0 +1,177 @@
+"""The event log: each entry hashed with the one before it; and what the tables must say, by what it tells.
+
+The log cannot be changed, thinned out or put in another order without breaking a hash, nor can a table be changed
+beside it: `contradictions` makes every table's content anew from the events. What can still be done is to write both
+anew from some place on: whoever has kept the newest hash elsewhere (`scen log --verify` prints it) finds that too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CHANGING = ("state", "superseded_by", "file", "sha256", "size", "bias", "activation", "rank")  # of an edit's row
+SIGNED = ("author", "version")  # in the detail of every event: who did it, and by which scen
+
+Row = Mapping[str, Any]
+
+
+def event_hash(previous: str, event: Row) -> str:
+    """The hash of an event that follows one of hash `previous` (nothing before the first)."""
+    content = json.dumps([previous, event["created"], event["kind"], event["edit"], event["detail"]])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def chain_problems(events: Iterable[Row]) -> list[str]:
+    """Where the log is not the chain that it was."""
+    problems, previous = [], ""
+    for place, event in enumerate(events, start=1):
+        if event["id"] != place:
+            problems.append(f"event {event['id']} stands where event {place} must")
+        if event["hash"] != event_hash(previous, event):
+            problems.append(f"event {event['id']} does not follow from the one before it")
+        previous = event["hash"]
+    return problems
+
+
+def digest_of_row(row: Row) -> str:
+    """What a row of `edits` comes to, without what later events may change."""
+    return _digest({name: value for name, value in row.items() if name not in CHANGING})
+
+
+def digest_of_rows(rows: Iterable[Row]) -> str:
+    """What some rows come to, whole."""
+    return _digest([dict(row) for row in rows])
+
+
+def digest_of_guard(rows: Iterable[tuple[str, str, str]]) -> str:
+    """What a guard's rows come to: (prompt, part, source) of each, in order."""
+    return hashlib.sha256(json.dumps([list(row) for row in rows]).encode()).hexdigest()
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Told:
+    """What the events say: of each edit, what is known of its row (`row`: its digest); every theta that was set; the
+    settings; the digest of each evaluation; of `rows` that an update found, the digests."""
+
+    edits: dict[int, dict[str, Any]] = field(default_factory=dict)
+    thetas: list[float] = field(default_factory=list)
+    thresholds: list[Row | None] = field(default_factory=list)  # whole, where an event told it whole
+    settings: dict[str, Any] = field(default_factory=dict)
+    evaluations: dict[int, str | None] = field(default_factory=dict)
+    guard: str | None = None
+
+    def hear(self, kind: str, edit: int | None, detail: dict[str, Any], event: int) -> None:
+        """Take in one event. (Those of older versions tell less.)"""
+        if kind == "init":
+            self.settings = {name: value for name, value in detail.items() if name not in SIGNED}
+            self._theta({"theta": detail["recipe"]["theta"], "threshold": detail.get("threshold")})
+            self.settings.pop("threshold", None)
+        elif kind in ("edit", "edit-failed") and edit is not None:
+            names = (*CHANGING, "prompt", "target", "row")
+            self.edits[edit] = {name: detail[name] for name in names if name in detail}
+            for older in detail.get("supersedes", []):
+                self.edits.setdefault(older, {}).update(state="superseded", superseded_by=edit)
+        elif kind in ("compress", "gc") and edit is not None:
+            known = ("file", "sha256", "size", "rank")
+            self.edits.setdefault(edit, {}).update({name: detail[name] for name in known if name in detail})
+        elif kind == "revert" and edit is not None:
+            self.edits.setdefault(edit, {})["state"] = "reverted"
+            for older in detail.get("revived", []):
+                self.edits.setdefault(older, {}).update(state="active", superseded_by=None)
+            for other, (bias, activation) in detail.get("biases", {}).items():
+                self.edits.setdefault(int(other), {}).update(bias=bias, activation=activation)
+        elif kind == "guard":
+            self.guard = detail["rows"]
+            told = ("sha256", "prompts", "sources", "rows", "file", "size")
+            self.settings["guard"] = {name: detail[name] for name in told if name in detail}
+        elif kind == "evaluation":
+            self.evaluations[detail.get("id", len(self.evaluations) + 1)] = detail.get("row")
+        elif kind == "migrate":
+            for known_edit, row in detail["edits"].items():
+                self.edits[int(known_edit)] = {**row, **self.edits.get(int(known_edit), {})}
+            self.evaluations = {int(one): digest for one, digest in detail["evaluations"].items()}
+            self.thresholds = [{name: one[name] for name in one if name != "id"} for one in detail["thresholds"]]
+            if detail["guard"]:
+                self.settings["guard"] = {**detail["guard"], **self.settings.get("guard", {})}
+        if kind != "init" and "theta" in detail:
+            self._theta(detail)
+
+    def _theta(self, detail: dict[str, Any]) -> None:
+        self.thetas.append(detail["theta"])
+        self.thresholds.append(detail.get("threshold"))
+
+
+def told_by(events: Iterable[Row]) -> Told:
+    """What a log says, event by event. An event that cannot be understood says nothing."""
+    told = Told()
+    for event in events:
+        try:
+            told.hear(event["kind"], event["edit"], json.loads(event["detail"]), event["id"])
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return told
+
+
+def contradictions(
+    told: Told, edits: list[Row], thresholds: list[Row], settings: Row, evaluations: list[Row], guard: str | None
+) -> list[str]:
+    """Where the tables say other than the events that made them."""
+    problems = []
+    rows = {row["id"]: row for row in edits}
+    for edit_id in sorted({*rows, *told.edits}):
+        if edit_id not in told.edits:
+            problems.append(f"edit {edit_id} is in no event")
+        elif edit_id not in rows:
+            problems.append(f"edit {edit_id} is gone")
+        elif wrong := _differing(told.edits[edit_id], rows[edit_id]):
+            problems.append(f"edit {edit_id} is not as it was committed: {', '.join(wrong)}")
+    problems += _threshold_problems(told, thresholds)
+    for name in sorted({*told.settings, *settings}):
+        if told.settings.get(name) != settings.get(name) and not _older_guard(name, told, settings):
+            problems.append(f"setting `{name}` is {settings.get(name)!r}; it was set to {told.settings.get(name)!r}")
+    found = {row["id"]: row for row in evaluations}
+    for one in sorted({*found, *told.evaluations}):
+        expected = told.evaluations.get(one)
+        if one not in found or one not in told.evaluations:
+            problems.append(f"evaluation {one} is {'gone' if one not in found else 'in no event'}")
+        elif expected is not None and expected != digest_of_rows([found[one]]):
+            problems.append(f"evaluation {one} is not as it was recorded")
+    if told.guard != guard:
+        problems.append("the guard's prompts are not those that were committed")
+    return problems
+
+
+def _differing(told: Row, row: Row) -> list[str]:
+    """Columns of an edit that are not as told."""
+    wrong = [name for name, value in told.items() if name != "row" and row[name] != value]
+    if "row" in told and told["row"] != digest_of_row(row) and not {"prompt", "target"} & {*wrong}:
+        wrong.append("its record")
+    return wrong
+
+
+def _threshold_problems(told: Told, rows: list[Row]) -> list[str]:
+    said = [row["theta"] for row in rows]
+    if said != told.thetas:
+        last = (said[-1] if said else None, told.thetas[-1] if told.thetas else None)
+        if last[0] != last[1]:
+            return [f"theta is {last[0]}; it was set to {last[1]}"]
+        return ["the history of theta is not the one that was written"]
+    whole = zip(told.thresholds, rows, strict=True)
+    wrong = [row["id"] for one, row in whole if one is not None and {**one, "id": row["id"]} != dict(row)]
+    return [f"threshold {row} is not as it was set" for row in wrong]
+
+
+def _older_guard(name: str, told: Told, settings: Row) -> bool:
+    """Whether a guard is as told, by an event that did not tell its file yet."""
+    said, is_now = told.settings.get(name), settings.get(name)
+    if name != "guard" or not isinstance(said, dict) or not isinstance(is_now, dict):
+        return False
+    return all(is_now.get(part) == value for part, value in said.items())

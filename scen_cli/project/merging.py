@@ -1,0 +1,67 @@
+"""W_merge (equation 9): the indexing neurons of the edits in force, from their files or from the cache of them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scen_cli.errors import DamageFound
+from scen_cli.project.store import StoredFile, read_merged, write_merged
+
+if TYPE_CHECKING:
+    from scen_cli.project.project import Project
+
+
+@dataclass(frozen=True)
+class Merged:
+    """W_merge (t, h), the biases (t,), and the expert of each row, by the id of its (first) edit; and the experts in
+    force that have no row because their files are damaged, with what is wrong with each."""
+
+    experts: list[int]
+    neurons: np.ndarray
+    biases: np.ndarray
+    damaged: dict[int, str] = field(default_factory=dict)
+
+
+def merge(project: Project) -> StoredFile:
+    """Rebuild `merged.safetensors` from the edit files. Raises `DamageFound` if one of them is not whole."""
+    merged = merged_files(project)
+    if merged.damaged:
+        raise DamageFound("\n".join(merged.damaged.values()), hint="`scen verify` tells more")
+    return write_merged(project.folder, merged.experts, merged.neurons)
+
+
+def merged(project: Project) -> Merged:
+    """W_merge as the ledger says it is: the cache if it is whole and fits the ledger, else from the files."""
+    with suppress(DamageFound):  # a cache: what cannot be believed is made anew
+        experts, neurons = read_merged(project.folder)
+        fits = neurons.dtype == np.float32 and neurons.shape == (len(experts), project.settings["ffn_width"])
+        if fits and experts == sorted(set(project.ledger.experts_in_force().values())):
+            return Merged(experts, neurons, _biases(project, experts))
+    return merged_files(project)
+
+
+def merged_files(project: Project) -> Merged:
+    """W_merge from the edit files. Where an edit had earlier neurons fitted again, theirs are those of the newest edit
+    in force that did."""
+    rows: dict[int, np.ndarray] = {}
+    damaged: dict[int, str] = {}
+    for expert in sorted(set(project.ledger.experts_in_force().values())):
+        try:
+            arrays = project.index_of(project.find(expert))
+        except DamageFound as error:
+            damaged[expert] = str(error)
+            continue
+        rows[expert] = arrays["neuron"]
+        again = zip(arrays["refitted_of"].tolist(), arrays["refitted"], strict=True)
+        rows.update({int(other): row for other, row in again if int(other) in rows})
+    neurons = np.stack(list(rows.values())) if rows else np.empty((0, project.settings["ffn_width"]), np.float32)
+    return Merged(list(rows), neurons, _biases(project, list(rows)), damaged)
+
+
+def _biases(project: Project, experts: list[int]) -> np.ndarray:
+    biases = project.ledger.biases_in_force()
+    return np.array([biases.get(expert, 0.0) for expert in experts], np.float32)

@@ -1,0 +1,96 @@
+"""Taking edits back as if they had never been made: theta and biases too.
+
+The newest changes are undone to the bit, under every recipe: theta is what it was before them. An edit from the middle
+leaves later ones behind, which were let in while it was there. Then theta is calibrated anew; under `closed-form`,
+whose biases follow from the keys alone, so are the biases of later edits that its key had raised. Neurons that `paper`
+and `joint` trained against its key stay as they were trained.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scen_cli.errors import DamageFound
+from scen_cli.project.project import Consequences, Project
+from scen_cli.project.rows import Edit, Threshold
+
+if TYPE_CHECKING:
+    from scen_cli.indexing import Index, Met
+
+NEAR = 1e-5  # activations this near to setting a bias may have set it
+
+
+def revert(project: Project, *edit_ids: int) -> list[Edit]:
+    """Take edits back, in one transaction. Call inside `project.writing()`. Raises as `Project.revert` does.
+
+    While another edit's file is damaged, what depends on it (theta, biases) stays as it is.
+    """
+    before = _threshold_before(project, set(edit_ids))
+    if before is not None:
+        undone = None if before == project.ledger.threshold() else before
+        return project.revert(*edit_ids, consequences=lambda: Consequences(undone))
+    gone = [project.find(edit) for edit in edit_ids]
+    back = [edit for edit in project.ledger.edits("superseded") if edit.superseded_by in edit_ids]
+    return project.revert(*edit_ids, consequences=lambda: _consequences(project, gone, back))
+
+
+def _threshold_before(project: Project, edit_ids: set[int]) -> Threshold | None:
+    """The threshold that was in force before these edits, if nothing else has changed since they were made."""
+    history, left = project.ledger.thresholds(), set(edit_ids)
+    for event in reversed(project.ledger.changes()):
+        if not left:
+            return history[0]
+        if event["kind"] == "edit-failed":
+            continue
+        if event["kind"] != "edit" or event["edit"] not in left:
+            return None
+        left.discard(event["edit"])
+        if "theta" in event["detail"]:
+            history.pop(0)
+    return None
+
+
+def _consequences(project: Project, gone: list[Edit], back: list[Edit]) -> Consequences:
+    """What is to change for the edits that stay; asked when those of `gone` are out of force, and those of `back`
+    in force again."""
+    if not project.ledger.experts_in_force():  # what was chosen for no edit in particular
+        setters = [event["kind"] for event in project.ledger.changes() if "theta" in event["detail"]]
+        history = zip(reversed(setters), project.ledger.thresholds(), strict=True)
+        return Consequences(next(threshold for kind, threshold in history if kind in ("init", "calibrate")))
+    if project.guard() is None:
+        return Consequences()
+    from scen_cli.indexing import Index
+
+    index = Index(project)
+    try:
+        index.load()
+        biases = _biases(project, index, gone, back) if index.recipe.index == "closed-form" else {}
+    except DamageFound:
+        return Consequences()
+    index.take_biases(biases)
+    found, now = index.recalibrated(), project.ledger.threshold()
+    return Consequences(found if found and found.theta != now.theta else None, biases)
+
+
+def _biases(project: Project, index: Index, gone: list[Edit], back: list[Edit]) -> dict[int, tuple[float, float]]:
+    """(bias, least activation on its own keys) of every later expert whose bias is another without those that went, or
+    with those that came back. Only experts whose bias one of the changed keys comes near to setting are looked at:
+    those are few."""
+    edits = {edit.id: edit for edit in project.ledger.edits("active", "superseded") if edit.expert == edit.id}
+    moved: list[Met] = [index.meet(edit) for edit in (*gone, *back) if edit.expert == edit.id]
+    found: dict[int, tuple[float, float]] = {}
+    for expert in [expert for expert in index.experts if expert > min(edit.id for edit in (*gone, *back))]:
+        if not any(index.near_bias(expert, met) > -NEAR for met in moved):
+            continue
+        beside = [edit for edit in edits.values() if edit.id < expert and _stood(edit, expert)]
+        others = [index.meet(edit, *found.get(edit.id, (None,))[:1]) for edit in beside]
+        bias, activation = index.bias_beside(expert, others)
+        if bias != edits[expert].bias:
+            found[expert] = (bias, activation)
+            moved += [index.meet(edits[expert]), index.meet(edits[expert], bias)]
+    return found
+
+
+def _stood(edit: Edit, later: int) -> bool:
+    """Whether an edit, as far as it was not taken back, was in force when a later one came."""
+    return edit.state == "active" or (edit.superseded_by or 0) > later

@@ -1,0 +1,161 @@
+"""The operations that change a project, each as something that can be killed anywhere and run again to its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scen_cli.cli.edit import train_all
+from scen_cli.cli.output import Output
+from scen_cli.compressing import compress
+from scen_cli.data.records import EditRecord
+from scen_cli.data.suites import Suite, demo_edits
+from scen_cli.editor import Editor
+from scen_cli.errors import UsageError
+from scen_cli.project.garbage import collect, garbage
+from scen_cli.project.ledger import now
+from scen_cli.project.project import Project
+from scen_cli.project.rows import Threshold
+from scen_cli.reverting import revert
+
+FACTS = [record.model_copy(update={"rephrases": ()}) for record in demo_edits()[:6]]
+NAMES = "id prompt target state superseded_by sha256 size bias activation rank expert".split()  # of an edit
+QUIET = Output(quiet=True)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """`start` makes the project that the operation begins with, `act` does it (again, if it was done already); at most
+    so many `edits` may be under way when it is stopped."""
+
+    start: Callable[[Editor], None]
+    act: Callable[[Path, Any], None]
+
+
+def edit(folder: Path, base: Any, records: list[EditRecord]) -> None:
+    editor = Editor(Project(folder, author="tester"), base=base)
+    try:
+        train_all(editor, Suite("demo", records, []), QUIET)
+    finally:
+        editor.detach()
+
+
+def two_edits(editor: Editor) -> None:
+    train_all(editor, Suite("demo", FACTS[:2], []), QUIET)
+
+
+def nothing(_editor: Editor) -> None:
+    pass
+
+
+def supersede(folder: Path, base: Any) -> None:
+    edit(folder, base, [FACTS[0].model_copy(update={"target": FACTS[2].target})])
+
+
+def take_back(folder: Path, _base: Any) -> None:
+    project = Project(folder, author="tester")
+    with project.writing():
+        if project.find(1).state == "active":
+            revert(project, 1)
+        else:
+            project.merge()
+
+
+def merge(folder: Path, _base: Any) -> None:
+    project = Project(folder)
+    (folder / "merged.safetensors").unlink(missing_ok=True)
+    with project.writing():
+        project.merge()
+
+
+def calibrate(folder: Path, _base: Any) -> None:
+    project = Project(folder, author="tester")
+    with project.writing():
+        if project.ledger.theta() != 0.7:
+            project.set_threshold(Threshold(0.7, "hand", now()))
+
+
+def make_smaller(folder: Path, base: Any) -> None:
+    editor = Editor(Project(folder, author="tester"), base=base)
+    try:
+        with editor.project.writing():
+            compress(editor, 8, lambda _line, _pace: None)
+    except UsageError as error:
+        if "no full experts" not in str(error):  # then it was done before the fault
+            raise
+    finally:
+        editor.detach()
+
+
+def collect_garbage(folder: Path, _base: Any) -> None:
+    project = Project(folder, author="tester")
+    with project.writing():
+        collect(project, garbage(project))
+
+
+def evaluate(folder: Path, _base: Any) -> None:
+    project = Project(folder, author="tester")
+    with project.writing():
+        if not project.ledger.evaluations():
+            project.record_evaluation("mine", {"n": 1}, {"figures": {}}, project.ledger.last_change(), [{"a": "b"}])
+
+
+def reverted(editor: Editor) -> None:
+    two_edits(editor)
+    take_back(editor.project.folder, None)
+
+
+def migrate(folder: Path, _base: Any) -> None:
+    Project(folder, author="tester").close()
+
+
+OPERATIONS = {
+    "edit": Operation(two_edits, lambda folder, base: edit(folder, base, FACTS[2:4])),
+    "supersede": Operation(two_edits, supersede),
+    "revert": Operation(two_edits, take_back),
+    "merge": Operation(two_edits, merge),
+    "calibrate": Operation(two_edits, calibrate),
+    "compress": Operation(two_edits, make_smaller),
+    "gc": Operation(reverted, collect_garbage),
+    "evaluate": Operation(two_edits, evaluate),
+}
+
+
+def snapshot(folder: Path) -> dict[str, Any]:
+    """All that a project says, without the times at which it was said: rows, history of theta, and every file."""
+    project = Project(folder)
+    names = (
+        "id",
+        "prompt",
+        "target",
+        "state",
+        "superseded_by",
+        "sha256",
+        "size",
+        "bias",
+        "activation",
+        "rank",
+        "expert",
+    )
+    edits = [{name: getattr(edit, name) for name in names} for edit in project.ledger.edits()]
+    thetas = [(one.theta, one.chosen_by) for one in project.ledger.thresholds()]
+    kept = ("edits/*.safetensors", "guard-*.safetensors", "merged.safetensors")
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes().__hash__()
+        for pattern in kept
+        for path in folder.glob(pattern)
+    }
+    evaluations = [(one["suite"], json.dumps(one["metrics"])) for one in project.ledger.evaluations()]
+    project.close()
+    return {"edits": edits, "thetas": thetas, "files": files, "evaluations": evaluations}
+
+
+def answers(folder: Path, base: Any, told: Path) -> None:
+    """Write what the edited model says to the facts, and which edit said it."""
+    editor = Editor(Project(folder), base=base)
+    said = editor.answer([record.prompt for record in FACTS[:4]], max_new_tokens=12)
+    told.write_text(json.dumps([said.texts, said.edits]), encoding="utf-8")
+    editor.detach()

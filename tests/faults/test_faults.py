@@ -1,0 +1,144 @@
+"""Every operation, stopped at every step that touches the disk, in five ways: nothing is lost, nothing half done.
+
+As SQLite's own tests do it: the n-th step fails, for n from 1 until none fails any more. After each fault the project
+verifies, or is repaired to do so; every edit that stood before stands; the same command run again ends as if nothing
+had happened: the same rows, files and answers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+
+import pytest
+
+from scen_cli.editor import Editor
+from scen_cli.project.check import repair, verify
+from scen_cli.project.project import Project
+from scen_cli.project_setup import new_project
+from tests.faults.injector import DONE, FILE_STEPS, KILL, KINDS, POWER, Injector, in_child, steps_of
+from tests.faults.operations import OPERATIONS, answers, snapshot
+
+pytestmark = pytest.mark.faults
+
+
+SMALL = {"expert": "low-rank", "rank": 2}
+CHANGES = dict.fromkeys(OPERATIONS, SMALL) | {"compress": {"expert_steps": 12}}
+
+
+@pytest.fixture
+def begun(request, tmp_path, demo_base):
+    """A project at the start of an operation, and the same at its end."""
+    operation = OPERATIONS[request.param]
+    folder = tmp_path / "start"
+    editor = Editor(
+        new_project(folder, "demo", recipe="key", base=demo_base, changes=CHANGES[request.param]), base=demo_base
+    )
+    operation.start(editor)
+    editor.detach()
+    editor.project.close()
+    return request.param, operation, folder
+
+
+@pytest.mark.parametrize("begun", OPERATIONS, indirect=True)
+def test_a_fault_at_any_step(begun, tmp_path, demo_base, capsys):
+    name, operation, start = begun
+
+    unbroken = shutil.copytree(start, tmp_path / "unbroken")
+    steps = steps_of(lambda: operation.act(unbroken, demo_base), tmp_path / "steps")
+    said = said_by(unbroken, demo_base, tmp_path)
+    before, after = snapshot(start), snapshot(unbroken)
+    points = [(nth, what, kind) for nth, (what, _where) in enumerate(steps, start=1) for kind in kinds_at(what)]
+    for nth, what, kind in points:
+        at = f"{name}, step {nth} ({what}), {kind}"
+        folder = shutil.copytree(start, tmp_path / "struck")
+        act = partial(operation.act, folder, demo_base)
+        assert in_child(act, Injector(nth, kind)) == (-9 if kind in (KILL, POWER) else 1), at
+        check_nothing_is_lost(folder, before, after, at)
+        assert in_child(act) == DONE, at
+        assert verify(Project(folder), deep=True) == [], at
+        assert snapshot(folder) == after, at
+        assert said_by(folder, demo_base, tmp_path) == said, at
+        shutil.rmtree(folder)
+    with capsys.disabled():
+        print(f"\n{name}: {len(steps)} steps, {len(points)} points, 0 edits lost, 0 unclean after repair", end="")
+    assert len(points) >= 40
+
+
+def kinds_at(what):
+    """The faults to try at a step: a power cut where it may take more than a kill does."""
+    return [kind for kind in KINDS if kind != POWER or what in ("fsync", "fsync folder")]
+
+
+def said_by(folder, base, aside):
+    """What the edited model answers, asked in a child: this process keeps no patch of it."""
+    assert in_child(partial(answers, folder, base, aside / "said")) == DONE
+    return (aside / "said").read_text(encoding="utf-8")
+
+
+def check_nothing_is_lost(folder, before, after, at):
+    """After a fault: every edit that stood is there, as before or as after; and `verify --repair` leaves all clean."""
+    project = Project(folder)
+    found = {row["id"]: row for row in snapshot(folder)["edits"]}
+    assert {row["id"] for row in before["edits"]} <= set(found), at
+    ends = [*before["edits"], *after["edits"]]
+    assert all(row in ends for row in found.values()), at
+    assert all(problem.kind != "damage" for problem in verify(project, deep=True)), at
+    with project.writing():
+        repair(project, deep=True)
+    assert verify(project, deep=True) == [], at
+    project.close()
+
+
+def test_an_edit_is_flushed_before_it_is_named_and_named_before_it_counts(tmp_path, demo_base):
+    """fsync before rename, rename before the folder's fsync, all before the commit."""
+    folder = tmp_path / "p"
+    editor = Editor(new_project(folder, "demo", recipe="key", base=demo_base), base=demo_base)
+    editor.detach()
+    steps = steps_of(lambda: OPERATIONS["supersede"].act(folder, demo_base), tmp_path / "steps")
+    of_edit = [what for what, where in steps if where.startswith("000001") or where == "edits" or where == "scen.db"]
+    wanted = ["create", "write", "fsync", "rename", "fsync folder", "BEGIN"]
+    assert of_edit[: len(wanted)] == wanted
+    assert of_edit[-1] == "COMMIT" or "COMMIT" in of_edit[len(wanted) :]
+    assert {what for what, _where in steps} - FILE_STEPS <= {
+        "BEGIN",
+        "INSERT",
+        "UPDATE",
+        "SAVEPOINT",
+        "RELEASE",
+        "COMMIT",
+    }
+
+
+def test_a_disk_that_fills_within_sqlite(tmp_path, demo_base):
+    """The system's own limit on a file's size strikes inside SQLite's writes: no step of ours knows of it."""
+    start = tmp_path / "start"
+    editor = Editor(
+        new_project(start, "demo", recipe="key", base=demo_base, changes={"expert": "low-rank", "rank": 1}),
+        base=demo_base,
+    )
+    OPERATIONS["edit"].start(editor)
+    editor.detach()
+    editor.project.close()
+    size = (start / "scen.db").stat().st_size
+    failed = 0
+    for limit in range(4096, size + 3 * 4096, 4096):
+        folder = shutil.copytree(start, tmp_path / "full")
+
+        failed += in_child(partial(within_a_limit, limit, folder, demo_base)) != DONE
+        project = Project(folder)
+        assert {edit.id for edit in project.ledger.edits()} >= {1, 2}
+        assert all(problem.kind != "damage" for problem in verify(project, deep=True)), limit
+        with project.writing():
+            repair(project, deep=True)
+        assert verify(project, deep=True) == []
+        project.close()
+        shutil.rmtree(folder)
+    assert failed >= 5
+
+
+def within_a_limit(limit, folder, base):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    OPERATIONS["supersede"].act(folder, base)

@@ -1,0 +1,100 @@
+"""One bit wrong anywhere in any file of a project: `scen verify --deep` finds it."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from scen_cli.cli.failures import explain
+from scen_cli.data.records import EditRecord, SourceLine
+from scen_cli.project.check import verify
+from scen_cli.project.guard import GuardTensors, NewGuard
+from scen_cli.project.project import Project, Trained, Training
+from scen_cli.project.store import EditTensors, LowRankArrays
+from tests.project.test_project import SETTINGS, D, H, commit
+
+FLIPS = 2400  # in all
+REGIONS = 64  # of each file, each of them struck
+
+
+@pytest.fixture
+def project(tmp_path):
+    rng = np.random.default_rng(0)
+    keys = rng.standard_normal((8, H)).astype(np.float32)
+    tensors = GuardTensors(keys, np.arange(8), keys[0], keys[:3], np.ones(3, np.float32))
+    parts = ["fit", "calibration", "report", "fit"] * 2
+    guard = NewGuard([(f"Why {n}?", part, "test") for n, part in enumerate(parts)], tensors)
+    made = Project.create(tmp_path / "p", SETTINGS, theta=0.65, guard=guard, author="tester")
+    with made.writing():
+        commit(made, "Who?", "Ada", 1)
+        commit(made, "Where?", "Oslo", 2)
+        expert = LowRankArrays(keys[:2].astype(np.float16), np.ones((D, 2), np.float16))
+        trained = Trained(EditRecord(prompt="When?", target="1815"), SourceLine("a", 1), True, 0.9)
+        made.commit([trained], Training(3, 0.1), EditTensors(expert, keys[3], keys[4]), 0.0)
+        made.record_evaluation("mine", {}, {"figures": {}}, made.ledger.last_change(), [{"prompt": "x"}])
+        made.revert(2)
+    made.close()
+    return tmp_path / "p"
+
+
+def problems_of(folder):
+    """What `scen verify --deep` finds, or why the project does not open."""
+    project = None
+    try:
+        project = Project(folder)
+        return [f"{problem.where}: {problem.what}" for problem in verify(project, deep=True)]
+    except Exception as error:
+        if explain(error) is None:  # it would be a traceback
+            raise
+        return [str(error)]
+    finally:
+        if project is not None:
+            project.close()
+
+
+def test_every_flip_is_found_and_nothing_else(project, capsys):
+    assert problems_of(project) == []
+    files = sorted(path for path in project.rglob("*") if path.is_file() and not path.name.startswith("scen.lock"))
+    kinds = {path.name.split("-")[0].split(".")[0] for path in files}
+    assert {"scen", "guard", "merged", "000001", "000003"} <= kinds
+    rng, flips, missed = random.Random(0), 0, []
+    for path in files:
+        whole = path.read_bytes()
+        for place in places(len(whole), FLIPS // len(files) + 1, rng):
+            broken = bytearray(whole)
+            broken[place] ^= 1 << rng.randrange(8)
+            path.write_bytes(broken)
+            flips += 1
+            if not problems_of(project):
+                missed.append((path.name, place))
+            path.write_bytes(whole)
+    assert missed == []
+    assert flips >= 2000
+    assert problems_of(project) == []
+    with capsys.disabled():
+        print(f"\n{flips} flips in {len(files)} files: all found", end="")
+
+
+def places(size, count, rng):
+    """Bytes of a file: its ends, and as many of every region as of any other."""
+    ends = [region * size // REGIONS for region in range(REGIONS + 1)]
+    regions = [range(start, end) for start, end in pairwise(ends) if end > start]
+    each = -(-count // len(regions))
+    return sorted({0, size - 1} | {place for some in regions for place in rng.sample(some, min(each, len(some)))})
+
+
+def test_a_flip_in_merged_neurons_never_reaches_routing(project):
+    """The cache is not believed: whatever is flipped in it, W_merge is that of the files."""
+    opened = Project(project)
+    neurons = opened.merged().neurons.copy()
+    path = project / "merged.safetensors"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        broken = bytearray(whole)
+        broken[place] ^= 1
+        path.write_bytes(broken)
+        assert np.array_equal(opened.merged().neurons, neurons)
+    path.write_bytes(whole)
