@@ -26,6 +26,7 @@ from scen_cli.project.rows import Edit, Threshold
 from scen_cli.project.store import WHAT_HELPS
 
 NOTHING = torch.tensor(-torch.inf)  # the activation of no neuron at all
+ROUNDING = 1e-5  # more than float32 products of unit vectors differ by
 MARGIN = 0.01  # by which an edit's own prompt passes theta, and other edits stay behind it
 
 
@@ -82,7 +83,7 @@ class Index:
         for edit in edits.values():
             self.about[expert_of[edit.id]] = [*self.about[expert_of[edit.id]], about(edit)]
         neurons = ready(torch.from_numpy(merged.neurons), self.recipe.cosine)
-        scores = self._score(self._calibration.keys, neurons)
+        scores = self._measure_all(self._calibration.keys, neurons)
         self._meet([edits.get(expert) or self.project.find(expert) for expert in merged.experts])
         for row, (expert, bias) in enumerate(zip(merged.experts, merged.biases.tolist(), strict=True)):
             on_guard = self._calibration.by_prompt(scores[:, row], self.about[expert]) - bias
@@ -104,19 +105,20 @@ class Index:
         fit = self._fit_neuron(keys, learned, others, seed)
         if not fit.neuron.isfinite().all():
             return None
+        neuron = self._ready(fit.neuron)
         refitted: dict[int, Tensor] = {}
         bias = 0.0
         if self.recipe.index == "closed-form":
-            bias = self._bias(fit.neuron, others, own)
+            bias = self._bias(neuron, others, own)
         elif self.recipe.index == "joint":
-            refitted = self._refit_thieves(keys[0], fit.neuron, stay)
+            refitted = self._refit_thieves(keys[0], neuron, stay)
         prepared = self.prepare(keys)
-        on_keys = self._score(prepared, fit.neuron[None])[:, 0] - bias
-        on_guard = self._on_guard(fit.neuron, bias, topics)
+        on_keys = self._measure(prepared, neuron) - bias
+        on_guard = self._on_guard(neuron, bias, topics)
         limit = 1.0
         if self.recipe.needs_guard:
             if self.recipe.index == "joint":
-                own = self._own_after(fit.neuron, prepared, leaving, refitted)
+                own = self._own_after(neuron, prepared, leaving, refitted)
             else:
                 self._check_it_calls_itself(prepared, on_keys, stay)
             limit = min(float(on_keys.min()), float(own.min()) if len(own) else 1.0) - MARGIN
@@ -139,7 +141,7 @@ class Index:
         """Let one more expert in, whatever the ledger says."""
         self.about[expert] = topics
         self._keys_of[expert] = self.prepare(admitted.keys)
-        self._append(expert, admitted.fit.neuron, admitted.bias, self._keys_of[expert], admitted.on_guard)
+        self._append(expert, self._ready(admitted.fit.neuron), admitted.bias, self._keys_of[expert], admitted.on_guard)
 
     def forget_guard(self) -> None:
         """Read the guard anew: it has been replaced."""
@@ -161,8 +163,8 @@ class Index:
     def meet(self, edit: Edit, bias: float | None = None) -> Met:
         """The keys of an expert, in force or not, by its first edit; as if its neuron had this bias, if it is given."""
         keys = self.prepare(torch.from_numpy(self.project.keys(edit)))
-        neuron = torch.from_numpy(self.project.index_of(edit)["neuron"])
-        return Met(keys, self._score(keys, neuron[None])[:, 0] - ((edit.bias or 0.0) if bias is None else bias))
+        neuron = self._ready(torch.from_numpy(self.project.index_of(edit)["neuron"]))
+        return Met(keys, self._measure(keys, neuron) - ((edit.bias or 0.0) if bias is None else bias))
 
     def near_bias(self, expert: int, other: Met) -> float:
         """By how much an expert's neuron, with its bias, is too strong on another's keys; nearly 0 where these keys
@@ -174,7 +176,7 @@ class Index:
     def bias_beside(self, expert: int, others: Sequence[Met]) -> tuple[float, float]:
         """The bias that an expert's neuron takes beside others, and the least that it then gives its own keys."""
         edit = self.project.find(expert)
-        neuron = torch.from_numpy(self.project.index_of(edit)["neuron"])
+        neuron = self._ready(torch.from_numpy(self.project.index_of(edit)["neuron"]))
         keys = torch.cat([torch.empty(0, self.width), *(met.keys for met in others)])
         bias = self._bias(neuron, keys, torch.cat([torch.empty(0), *(met.own for met in others)]))
         return bias, float(self.meet(edit, bias).own.min())
@@ -239,9 +241,12 @@ class Index:
     def _bias(self, neuron: Tensor, others: Tensor, own: Tensor) -> float:
         """The bias of a closed-form neuron: by the guard, and so that keys (n, h) of others, which give their neurons
         `own` (n,), stay theirs."""
-        bias = bias_of(self._score(self._fit.keys, neuron[None])[:, 0])
-        on_others = self._score(others, neuron[None])[:, 0] - bias
-        return bias + (max(0.0, float((on_others - own).max()) + MARGIN) if len(others) else 0.0)
+        bias = bias_of(self._measure(self._fit.keys, neuron))
+        if not len(others):
+            return bias
+        over = self._score(others, neuron[None])[:, 0] - bias - own
+        most = over >= over.max() - ROUNDING
+        return bias + max(0.0, float((self._measure(others[most], neuron) - bias - own[most]).max()) + MARGIN)
 
     def _refit_thieves(self, key: Tensor, neuron: Tensor, stay: Tensor) -> dict[int, Tensor]:
         """Neurons that take the new key, fitted again."""
@@ -265,7 +270,7 @@ class Index:
         place_of = {self.experts[row]: place for place, row in enumerate(kept)}
         rows = [refitted.get(self.experts[row], self.neurons.all()[row]) for row in kept]
         owners = [(key, place_of[e]) for key, e in zip(self.keys.all(), self.key_of, strict=True) if e in place_of]
-        scores = self._score(torch.stack([*(key for key, _ in owners), *keys]), torch.stack([*rows, neuron]))
+        scores = self._measure_all(torch.stack([*(key for key, _ in owners), *keys]), torch.stack([*rows, neuron]))
         owner = torch.tensor([*(place for _, place in owners), *[len(rows)] * len(keys)])
         own = scores.gather(1, owner[:, None])[:, 0]
         lost = scores.scatter(1, owner[:, None], -torch.inf).max(dim=1).values >= own
@@ -293,14 +298,26 @@ class Index:
     def _on_guard(self, neuron: Tensor, bias: float, topics: About) -> Tensor:
         """The neuron's activation on each calibration prompt (g,)."""
         part = self._calibration
-        return part.by_prompt(self._score(part.keys, neuron[None])[:, 0], topics) - bias
+        return part.by_prompt(self._measure(part.keys, neuron), topics) - bias
 
     def prepare(self, keys: Tensor) -> Tensor:
-        """Keys (n, h) as neurons are to meet them."""
-        return prepare(keys, self.recipe.cosine, self._whitening)
+        """Keys (n, h) as neurons are to meet them; the same, however many are prepared at once."""
+        return prepare(keys.double(), self.recipe.cosine, self._whitening).float()
+
+    def _ready(self, neuron: Tensor) -> Tensor:
+        return ready(neuron[None], self.recipe.cosine)[0]
 
     def _score(self, prepared: Tensor, neurons: Tensor) -> Tensor:
         return score(prepared, neurons, self.recipe.cosine)
+
+    def _measure(self, prepared: Tensor, neuron: Tensor) -> Tensor:
+        """A neuron's activations (n,), to be kept."""
+        return self._measure_all(prepared, neuron[None])[:, 0]
+
+    def _measure_all(self, prepared: Tensor, neurons: Tensor) -> Tensor:
+        """Activations (n, t) that theta and biases are made of: in float64, and then rounded, for a float32 product
+        differs in its last digits with the number of rows, and theta with it."""
+        return score(prepared.double(), neurons.double(), self.recipe.cosine).float()
 
     def _append(self, expert: int, neuron: Tensor, bias: float, keys: Tensor, on_guard: Tensor) -> None:
         self.experts.append(expert)
@@ -308,7 +325,7 @@ class Index:
         self.neurons.append(neuron)
         self.on_guard.append(on_guard)
         self.strongest = torch.maximum(self.strongest, on_guard)
-        for key, activation in zip(keys, self._score(keys, neuron[None])[:, 0] - bias, strict=True):
+        for key, activation in zip(keys, self._measure(keys, neuron) - bias, strict=True):
             self.keys.append(key)
             self.own.append(activation)
             self.key_of.append(expert)

@@ -105,11 +105,10 @@ class PatchedModel:
                 self.detach()
                 routing = replace(self.routing, theta=theta, sure=self._sure())
                 looks = self.template if self.recipe.second_look == "subject" else None
-                self._patch = ProjectPatch(self.project, self.edited, routing, self._whitening, looks, self._tell)
+                self._patch = ProjectPatch(
+                    self.project, self.edited, routing, self._whitening, looks, lambda text: self.warn(text)
+                )
             return self._patch
-
-    def _tell(self, text: str) -> None:
-        self.warn(text)
 
     def _sure(self) -> float:
         """The least that an edit in force gives its own neuron, where neurons stay as they are once made."""

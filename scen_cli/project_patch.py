@@ -37,8 +37,8 @@ class ProjectPatch(Patch):
         looks: Template | None,
         warn: Callable[[str], None],
     ) -> None:
-        """`looks`: how prompts are written, if edits are to take a second look at them; `warn` is told of each edit
-        that is in force but damaged."""
+        """`looks`: how prompts are written, if edits are to take a second look at them; `warn`, a plain function (a
+        copied model copies its hooks, but not what these call), is told of each edit that is in force but damaged."""
         self.last_change = project.ledger.last_change()  # before anything is read: what comes later is seen later
         merged, expert_of = project.merged(), project.ledger.experts_in_force()
         self.edits, self.damaged = merged.experts, merged.damaged

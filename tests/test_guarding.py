@@ -126,14 +126,16 @@ def test_a_doctored_guard_is_noticed(make_editor, demo_base):
     file.write_bytes(content)
     with pytest.raises(DamageFound, match="is not the guard that was committed"):
         PatchedModel(project, base=demo_base)
-    assert [problem.where for problem in verify(project)] == [file.name]
+    assert [problem.where for problem in verify(project, deep=True)] == [file.name]
 
 
 @pytest.mark.parametrize("change", ["update guard set prompt = 'x' where id = 3", "delete from guard where id = 9"])
 def test_doctored_rows_are_noticed(make_editor, change):
     project = make_editor("closed-form", **FAST).project
     project.ledger.db.execute(change)
-    assert ["rows in `scen.db` are not those" in problem.what for problem in verify(project)] == [True]
+    assert [problem.what for problem in verify(project)] == ["the guard's prompts are not those that were committed"]
+    with pytest.raises(DamageFound, match="rows in `scen.db` are not those"):
+        project.guard()
 
 
 def test_a_prompt_of_an_edit_that_the_base_wrote_itself_does_not_raise_theta(make_editor):

@@ -69,6 +69,8 @@ def edit(
     from scen_cli.data.entries import bad_lines
 
     _check_policy(conflicts, reason)
+    if [file is not None, suite is not None, prompt is not None or target is not None].count(True) != 1:
+        raise UsageError("give one of: a file, `--suite`, or `--prompt` with `--target`", hint="`scen edit --help`")
     events, items = log_or_records(file)
     if events:
         if first or learn_rephrases or conflicts != "refuse" or batch > 1:
@@ -154,8 +156,6 @@ def _entries(
     from scen_cli.data.records import SourceLine, check_record
     from scen_cli.data.suites import load_suite
 
-    if [file is not None, suite is not None, prompt is not None or target is not None].count(True) != 1:
-        raise UsageError("give one of: a file, `--suite`, or `--prompt` with `--target`", hint="`scen edit --help`")
     if file is not None:
         return read_entries(file, items)
     if suite is not None:

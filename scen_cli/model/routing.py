@@ -25,10 +25,10 @@ class Whitening:
     scales: Tensor
 
     def __call__(self, keys: Tensor) -> Tensor:
-        """Keys (..., h) whitened, (..., h), at unit length."""
-        unit = nn.functional.normalize
-        mean, axes, scales = (tensor.to(keys.device).float() for tensor in (self.mean, self.axes, self.scales))
-        centred = unit(keys.float() - mean, dim=-1)
+        """Keys (..., h) whitened, (..., h), at unit length, in float32; in float64 if the keys are."""
+        unit, keys = nn.functional.normalize, at_least_single(keys)
+        mean, axes, scales = (tensor.to(keys) for tensor in (self.mean, self.axes, self.scales))
+        centred = unit(keys - mean, dim=-1)
         return unit(centred + ((centred @ axes.T) * scales) @ axes, dim=-1)
 
 
@@ -57,10 +57,16 @@ def activations_of(
 
 
 def prepare(keys: Tensor, cosine: bool, whitening: Whitening | None = None) -> Tensor:
-    """Keys (rows, h) as neurons are to meet them, float32: as they are; for the cosine at unit length."""
+    """Keys (rows, h) as neurons are to meet them, float32 (or float64): as they are; for the cosine at unit length."""
+    keys = at_least_single(keys)
     if not cosine:
-        return keys.float()
-    return nn.functional.normalize(keys.float(), dim=-1) if whitening is None else whitening(keys)
+        return keys
+    return nn.functional.normalize(keys, dim=-1) if whitening is None else whitening(keys)
+
+
+def at_least_single(keys: Tensor) -> Tensor:
+    """Keys in float32, unless they are in float64."""
+    return keys if keys.dtype == torch.float64 else keys.float()
 
 
 def ready(neurons: Tensor, cosine: bool) -> Tensor:
@@ -70,7 +76,7 @@ def ready(neurons: Tensor, cosine: bool) -> Tensor:
 
 def score(prepared: Tensor, neurons: Tensor, cosine: bool) -> Tensor:
     """Activations (rows, t) of prepared keys (rows, h) and ready neurons, without biases: one product."""
-    product = prepared @ neurons.float().T
+    product = prepared @ neurons.to(prepared.dtype).T
     return product if cosine else torch.sigmoid(product)
 
 

@@ -313,11 +313,14 @@ class TestLedgerCommands:
         assert f"   1  active  {long}?  Riga" in printed
         assert all(line == line.rstrip() for line in printed)
 
-    def test_revert_of_an_edit_that_superseded_another_says_that_it_stays(self, scen, at):
+    def test_reverting_an_edit_brings_back_the_one_it_had_superseded(self, scen, at):
         for target in ("Peru", "Cuba"):
             scen("edit", "--prompt", RECORDS[0].prompt, "--target", target, *at)
         assert json.loads(scen("show", "2", *at, "--json").stdout)["supersedes"] == [1]
-        assert "edit 1, which it superseded, stays so" in scen("revert", "2", *at).stdout
+        told = scen("revert", "2", *at).stdout
+        assert "1 edits in force; edit 1, which it had superseded, is in force again" in told
+        assert json.loads(scen("ask", RECORDS[0].prompt, *at, "--json").stdout)["patched"] == "Peru"
+        assert "0 edits in force" in scen("revert", "1", *at).stdout
 
     def test_revert_is_felt_at_once(self, scen, edited_at):
         assert "39 edits in force" in scen("revert", "1", *edited_at).stdout
@@ -331,13 +334,16 @@ class TestLedgerCommands:
         assert scen("merge", *edited_at).stdout == first
 
     def test_verify_finds_damage_and_repairs_what_it_can(self, scen, edited_at):
-        assert "every file is as it was committed" in scen("verify", *edited_at).stdout
+        assert "40 edits: ledger, log and files agree" in scen("verify", *edited_at).stdout
+        deep = scen("verify", "--deep", "--behaviour", *edited_at).stdout
+        for said in ("every file is as it was committed", "keys are what the base gives", "calls itself and says its"):
+            assert said in deep
         (edited_at[1] / "edits" / "stray").write_text("x")
-        assert "belongs to no edit" in scen("verify", *edited_at, code=12).stdout
+        assert "belongs to nothing" in scen("verify", *edited_at, code=12).stdout
         assert "removed `edits/stray`" in scen("verify", "--repair", *edited_at).stdout
         victim = sorted((edited_at[1] / "edits").iterdir())[4]
         victim.write_bytes(victim.read_bytes()[:-1])
-        assert "content of edit 5" in scen("verify", *edited_at, code=12).stdout
+        assert "edit 5 was" in scen("verify", *edited_at, code=12).stdout
 
     @pytest.mark.parametrize(
         "command", [["status"], ["edit", "-"], ["ask", "x"], ["merge"], ["revert", "1"], ["verify"]]
