@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO, cast
@@ -58,7 +58,8 @@ def _standard_input() -> Iterator[TextIO]:
     try:
         yield text
     finally:
-        text.detach()  # closing it would close standard input
+        with suppress(ValueError):  # somebody else has closed it
+            text.detach()  # closing it would close standard input
 
 
 def _first_letters(file: TextIO) -> str:

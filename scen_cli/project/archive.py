@@ -36,8 +36,9 @@ def backup(project: Project, file: Path) -> tuple[int, int]:
 
     Raises `UsageError` if the file exists, `DamageFound` if a file of the project is not what was committed.
     """
-    if file.exists():
-        raise UsageError(f"`{file}` exists already", hint="give the backup a new name")
+    if file.exists() or not file.parent.is_dir():
+        said = "exists already" if file.exists() else "cannot be written: there is no such folder"
+        raise UsageError(f"`{file}` {said}", hint="give the backup a new name")
     for _ in range(TRIES - 1):
         with suppress(DamageFound):
             return _backup(project, file)

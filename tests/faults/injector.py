@@ -14,7 +14,6 @@ from scen_cli.project import disk
 
 KILL, POWER = "SIGKILL", "power cut"
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EACCES": errno.EACCES}
-KINDS = (KILL, POWER, *ERRORS)
 FILE_STEPS = {"create", "write", "fsync", "rename", "fsync folder", "remove", "make folder"}
 OF_SQLITE = {
     "ENOSPC": "database or disk is full",

@@ -1,12 +1,14 @@
-"""Every operation, stopped at every step that touches the disk, in five ways: nothing is lost, nothing half done.
+"""Every operation, stopped at every step that touches the disk: nothing is lost, nothing half done.
 
-As SQLite's own tests do it: the n-th step fails, for n from 1 until none fails any more. After each fault the project
+As SQLite's own tests do it: the n-th step fails, for n from 1 until none fails any more: by SIGKILL, by a power cut
+that takes what was not flushed, by a full disk, an I/O error or a lack of rights. After each fault the project
 verifies, or is repaired to do so; every edit that stood before stands; the same command run again ends as if nothing
 had happened: the same rows, files and answers.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import partial
 
@@ -16,7 +18,7 @@ from scen_cli.editor import Editor
 from scen_cli.project.check import repair, verify
 from scen_cli.project.project import Project
 from scen_cli.project_setup import new_project
-from tests.faults.injector import DONE, FILE_STEPS, KILL, KINDS, POWER, Injector, in_child, steps_of
+from tests.faults.injector import DONE, ERRORS, FILE_STEPS, KILL, POWER, Injector, in_child, steps_of
 from tests.faults.operations import OPERATIONS, answers, snapshot
 
 pytestmark = pytest.mark.faults
@@ -48,7 +50,7 @@ def test_a_fault_at_any_step(begun, tmp_path, demo_base, capsys):
     steps = steps_of(lambda: operation.act(unbroken, demo_base), tmp_path / "steps")
     said = said_by(unbroken, demo_base, tmp_path)
     before, after = snapshot(start), snapshot(unbroken)
-    points = [(nth, what, kind) for nth, (what, _where) in enumerate(steps, start=1) for kind in kinds_at(what)]
+    points = [(nth, what, kind) for nth, (what, _where) in enumerate(steps, start=1) for kind in kinds_at(nth, what)]
     for nth, what, kind in points:
         at = f"{name}, step {nth} ({what}), {kind}"
         folder = shutil.copytree(start, tmp_path / "struck")
@@ -58,16 +60,19 @@ def test_a_fault_at_any_step(begun, tmp_path, demo_base, capsys):
         assert in_child(act) == DONE, at
         assert verify(Project(folder), deep=True) == [], at
         assert snapshot(folder) == after, at
-        assert said_by(folder, demo_base, tmp_path) == said, at
+        if kind == KILL:  # where all bytes are the same, so are the answers: asked of one kind
+            assert said_by(folder, demo_base, tmp_path) == said, at
         shutil.rmtree(folder)
     with capsys.disabled():
         print(f"\n{name}: {len(steps)} steps, {len(points)} points, 0 edits lost, 0 unclean after repair", end="")
-    assert len(points) >= 40
+    assert len(points) >= 15
 
 
-def kinds_at(what):
-    """The faults to try at a step: a power cut where it may take more than a kill does."""
-    return [kind for kind in KINDS if kind != POWER or what in ("fsync", "fsync folder")]
+def kinds_at(nth, what):
+    """The faults to try at a step: a kill, an error (each in turn, or all of them with SCEN_FAULTS=all), and a power
+    cut where it may take more than a kill does."""
+    errors = list(ERRORS) if os.environ.get("SCEN_FAULTS") == "all" else [list(ERRORS)[nth % len(ERRORS)]]
+    return [KILL, *errors, *([POWER] if what in ("fsync", "fsync folder") else [])]
 
 
 def said_by(folder, base, aside):
