@@ -16,6 +16,7 @@ ASK, VERIFY, DEEP, EXPORT = (
     "verify --deep --dir {p}",
     "export --out {o} --dir {p}",
 )
+SCORE = "eval --quick --suite demo --dir {p}"
 MORE = f'edit --prompt "{THIRD.prompt}" --target "{THIRD.target}" --dir {{p}}'
 FIRED, QUARANTINED = "edit 1 fired", "damaged"
 RANK, H, D = 4, 768, 96
@@ -79,9 +80,9 @@ def folder_for(path_of):
 
 
 def many_tensors(ground: Ground) -> bytes:
-    """A header of 5 MB: a table of 100,000 tensors without content."""
+    """A header of 2 MB: a table of 50,000 tensors without content."""
     one = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
-    return header(b"{" + b",".join(one % number for number in range(100_000)) + b"}")
+    return header(b"{" + b",".join(one % number for number in range(50_000)) + b"}")
 
 
 def shaped(shape: list[int], offsets: list[int], data: int = 64) -> bytes:
@@ -114,7 +115,7 @@ ATTACKS = [
         for name, c in UNREADABLE.items()
     ),
     *(Attack(f"expert: {name}, verified", expert(c), VERIFY, 12, "edits/000001-") for name, c in UNREADABLE.items()),
-    Attack("expert: 100,000 tensors", expert(many_tensors, True), EXPORT, 12, "edits/000001-"),
+    Attack("expert: 50,000 tensors", expert(many_tensors, True), EXPORT, 12, "edits/000001-"),
     Attack("expert: a pickle, asked", expert(pickled), ASK, 0, QUARANTINED, pending=True),
     Attack("expert: a pickle, shown", expert(pickled), "show 1 --dir {p}", 0, "In which country is"),
     Attack("expert: a pickle, reverted", expert(pickled), "revert 1 --dir {p}", 0, "edit 1 reverted"),
@@ -175,6 +176,7 @@ ATTACKS = [
     Attack("guard: a pickle, verified", guard(pickled), VERIFY, 12, "guard-"),
     Attack("guard: a pickle, asked", guard(pickled), ASK, 12, "is not the guard that was committed"),
     Attack("guard: a pickle, more edits", guard(pickled), MORE, 12, "is not the guard that was committed"),
+    Attack("guard: a pickle, scored", guard(pickled), SCORE, 12, "is not the guard that was committed"),
     Attack("guard: missing", guard(None), ASK, 12, "is not the guard that was committed"),
     Attack("guard: a folder", folder_for(Ground.guard_file), VERIFY, 12, "guard-"),
     Attack("guard: a pipe", lambda g: replace_by_fifo(g.guard_file()), ASK, 12, "guard-", seconds=5),

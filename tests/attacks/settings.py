@@ -7,7 +7,7 @@ import shutil
 
 from scen_cli.model.base import DEMO
 from tests.attacks.attack import Attack, Ground
-from tests.attacks.experts import ASK, EXPORT, MORE, VERIFY
+from tests.attacks.experts import ASK, EXPORT, MORE, SCORE, VERIFY
 from tests.attacks.ledger import SHOW, STATUS, sql
 
 
@@ -55,6 +55,7 @@ NO_JSON = "update settings set value = '{' where name = '%s'"
 
 ATTACKS = [
     Attack("settings: a base of the same shape, asked", foreign, ASK, 2, "weights in"),
+    Attack("settings: a base of the same shape, scored", foreign, SCORE, 2, "weights in"),
     Attack("settings: a base of the same shape, edited", foreign, MORE, 2, "weights in"),
     Attack("settings: a base of the same shape, and its stamp", stamped, ASK, 2, "weights in", pending=True),
     Attack("settings: a base that is not there", setting("model", "./gone"), ASK, 2, "neither a folder"),
