@@ -27,8 +27,9 @@ def read_items(path: str) -> Iterator[tuple[int, object]]:
     """
     try:
         with _open(path) as file:
-            start = _first_letters(file)
-            yield from (_array(file, start, path) if start.lstrip().startswith("[") else _lines(file, start))
+            blank, start = _first_letters(file)
+            array = start.lstrip().startswith("[")
+            yield from (_array(_Window(file, start, path, blank + 1)) if array else _lines(file, start, blank))
     except OSError as error:
         raise UsageError(f"cannot read `{path}`: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -62,21 +63,17 @@ def _standard_input() -> Iterator[TextIO]:
             text.detach()  # closing it would close standard input
 
 
-def _first_letters(file: TextIO) -> str:
-    """The start of the file up to its first letter, without a byte order mark."""
-    start = file.read(1).removeprefix("\ufeff") or file.read(1)
-    while start and not start.strip():
-        letter = file.read(1)
-        if not letter:
-            break
-        start += letter
-    return start
+def _first_letters(file: TextIO) -> tuple[int, str]:
+    """The first line that is not blank, or a piece of it, without a byte order mark; and how many stand before it."""
+    start, blank = file.readline(_PIECE).removeprefix("\ufeff"), 0
+    while not start.strip() and (more := file.readline(_PIECE)):
+        blank += start.count("\n")
+        start = more
+    return blank, start
 
 
-def _lines(file: TextIO, start: str) -> Iterator[tuple[int, object]]:
-    number = start.count("\n")
-    rest = start.rpartition("\n")[2]
-    while raw := rest + file.readline(LONGEST_RECORD):
+def _lines(file: TextIO, rest: str, number: int) -> Iterator[tuple[int, object]]:
+    while raw := rest if rest.endswith("\n") else rest + file.readline(LONGEST_RECORD):
         number, rest = number + 1, ""
         if len(raw) > LONGEST_RECORD - 1 and not raw.endswith("\n"):
             while (more := file.readline(LONGEST_RECORD)) and not more.endswith("\n"):
@@ -89,13 +86,21 @@ def _lines(file: TextIO, start: str) -> Iterator[tuple[int, object]]:
 def _decode(raw: str) -> object:
     """The decoded value, or the error: bad JSON, or numbers and nesting beyond Python's limits."""
     try:
-        return json.loads(raw)
+        return json.loads(raw, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return error
 
 
-def _array(file: TextIO, start: str, path: str) -> Iterator[tuple[int, object]]:
-    window = _Window(file, start, path)
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object. `ValueError` for a field that it has twice: only one of the two can be meant."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _value in pairs]
+        raise ValueError(f"an object has the field {next(name for name in names if names.count(name) > 1)!r} twice")
+    return fields
+
+
+def _array(window: _Window) -> Iterator[tuple[int, object]]:
     window.take("[")
     if window.peek() == "]":
         window.take("]")
@@ -110,12 +115,15 @@ def _array(file: TextIO, start: str, path: str) -> Iterator[tuple[int, object]]:
         raise window.error("Extra data")
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 class _Window:
     """The part of an array's text that is being read, and where in the file it stands."""
 
-    def __init__(self, file: TextIO, start: str, path: str) -> None:
+    def __init__(self, file: TextIO, start: str, path: str, line: int) -> None:
         self._file, self._text, self._path = file, start, path
-        self._line, self._column = 1, 1
+        self._line, self._column = line, 1
 
     def peek(self) -> str:
         """The next character that is no space; nothing at the end."""
@@ -135,7 +143,7 @@ class _Window:
         self.peek()
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self._text)
+                value, end = _DECODER.raw_decode(self._text)
             except json.JSONDecodeError as error:
                 if len(self._text) <= LONGEST_RECORD and self._fill():
                     continue

@@ -24,6 +24,8 @@ def clean_text(text: str) -> str:
     """The text without space around it. Raises `ValueError` if nothing is left, or it is no text."""
     if not text.strip():
         raise ValueError("is empty")
+    if "\0" in text:  # SQLite and C libraries take it for the end
+        raise ValueError("holds a NUL character")
     if any("\ud800" <= letter <= "\udfff" for letter in text):  # half of a pair: no such text exists
         raise ValueError("holds half a Unicode character")
     return text.strip()

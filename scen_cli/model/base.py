@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from scen_cli.errors import ScenError, UsageError
+from scen_cli.model.checking import check_files, needs_code
 
 DEMO = Path(__file__).parent.parent / "demo" / "base"
 ALIASES = {
@@ -71,18 +72,30 @@ def load_base(
 
     `dtype` is `auto` (the checkpoint's own) or a key of `DTYPES`.
 
-    Raises `UsageError` for a base that is missing or not a causal language model.
+    Raises `UsageError` for a base that is missing, not whole, not a causal language model, or needs code of its own.
     """
     where, folder = pick_device(device), folder_of(name, revision)
+    check_files(name, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES.get(dtype, "auto"), use_safetensors=True, trust_remote_code=False
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES.get(dtype, "auto"),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # a bad file can fail in any of four libraries
         if type(error).__name__ == "OutOfMemoryError":
             raise
+        if needs_code(folder):
+            raise UsageError(
+                f"`{name}` cannot be loaded without code of its own, which scen never runs",
+                hint="only bases that transformers itself has a class for can be edited",
+            ) from error
         raise UsageError(f"`{name}` cannot be loaded: {_first_line(error)}") from error
+    if lacking := sorted(loaded["missing_keys"]):  # transformers would fill them at random
+        raise UsageError(f"`{name}` cannot be loaded: it lacks {len(lacking)} weights, `{lacking[0]}` among them")
     model.requires_grad_(False)
     own = model.generation_config  # sampling and penalties that the checkpoint ships are not the base's answers
     model.generation_config = GenerationConfig(

@@ -89,8 +89,12 @@ class Template:
 
         The answer is tokenised together with the prompt where that leaves the prompt's own ids
         as they are, since that is what the base meets in its training text; else by itself.
+        Raises `UsageError` for an answer with an end token within.
         """
         answer = self.tokenizer(target, add_special_tokens=False).input_ids
+        if ends := [token for token in answer if token in self.end_ids]:
+            token = self.tokenizer.convert_ids_to_tokens(ends[0])
+            raise UsageError(f"target {target!r} has the end token {token} in it: no answer goes on beyond that")
         if self.form != "chat":
             text, before = self._text(prompt), self.prompt_ids(prompt)
             gap = " " if self.form == "none" else ""
@@ -165,6 +169,7 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
     # Of several, a target gets the one the tokenizer itself would write, else the first.
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else next(iter(ends), None)
     if form == "chat":
+        _check_chat(tokenizer)
         end = _end_of_turn(tokenizer, ends, end)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if end is None or not 0 <= end < vocabulary:
@@ -173,6 +178,22 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
             hint="set `eos_token_id` in the base's generation_config.json",
         )
     return Template(tokenizer, form, int(end), tuple(ends))
+
+
+def _check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `UsageError` if the tokenizer's chat template fails, or says nothing of what was asked."""
+    asked = [{"role": "user", "content": _PROBES[0]}]
+    answered = [*asked, {"role": "assistant", "content": _PROBES[1]}]
+    try:
+        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(answered, tokenize=False)
+    except Exception as error:  # it is a program, and can fail as programs do
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"this tokenizer's chat template cannot be used: {told}", hint="use `--template none` or a string"
+        ) from error
+    if _PROBES[0] not in text:
+        raise UsageError("this tokenizer's chat template leaves the prompt out", hint="`--template none`, or a string")
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ends: list[int], otherwise: int | None) -> int | None:

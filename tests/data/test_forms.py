@@ -138,7 +138,11 @@ def test_records_of_the_same_id_are_a_problem(tmp_path):
 
 
 # Any text JSON can carry, but for half characters; space around it is not kept, so none is made.
-_texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).map(str.strip).filter(bool)
+_texts = (
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
+    .map(str.strip)
+    .filter(bool)
+)
 _questions = st.builds(Question, prompt=_texts, target=_texts, kind=st.none() | _texts)
 _neighbours = st.builds(Neighbour, prompt=_texts, target=st.none() | _texts, kind=st.none() | _texts)
 _records = st.builds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
 
 import pytest
@@ -67,3 +68,25 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     tracemalloc.stop()
     assert count == 20_000
     assert peak < 2 << 20 < path.stat().st_size
+
+
+def test_a_field_that_stands_twice_is_told_by_name(tmp_path):
+    [(_place, problem), after] = items(tmp_path / "a.jsonl", '{"a": {"b": 1, "b": 2}}\n{"a": 1}\n')
+    assert str(problem) == "an object has the field 'b' twice"
+    assert after == (2, {"a": 1})
+    with pytest.raises(UsageError, match="the field 'b' twice"):
+        items(tmp_path / "a.json", '[{"b": 1, "b": 2}]')
+
+
+def test_much_white_space_takes_neither_time_nor_memory(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n" * 300_000 + " " * 3_000_000 + '7\n\n{"a": 1}\n')
+    tracemalloc.start()
+    started = time.perf_counter()
+    assert list(read_items(str(path))) == [(300_001, 7), (300_003, {"a": 1})]
+    assert time.perf_counter() - started < 5
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    with pytest.raises(UsageError, match="line 4, column 3: Expecting value"):
+        items(tmp_path / "b.json", "\n \n\n[ }\n")

@@ -1,0 +1,115 @@
+"""The corpus, attack by attack: the right exit code, a message, no traceback, no code run, no hang, no memory spent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from scen_cli.cli import app
+from tests.attacks import checkpoints, experts, ledger, records, settings
+from tests.attacks.attack import Attack, Ground
+
+ATTACKS = [*experts.ATTACKS, *ledger.ATTACKS, *settings.ATTACKS, *records.ATTACKS, *checkpoints.ATTACKS]
+MEMORY = 300 << 10  # KiB: what all attacks together may take beyond what the process had
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # of a terminal, or of its reader
+
+
+@pytest.fixture(scope="session")
+def healthy(tmp_path_factory, demo_base) -> Path:
+    """A small project with a guard, low-rank experts and two edits."""
+    from scen_cli.data.suites import demo_edits, load_suite
+    from scen_cli.editor import Editor
+    from scen_cli.project_setup import new_project
+    from tests.conftest import edit_all
+
+    folder = tmp_path_factory.mktemp("healthy")
+    guard = folder / "guard.jsonl"
+    guard.write_text("".join(f'{{"prompt": "{prompt}"}}\n' for prompt in load_suite("demo").locality[:100]))
+    changes = {"rank": 4, "false_activation": 0.05, "variants": 0, "expert_steps": 30}
+    project = new_project(folder / "p", "demo", guard=guard, changes=changes, base=demo_base)
+    editor = Editor(project, base=demo_base)
+    made = edit_all(editor, demo_edits()[:2])
+    editor.detach()
+    project.close()
+    assert [edit.state for edit in made] == ["active", "active"]
+    return project.folder
+
+
+def make(attack: Attack, healthy: Path, folder: Path) -> list[str]:
+    """Prepare an attack and run its command; returns what is wrong with how scen took it."""
+    ground = Ground(folder)
+    shutil.copytree(healthy, ground.project)
+    attack.prepare(ground)
+    started = time.monotonic()
+    result = CliRunner().invoke(app, ground.words(attack.command))
+    seconds = time.monotonic() - started
+    told = f"{result.stdout}\n{result.stderr}"
+    wrong = []
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        wrong.append(f"traceback: {result.exception!r}")
+    if result.exit_code != attack.code:
+        wrong.append(f"exit code {result.exit_code}, not {attack.code}")
+    if attack.says not in told:
+        wrong.append(f"does not say {attack.says!r}")
+    if found := _CONTROL.findall(told):
+        wrong.append(f"control characters came through: {found[:3]!r}")
+    if ground.canary.exists():
+        wrong.append("code ran")
+    if seconds > attack.seconds:
+        wrong.append(f"took {seconds:.0f} s")
+    return [*wrong, told[-2000:]] if wrong else []
+
+
+def _marked(attack: Attack):
+    marks = [pytest.mark.xfail(strict=False, reason="not met yet")] if attack.pending else []
+    return pytest.param(attack, id=attack.name, marks=marks)
+
+
+@pytest.mark.parametrize("attack", [_marked(attack) for attack in ATTACKS])
+def test_an_attack_is_taken_as_it_should_be(attack, healthy, tmp_path):
+    wrong = make(attack, healthy, tmp_path)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_is_a_corpus_and_every_attack_has_a_name_of_its_own():
+    names = [attack.name for attack in ATTACKS]
+    assert len(names) >= 70
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_the_whole_corpus_takes_little_memory(healthy, tmp_path):
+    """In a child of this warm process, so that its peak is of the attacks alone."""
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    child = context.Process(target=_run_all, args=(healthy, tmp_path, writer))
+    child.start()
+    child.join(600)
+    if child.is_alive():
+        child.kill()
+    assert child.exitcode == 0
+    taken, worst = reader.recv()
+    assert taken < MEMORY, f"{taken >> 10} MiB, most of them by {worst}"
+
+
+def _run_all(healthy: Path, folder: Path, writer) -> None:
+    first, worst, name = _peak(), 0, ""
+    for number, attack in enumerate(ATTACKS):
+        before = _peak()
+        make(attack, healthy, folder / str(number))
+        if _peak() - before > worst:
+            worst, name = _peak() - before, attack.name
+        shutil.rmtree(folder / str(number))
+    writer.send((_peak() - first, name))
+
+
+def _peak() -> int:
+    """The most memory this process has had at once, in KiB."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
