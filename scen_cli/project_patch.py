@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -39,8 +39,10 @@ class ProjectPatch(Patch):
     ) -> None:
         """`looks`: how prompts are written, if edits are to take a second look at them; `warn`, a plain function (a
         copied model copies its hooks, but not what these call), is told of each edit that is in force but damaged."""
-        self.last_change = project.ledger.last_change()  # before anything is read: what comes later is seen later
-        merged, expert_of = project.merged(), project.ledger.experts_in_force()
+        with project.ledger.reading():  # all of one moment: what comes later is seen later
+            self.last_change = project.ledger.last_change()
+            merged, expert_of = project.merged(), project.ledger.experts_in_force()
+            rank_of = project.ledger.ranks_in_force()
         self.edits, self.damaged = merged.experts, merged.damaged
         self.longest_answer: int | None = None  # in tokens, once it has been asked for
         self.expert_of = expert_of  # of each edit in force
@@ -48,7 +50,7 @@ class ProjectPatch(Patch):
         self._row_of = {edit: of_expert[expert] for edit, expert in expert_of.items() if expert in of_expert}
         for expert, error in merged.damaged.items():
             warn(f"edit {expert} is quarantined, it calls nothing: {error}")
-        experts = StoredExperts(project, merged.experts, edited, warn)
+        experts = StoredExperts(project, merged.experts, rank_of, edited, warn)
         self.full_at_once = experts.at_once if (experts.ranks == 0).any() else None  # None: there are none
         device = edited.projection.weight.device
         whole = {edit: expert for edit, expert in expert_of.items() if expert in of_expert}
@@ -84,9 +86,14 @@ class StoredExperts(Experts):
     of full ones the last few are kept. One whose file is damaged is quarantined: its prompts are the base's."""
 
     def __init__(
-        self, project: Project, experts: Sequence[int], edited: EditedLayer, warn: Callable[[str], None]
+        self,
+        project: Project,
+        experts: Sequence[int],
+        rank_of: Mapping[int, int],
+        edited: EditedLayer,
+        warn: Callable[[str], None],
     ) -> None:
-        rank_of, device = project.ledger.ranks_in_force(), edited.projection.weight.device
+        device = edited.projection.weight.device
         d, h = edited.projection_shape
         for expert in experts:
             if not 0 <= rank_of[expert] <= HIGHEST_RANK:

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from scen_cli.data.logs import LogEvent
+from scen_cli.data.records import SourceLine
 from scen_cli.edit_run import Outcome, outcome_of
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
+from scen_cli.project.ledger import now
 from scen_cli.project.rows import Threshold
 from scen_cli.reverting import revert
 
@@ -36,25 +38,29 @@ def differences(editor: Editor, events: Sequence[LogEvent]) -> list[str]:
 
 
 def replay(editor: Editor, events: Sequence[LogEvent]) -> Iterator[list[Outcome]]:
-    """Do what a log tells; yields what became of each edit. Call inside `project.writing()`.
+    """Do what a log tells, from where an earlier run stopped; yields what became of each edit. Call inside
+    `project.writing()`.
 
-    Edits of the log that are in force already are not made again. Raises `UsageError` for a log that takes back an
-    edit it never made.
+    Raises `UsageError` for a log that takes back an edit it never made.
     """
+    log = f"log {events[0].hash[:16]}"  # the source of its edits: by it they are known again
+    made = {edit.source_line: edit.id for edit in editor.project.ledger.edits() if edit.source == log}
     new_id: dict[int, int] = {}  # of each edit of the log
     for (kind, _), group in groupby(events, key=_together):
         some = list(group)
+        behind = some[-1].where.line < max(made, default=0)
         if kind in ("edit", "edit-failed"):
-            made = _edit(editor, some, new_id)
-            ids = zip(some, made, strict=True)
+            done = [_known_already(made[event.where.line], event) for event in some if event.where.line in made]
+            outcomes = done if len(done) == len(some) else _edit(editor, some, log, new_id)
+            ids = zip(some, outcomes, strict=True)
             new_id.update((event.edit, outcome.edit) for event, outcome in ids if event.edit and outcome.edit)
-            yield made
-        elif kind == "revert":
-            revert(editor.project, *[_known(new_id, event, event.edit) for event in some])
-        elif kind == "calibrate":
-            told = some[0].detail
-            threshold = told.get("threshold") or {name: told[name] for name in ("theta", "chosen_by")} | {"created": ""}
-            editor.project.set_threshold(Threshold(**threshold))
+            yield outcomes
+        elif kind == "revert" and not behind:
+            _revert(editor, some, new_id)
+        elif (
+            kind == "calibrate" and not behind and (wanted := _threshold(some[0])) != editor.project.ledger.threshold()
+        ):
+            editor.project.set_threshold(wanted)
 
 
 def _together(event: LogEvent) -> tuple[str, object]:
@@ -65,21 +71,15 @@ def _together(event: LogEvent) -> tuple[str, object]:
     return event.kind, tuple(together) if together else event.where.line
 
 
-def _edit(editor: Editor, events: Sequence[LogEvent], new_id: dict[int, int]) -> list[Outcome]:
-    records = [(event.record, event.where) for event in events if event.record is not None]
-    there = {record.prompt: editor.project.ledger.find_same(record.prompt, record.target) for record, _ in records}
-    known = [next((edit for edit in there[record.prompt] if edit.state == "active"), None) for record, _ in records]
-    if all(known):
-        return [
-            Outcome(str(where), "skipped", edit.id, f"already edit {edit.id}")
-            for (_record, where), edit in zip(records, known, strict=True)
-            if edit
-        ]
-    active = editor.project.ledger.experts_in_force()
-    superseding = [
-        tuple(sorted({new_id.get(older, 0) for older in event.detail.get("supersedes", [])} & set(active)))
-        for event in events
-    ]
+def _known_already(edit: int, event: LogEvent) -> Outcome:
+    return Outcome(str(event.where), "skipped", edit, f"already edit {edit}")
+
+
+def _edit(editor: Editor, events: Sequence[LogEvent], log: str, new_id: dict[int, int]) -> list[Outcome]:
+    records = [(event.record, SourceLine(log, event.where.line)) for event in events if event.record is not None]
+    active = set(editor.project.ledger.experts_in_force())
+    told = [event.detail.get("supersedes") or [] for event in events]
+    superseding = [tuple(sorted({new_id.get(older, 0) for older in some} & active)) for some in told]
     try:
         edits = editor.edit_together(records, superseding)
     except UsageError as error:
@@ -87,7 +87,19 @@ def _edit(editor: Editor, events: Sequence[LogEvent], new_id: dict[int, int]) ->
     return [outcome_of(editor, edit, where) for edit, (_record, where) in zip(edits, records, strict=True)]
 
 
-def _known(new_id: dict[int, int], event: LogEvent, edit: int | None) -> int:
-    if edit not in new_id:
-        raise UsageError(f"{event.where}: takes back edit {edit}, which the log did not make")
-    return new_id[edit]
+def _revert(editor: Editor, events: Sequence[LogEvent], new_id: dict[int, int]) -> None:
+    for event in events:
+        if event.edit not in new_id:
+            raise UsageError(f"{event.where}: takes back edit {event.edit}, which the log did not make")
+    ids = [new_id[event.edit or 0] for event in events]
+    if any(editor.project.find(edit).state != "reverted" for edit in ids):
+        revert(editor.project, *ids)
+
+
+def _threshold(event: LogEvent) -> Threshold:
+    """A threshold as a log tells it. Raises `UsageError` for one that cannot be."""
+    told = event.detail.get("threshold") or {"theta": event.detail.get("theta"), "chosen_by": "hand", "created": now()}
+    try:
+        return Threshold(**told)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{event.where}: holds no threshold") from error

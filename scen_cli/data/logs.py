@@ -16,10 +16,11 @@ FIELDS = {"id", "created", "kind", "edit", "detail", "hash"}
 
 @dataclass(frozen=True)
 class LogEvent:
-    """One entry of a log: its number and kind, the edit it is about, what it tells, and of an edit the record and its
-    expert, by the id of the first edit that has it."""
+    """One entry of a log: its place, hash and kind, the edit it is about, what it tells, and of an edit the record and
+    its expert, by the id of the first edit that has it."""
 
     where: SourceLine
+    hash: str
     kind: str
     edit: int | None
     detail: dict[str, Any]
@@ -57,4 +58,4 @@ def _event(path: str, place: int, item: Any) -> LogEvent:
             raise ValueError("is of an edit, but has no record of it")
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
-    return LogEvent(where, str(item["kind"]), edit, detail, record, expert)
+    return LogEvent(where, str(item["hash"]), str(item["kind"]), edit, detail, record, expert)

@@ -14,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 from scen_cli.errors import DamageFound
 from scen_cli.project import disk, merging, store
 from scen_cli.project.guard import guard_setting, read_guard
+from scen_cli.project.lock import in_use
 from scen_cli.project.project import Project
 from scen_cli.project.rows import Edit
 from scen_cli.project.seal import LEDGER, SEAL, seal, seal_problem
 
+TRIES = 5
 LOW_RANK = {"lora_A", "lora_B"}
 REFITTED = {"refitted", "refitted_of"}
 
@@ -35,13 +37,30 @@ class Problem:
 
 def verify(project: Project, deep: bool = False) -> list[Problem]:
     """Compare the ledger with itself and with its files: that they are there and of their size; `deep`: every byte of
-    them, and what their tensors hold. An empty list means all is well."""
+    them, and what their tensors hold. An empty list means all is well.
+
+    While another process writes, what it has not finished yet (stray files, the cache, the seal) is no problem.
+    """
+    for _ in range(TRIES):
+        head = project.ledger.head()
+        busy = not project.is_writing and in_use(project.folder)
+        found = _verify(project, deep)
+        if not found or project.ledger.head() == head:
+            break  # else somebody else has changed the ledger meanwhile
+    return [problem for problem in found if problem.kind == "damage" or not busy]
+
+
+def _verify(project: Project, deep: bool) -> list[Problem]:
     try:
-        problems = [Problem(LEDGER, text) for text in project.ledger.integrity_problems()]
+        with project.ledger.reading():
+            problems = [Problem(LEDGER, text) for text in project.ledger.integrity_problems()]
+            edits = project.ledger.edits() if not problems else []
     except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:
         return [Problem(LEDGER, f"cannot be read: {error}")]
+    except DamageFound as error:
+        return [Problem(LEDGER, str(error))]
     try:
-        edits = project.ledger.edits()
+        edits = edits or project.ledger.edits()
         problems += [problem for edit in edits for problem in _edit_problems(project, edit, deep)]
         known = {edit.file for edit in edits} | {str((guard_setting(project.ledger) or {}).get("file"))}
         problems += _guard_problems(project, deep)

@@ -109,6 +109,18 @@ class Ledger:
             yield detail
             self._append_event(kind, edit, detail)
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside this block all is read as it was at one moment. Writers wait for its end: keep it short."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.db.rollback()
+
     def settings(self) -> dict[str, Any]:
         """Raises `DamageFound` if one of them is not JSON."""
         return {row["name"]: decoded(f"setting `{row['name']}`", row["value"]) for row in self.db["settings"].rows}

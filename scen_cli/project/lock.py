@@ -35,6 +35,19 @@ def locked(folder: Path, wait: float = AT_LEAST) -> Iterator[None]:
         lock.release()
 
 
+def in_use(folder: Path) -> bool:
+    """Whether somebody holds a project's lock right now."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # a folder that may only be read: nobody writes to it either
+        return False
+    lock.release()
+    return False
+
+
 def _holder(folder: Path) -> str:
     try:
         return (folder / HOLDER).read_text(encoding="utf-8").strip() or "another process"

@@ -66,7 +66,7 @@ class Project:
         Raises `NoProject`, `DamageFound` for a ledger that is not what scen writes, and `UsageError` for a project
         that a newer scen made.
         """
-        self.folder, self.wait = Path(folder), wait
+        self.folder, self.wait, self.is_writing = Path(folder), wait, False
         if not (self.folder / LEDGER).is_file() or (self.folder / LEDGER).is_symlink():
             raise NoProject(
                 f"no scen project in `{self.folder}`",
@@ -122,9 +122,11 @@ class Project:
     def writing(self) -> Iterator[None]:
         """Hold the project's lock, and seal the ledger at the end. Raises `ProjectLocked`, naming the holder."""
         with locked(self.folder, self.wait):
+            self.is_writing = True
             try:
                 yield
             finally:
+                self.is_writing = False
                 seal(self.folder)
 
     def commit(

@@ -137,10 +137,6 @@ def state(folder):
     return rows, [one.theta for one in project.ledger.thresholds()], project.merged().neurons.tobytes()
 
 
-def in_force(folder):
-    return {edit.prompt: edit.target for edit in Project(folder).ledger.edits("active")}
-
-
 class TestReplay:
     def test_edits_and_reverts_come_out_the_same(self, scen, at, tmp_path):
         again, result = remade(scen, at, tmp_path, "--recipe", "key")
@@ -174,8 +170,8 @@ class TestReplay:
             answers.append((found.texts, found.edits))
             editor.detach()
         assert answers[0] == answers[1]
-        scen("edit", "-", *again, stdin=scen("log", "--json", *at).stdout, code=3)  # again: what stands is skipped
-        assert in_force(again[1]) == in_force(at[1])
+        assert "0 edited, 7 skipped" in scen("edit", "-", *again, stdin=scen("log", "--json", *at).stdout).stdout
+        assert state(again[1]) == state(at[1])
 
     def test_another_base_layer_or_recipe_is_told_of(self, scen, at, tmp_path):
         _again, result = remade(scen, at, tmp_path, "--recipe", "key", "--layer", "1", "--seed", "3")
