@@ -73,12 +73,15 @@ class PatchedModel:
         self.base = base or load_base(name, settings["revision"], settings["dtype"], device)
         check_unchanged(self.base, settings)
         self.model = self.base.model
-        self.edited = find_layer(self.model, settings["layer"], settings.get("place", "down"))
+        try:
+            self.edited = find_layer(self.model, settings["layer"], settings.get("place", "down"))
+            self.template = make_template(self.base.tokenizer, self.model, settings["template"])
+        except UsageError as error:  # they did when the project was made
+            raise DamageFound(f"the project's settings do not fit its base: {error}", WHAT_HELPS) from error
         if self.edited.ffn_width != settings["ffn_width"]:
             raise DamageFound(
                 f"the project's keys are {settings['ffn_width']} wide, the base's {self.edited.ffn_width}", WHAT_HELPS
             )
-        self.template = make_template(self.base.tokenizer, self.model, settings["template"])
         guard = project.guard() if self.recipe.index == "closed-form" else None
         self._whitening = whitening_in(guard) if guard else None
         reading = reading_of(self.template, self.recipe)

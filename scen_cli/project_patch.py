@@ -49,7 +49,7 @@ class ProjectPatch(Patch):
         of_expert = {expert: row for row, expert in enumerate(merged.experts)}
         self._row_of = {edit: of_expert[expert] for edit, expert in expert_of.items() if expert in of_expert}
         for expert, error in merged.damaged.items():
-            warn(f"edit {expert} is quarantined, it calls nothing: {error}")
+            warn(f"edit {expert} is damaged and quarantined, it calls nothing: {error}")
         experts = StoredExperts(project, merged.experts, rank_of, edited, warn)
         self.full_at_once = experts.at_once if (experts.ranks == 0).any() else None  # None: there are none
         device = edited.projection.weight.device
@@ -95,17 +95,17 @@ class StoredExperts(Experts):
     ) -> None:
         device = edited.projection.weight.device
         d, h = edited.projection_shape
-        for expert in experts:
-            if not 0 <= rank_of[expert] <= HIGHEST_RANK:
-                raise DamageFound(f"the ledger says that expert {expert} has rank {rank_of[expert]}", WHAT_HELPS)
-        ranks = torch.tensor([rank_of[expert] for expert in experts], dtype=torch.long)
+        told = torch.tensor([min(rank_of[expert], HIGHEST_RANK + 1) for expert in experts], dtype=torch.long)
+        can_be = (told >= 0) & (told <= HIGHEST_RANK)
+        ranks = torch.where(can_be, told, 0)
         rows = int(ranks.sum())
         with torch.inference_mode(False):  # whoever asks first, others may be read by anybody later
             a, b = (torch.empty(rows, width, dtype=torch.float16, device=device) for width in (h, d))
         self.at_once = max(1, CACHE_BYTES // (d * h * 4))
-        self._experts, self._there, self._shape = experts, [False] * len(experts), (d, h)
+        self._experts, self._there, self._shape, self._warn = experts, [False] * len(experts), (d, h), warn
         self.quarantined: set[int] = set()  # rows
-        self._warn = warn
+        for row in (~can_be).nonzero().flatten().tolist():
+            self._quarantine(row, "the ledger tells a rank that cannot be")
         self._read = lambda row: project.expert(experts[row])  # a copied model copies its hooks, but not what they call
         super().__init__(
             a, b, ranks, lru_cache(self.at_once)(lambda row: _full(project.expert(experts[row]), edited).to(device))
@@ -117,11 +117,14 @@ class StoredExperts(Experts):
                 try:
                     self._have(row)
                 except DamageFound as error:
-                    self.quarantined.add(row)
-                    self._warn(f"edit {self._experts[row]} is quarantined, the base answers for it: {error}")
+                    self._quarantine(row, str(error))
             if row in self.quarantined:
                 choice = torch.where(choice == row, BASE, choice)
         return choice
+
+    def _quarantine(self, row: int, why: str) -> None:
+        self.quarantined.add(row)
+        self._warn(f"edit {self._experts[row]} is damaged and quarantined, the base answers for it: {why}")
 
     def _have(self, row: int) -> None:
         """Have an expert ready to be called. Raises `DamageFound` if it is not what the ledger says."""
@@ -131,7 +134,7 @@ class StoredExperts(Experts):
         elif not self._there[row]:
             stored, (d, h) = self._read(row), self._shape
             if isinstance(stored, np.ndarray) or (stored.lora_A.shape, stored.lora_B.shape) != ((rank, h), (d, rank)):
-                raise DamageFound("the ledger and its file tell different ranks or widths", WHAT_HELPS)
+                raise DamageFound("its file and the ledger tell different ranks, or the base has another width")
             place = slice(int(self.starts[row]), int(self.starts[row]) + rank)
             with torch.inference_mode(False), torch.no_grad():
                 self.a[place], self.b[place] = torch.from_numpy(stored.lora_A), torch.from_numpy(stored.lora_B).T
@@ -141,8 +144,8 @@ class StoredExperts(Experts):
 def _full(stored: np.ndarray | LowRankArrays, edited: EditedLayer) -> Tensor:
     """A full expert. If the project was compressed while this patch was in use, the matrix of what took its place."""
     if isinstance(stored, np.ndarray):
-        if stored.shape != edited.projection_shape or stored.dtype != np.float32:
-            raise DamageFound(f"its file holds {stored.dtype} {list(stored.shape)}", WHAT_HELPS)
+        if stored.shape != edited.projection_shape:
+            raise DamageFound(f"its file holds {list(stored.shape)}, the base {list(edited.projection_shape)}")
         return torch.from_numpy(stored)
     a, b = (torch.from_numpy(one).float() for one in (stored.lora_A, stored.lora_B))
     return edited.base_weight().cpu() + b @ a

@@ -39,7 +39,7 @@ def test_the_base_answers_for_a_damaged_expert_and_the_others_work(editor):
     flip(editor.project.folder / editor.project.find(2).file)
     editor.detach()
     with pytest.warns(
-        Quarantined, match=r"edit 2 is quarantined, the base answers for it: `edits/000002-.*` is not what"
+        Quarantined, match=r"edit 2 is damaged and quarantined, the base answers for it: `edits/000002-.*` is not what"
     ):
         answers = editor.answer(PROMPTS)
     assert answers.edits == [1, None, 3]
@@ -70,7 +70,7 @@ def test_a_project_without_its_cache_opens_beside_a_damaged_file(editor, demo_ba
     (editor.project.folder / "merged.safetensors").unlink()
     (editor.project.folder / editor.project.find(2).file).write_bytes(b"")
     opened = Editor(Project(editor.project.folder), base=demo_base)
-    with pytest.warns(Quarantined, match="edit 2 is quarantined, it calls nothing"):
+    with pytest.warns(Quarantined, match="edit 2 is damaged and quarantined, it calls nothing"):
         answers = opened.answer(PROMPTS)
     assert answers.edits[::2] == [1, 3]
     assert answers.edits[1] != 2
@@ -132,7 +132,7 @@ def test_the_commands_say_so(editor, scen):
     asked = scen("ask", PROMPTS[1], "--dir", folder, "--device", "cpu", "--json")
     told = json.loads(asked.stdout)
     assert (told["edit"], told["patched"]) == (None, told["base"])
-    assert "edit 2 is quarantined" in asked.stderr
+    assert "edit 2 is damaged and quarantined" in asked.stderr
     assert json.loads(scen("ask", PROMPTS[0], "--dir", folder, "--json").stdout)["edit"] == 1
     shown = scen("verify", "--behaviour", "--dir", folder, code=12)
     assert "edit 2: its prompt calls no edit" in shown.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -169,8 +170,10 @@ def _guard_problems(project: Project, deep: bool) -> list[Problem]:
 def _merged_problems(project: Project, deep: bool) -> list[Problem]:
     """Whether merged neurons that claim to be current are those of the files. (Asked only while the
     files are whole; a cache of other edits is merely old, and is not used.)"""
-    if not (project.folder / store.MERGED).is_file():
+    if not os.path.lexists(project.folder / store.MERGED):
         return []
+    if not (project.folder / store.MERGED).is_file():
+        return [Problem(store.MERGED, "is no file")]
     try:
         ids, _neurons = store.read_merged(project.folder)
     except DamageFound as error:

@@ -32,6 +32,7 @@ from scen_cli.project.history import (
 )
 from scen_cli.project.migrations import migrations
 from scen_cli.project.rows import WHAT_HELPS, Edit, GuardPrompt, Threshold, decoded, unreadable
+from scen_cli.project.schema import refuse_other_tables, refuse_what_runs, schema_problems
 
 CHANGES = "'edit', 'edit-failed', 'revert', 'calibrate', 'compress'"  # events that may change an answer
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
@@ -46,21 +47,15 @@ class Ledger:
         try:
             self._connection = connect(path, BUSY_SECONDS)
             self.db = Database(self._connection, execute_plugins=False)
-            self._refuse_what_is_not_ours(path)
+            refuse_what_runs(self.db)
             self.updated = self._bring_up_to_date()
+            refuse_other_tables(self.db)
         except sqlite3.OperationalError as error:
             if "no such" in str(error) or "duplicate" in str(error):
                 raise unreadable("its tables", error) from error
             raise  # locked, or a full disk: nothing is wrong with the file
         except sqlite3.DatabaseError as error:
             raise DamageFound(f"`{path.name}` is not a readable ledger: {error}", hint=WHAT_HELPS) from error
-
-    def _refuse_what_is_not_ours(self, path: Path) -> None:
-        """Triggers and views run as rows are read and written: no ledger of ours has one."""
-        foreign = self.db.execute("select type, name from sqlite_master where type in ('trigger', 'view')").fetchall()
-        if foreign:
-            kind, name = foreign[0]
-            raise DamageFound(f"`{path.name}` holds a {kind}, {name!r}: no scen makes one", hint=WHAT_HELPS)
 
     def _bring_up_to_date(self) -> bool:
         """Apply what migrations are pending, all or none; of two processes that open an old project one does.
@@ -125,6 +120,17 @@ class Ledger:
         """Raises `DamageFound` if one of them is not JSON."""
         return {row["name"]: decoded(f"setting `{row['name']}`", row["value"]) for row in self.db["settings"].rows}
 
+    def check_settings(self, settings: dict[str, Any]) -> None:
+        """Raise `DamageFound` if settings are not those that the project was made with: the event says which. (A guard
+        has a sum of its own.)"""
+        first = next(self.db["events"].rows_where("kind = 'init'", order_by="id", limit=1), None)
+        told = decoded("event 1", first["detail"]) if first else {}
+        told = {name: value for name, value in told.items() if name not in (*SIGNED, "threshold", "guard")}
+        for name in sorted({*told, *settings} - {"guard"}):
+            if told.get(name) != settings.get(name):
+                was = f"it was set to {told.get(name)!r}"
+                raise DamageFound(f"setting `{name}` in `scen.db` is {settings.get(name)!r}; {was}", hint=WHAT_HELPS)
+
     def edits(self, *states: str) -> list[Edit]:
         """Edits in the given states (all of them if none is given), in the order they were made."""
         where = f"state in ({','.join('?' * len(states))})" if states else None
@@ -177,7 +183,7 @@ class Ledger:
         """The history of theta, newest first. Raises `DamageFound` for one that cannot be."""
         rows = list(self.db["thresholds"].rows_where(order_by="id desc", limit=newest))
         if not rows:
-            raise unreadable("theta", "there is none")
+            raise unreadable("theta", "the table `thresholds` is empty")
         return [Threshold.from_row(row) for row in rows]
 
     def set_threshold(self, threshold: Threshold) -> dict[str, Any]:
@@ -195,12 +201,12 @@ class Ledger:
     def biases_in_force(self) -> dict[int, float]:
         """The bias of each expert's neuron: {expert: bias}."""
         query = "select expert, max(bias) from edits where state = 'active' group by expert"
-        return {expert: bias or 0.0 for expert, bias in self.db.execute(query).fetchall()}
+        return {expert: bias or 0.0 for expert, bias in self._numbers("bias", query)}
 
     def ranks_in_force(self) -> dict[int, int]:
         """The rank of each expert in force, 0 of a full one: {expert: rank}."""
         query = "select expert, max(rank) from edits where state = 'active' group by expert"
-        return {expert: rank or 0 for expert, rank in self.db.execute(query).fetchall()}
+        return {expert: int(rank or 0) for expert, rank in self._numbers("rank", query)}
 
     def subject_forms_in_force(self) -> dict[int, list[list[int]] | None]:
         """How the subject of each edit in force is written in tokens; None where that is not known yet."""
@@ -208,9 +214,19 @@ class Ledger:
         rows = self.db.execute(query).fetchall()
         return {edit: decoded(f"edit {edit}", forms) if forms else None for edit, forms in rows}
 
+    def _numbers(self, what: str, query: str) -> list[tuple[int, float | None]]:
+        """Pairs of an expert and a number. Raises `DamageFound` for one that is none."""
+        rows = self.db.execute(query).fetchall()
+        if wrong := [row for row in rows if not isinstance(row[1], int | float | None)]:
+            raise unreadable(f"the {what} of expert {wrong[0][0]}", wrong[0][1])
+        return rows
+
     def least_activation(self) -> float | None:
         """The least that an edit in force gives its own neuron; None if there is none."""
-        return self.db.execute("select min(activation) from edits where state = 'active'").fetchone()[0]
+        query = (
+            "select 0, min(activation) from edits where state = 'active' and typeof(activation) in ('real', 'integer')"
+        )
+        return self._numbers("activation", query)[0][1]
 
     def long_targets(self, size: int) -> list[tuple[str, str]]:
         """(prompt, target) of edits in force whose target has so many bytes or more."""
@@ -285,10 +301,7 @@ class Ledger:
         """What SQLite's own check, the tables' columns and the event log say; empty when all is well."""
         answers = [row[0] for row in self.db.execute("pragma integrity_check").fetchall()]
         problems = [f"scen.db: {answer}" for answer in answers if answer != "ok"]
-        expected, found = _schema(_new_tables()), _schema(self.db)
-        for name in sorted({*expected, *found}):
-            if expected.get(name) != found.get(name):
-                problems.append(f"table or index `{name}` is not as scen makes it")
+        problems += schema_problems(self.db)
         return problems or self.log_problems()  # of other tables the log could say nothing
 
     def _contradictions(self, events: list[dict[str, Any]]) -> list[str]:
@@ -314,24 +327,6 @@ class Ledger:
         signed = {**detail, "author": self._author, "version": __version__}
         event = {"created": now(), "kind": kind, "edit": edit, "detail": json.dumps(signed, sort_keys=True)}
         self.db["events"].insert({**event, "hash": event_hash(self.head(), event)})
-
-
-def _new_tables() -> Database:
-    db = Database(memory=True)
-    migrations.apply(db)
-    return db
-
-
-def _schema(db: Database) -> dict[str, Any]:
-    """Every table with its columns, every index with what it is of, and everything else by its SQL."""
-    schema: dict[str, Any] = {}
-    for kind, name, table, sql in db.execute("select type, name, tbl_name, sql from sqlite_master").fetchall():
-        if kind == "table" and not name.startswith("sqlite_"):
-            columns = db.execute('select name, type, "notnull", dflt_value, pk from pragma_table_xinfo(?)', [name])
-            schema[name] = sorted(columns.fetchall())
-        elif not name.startswith("sqlite_"):
-            schema[name] = (kind, table, " ".join(sql.split()))
-    return schema
 
 
 def now() -> str:

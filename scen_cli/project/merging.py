@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scen_cli.errors import DamageFound
+from scen_cli.project.rows import Edit
 from scen_cli.project.store import StoredFile, read_merged, write_merged
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def merged_files(project: Project) -> Merged:
     damaged: dict[int, str] = {}
     for expert in sorted(set(project.ledger.experts_in_force().values())):
         try:
-            arrays = project.index_of(project.find(expert))
+            arrays = project.index_of(_first(project, expert))
         except DamageFound as error:
             damaged[expert] = str(error)
             continue
@@ -60,6 +61,14 @@ def merged_files(project: Project) -> Merged:
         rows.update({int(other): row for other, row in again if int(other) in rows})
     neurons = np.stack(list(rows.values())) if rows else np.empty((0, project.settings["ffn_width"]), np.float32)
     return Merged(list(rows), neurons, _biases(project, list(rows)), damaged)
+
+
+def _first(project: Project, expert: int) -> Edit:
+    """The edit under whose id an expert stands."""
+    edit = project.ledger.edit(expert)
+    if edit is None:
+        raise DamageFound(f"expert {expert} is in force, but there is no edit {expert}")
+    return edit
 
 
 def _biases(project: Project, experts: list[int]) -> np.ndarray:

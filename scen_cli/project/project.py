@@ -75,6 +75,7 @@ class Project:
         self.ledger = Ledger(self.folder / LEDGER, author)
         self.settings = self.ledger.settings()
         _check_settings(self.settings, self.folder)
+        self.ledger.check_settings(self.settings)
         if self.ledger.updated:
             with suppress(DamageFound, ProjectLocked, OSError), self.writing():
                 self.merge()

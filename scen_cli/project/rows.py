@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from scen_cli.errors import DamageFound
 
+LISTS = ("rephrases", "expert_losses", "neuron_losses", "learned", "subject_forms")  # JSON, of an edit
 WHAT_HELPS = "`scen verify` tells more; restore the project from a backup"
 CHECKED = ConfigDict(strict=True)  # losses of an edit that failed may well be infinite
 FINITE = ConfigDict(strict=True, allow_inf_nan=False)
@@ -48,12 +49,12 @@ class Edit:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Edit:
         """Raises `DamageFound` for a row that holds something else than it must."""
-        names = ("rephrases", "expert_losses", "neuron_losses", "learned")
+        lists = {name: decoded(f"`{name}` of edit {row['id']}", row[name] or "[]") for name in LISTS}
         try:
-            forms = json.loads(row["subject_forms"]) if row["subject_forms"] else None
-            decoded = {name: tuple(json.loads(row[name] or "[]")) for name in names}
+            forms = lists.pop("subject_forms") if row["subject_forms"] else None
             subject_forms = tuple(map(tuple, forms)) if forms is not None else None
-            return cls(**{**row, **decoded, "subject_forms": subject_forms})
+            tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in lists.items()}
+            return cls(**{**row, **tuples, "subject_forms": subject_forms})
         except (TypeError, ValueError, RecursionError) as error:
             raise unreadable(f"edit {row.get('id')}", error) from error
 

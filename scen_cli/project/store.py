@@ -103,11 +103,12 @@ WHAT_HELPS = "`scen verify --deep` tells more; restore the file from a backup, o
 
 
 def read_expert(folder: Path, name: str) -> np.ndarray | LowRankArrays:
-    """The expert of an edit's file. Raises `DamageFound` as `read_tensors` does."""
+    """The expert of an edit's file. Raises `DamageFound` as `read_tensors` does, and for one that is no expert."""
     expert, a, b = read_tensors(folder, name, ("expert?", "lora_A?", "lora_B?"))
-    if not len(expert) and not (len(a) and len(b)):
-        raise DamageFound(f"`{name}` holds no expert", hint=WHAT_HELPS)
-    return expert if len(expert) else LowRankArrays(a, b)
+    arrays, dtype = ([expert], np.float32) if expert.size else ([a, b], np.float16)
+    if any(array.ndim != 2 or array.dtype != dtype or not np.isfinite(array).all() for array in arrays):
+        raise DamageFound(f"`{name}` holds no expert: a matrix of finite numbers", hint=WHAT_HELPS)
+    return expert if expert.size else LowRankArrays(a, b)
 
 
 def regular(folder: Path, name: str) -> Path:

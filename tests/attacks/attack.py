@@ -25,14 +25,13 @@ FIFO_SECONDS = 6  # a reader that waits at a pipe is let go after so long: a han
 class Attack:
     """`prepare` doctors the ground; then `command` must end with `code` and say `says`, in this process, without a
     traceback, in `seconds` at most. In the command `{p}` is the project, `{f}` an input file, `{m}` a checkpoint's
-    folder, `{o}` a path where nothing is yet, `{q}` the prompt of edit 1. One that is `pending` is not met yet."""
+    folder, `{o}` a path where nothing is yet, `{q}` the prompt of edit 1."""
 
     name: str
     prepare: Callable[[Ground], object]
     command: str
     code: int
     says: str
-    pending: bool = False
     seconds: float = 20.0
 
 

@@ -120,6 +120,7 @@ OPERATIONS = {
     "calibrate": Operation(two_edits, calibrate),
     "compress": Operation(two_edits, make_smaller),
     "gc": Operation(reverted, collect_garbage),
+    "migrate": Operation(nothing, migrate),
     "evaluate": Operation(two_edits, evaluate),
 }
 

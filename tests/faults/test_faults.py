@@ -9,8 +9,12 @@ had happened: the same rows, files and answers.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +28,7 @@ from tests.faults.operations import OPERATIONS, answers, snapshot
 pytestmark = pytest.mark.faults
 
 
+GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
 SMALL = {"expert": "low-rank", "rank": 2}
 CHANGES = dict.fromkeys(OPERATIONS, SMALL) | {"compress": {"expert_steps": 12}}
 
@@ -33,6 +38,9 @@ def begun(request, tmp_path, demo_base):
     """A project at the start of an operation, and the same at its end."""
     operation = OPERATIONS[request.param]
     folder = tmp_path / "start"
+    if request.param == "migrate":
+        shutil.copytree(GOLDEN / "v3", folder)
+        return request.param, operation, folder
     editor = Editor(
         new_project(folder, "demo", recipe="key", base=demo_base, changes=CHANGES[request.param]), base=demo_base
     )
@@ -49,7 +57,7 @@ def test_a_fault_at_any_step(begun, tmp_path, demo_base, capsys):
     unbroken = shutil.copytree(start, tmp_path / "unbroken")
     steps = steps_of(lambda: operation.act(unbroken, demo_base), tmp_path / "steps")
     said = said_by(unbroken, demo_base, tmp_path)
-    before, after = snapshot(start), snapshot(unbroken)
+    before, after = snapshot(shutil.copytree(start, tmp_path / "before")), snapshot(unbroken)
     points = [(nth, what, kind) for nth, (what, _where) in enumerate(steps, start=1) for kind in kinds_at(nth, what)]
     for nth, what, kind in points:
         at = f"{name}, step {nth} ({what}), {kind}"
@@ -113,6 +121,36 @@ def test_an_edit_is_flushed_before_it_is_named_and_named_before_it_counts(tmp_pa
         "RELEASE",
         "COMMIT",
     }
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_system_sees_the_same_order(tmp_path):
+    """What strace tells of a commit: the file is flushed before it is renamed, its name before the ledger is written,
+    and the ledger's journal before the ledger."""
+    calls = "trace=openat,write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink"
+    command = ["strace", "-f", "-y", "-e", calls, sys.executable, "-m", "tests.faults.traced", str(tmp_path / "p")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("tracing is not permitted here")
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stderr.split("created", 1)[1].splitlines()
+
+    def first(pattern):
+        return next(place for place, line in enumerate(lines) if re.search(pattern, line))
+
+    wanted = [
+        r"write\(.*/edits/000001-\w+\.safetensors\.tmp>",
+        r"fsync\(.*/edits/000001-\w+\.safetensors\.tmp>",
+        r'rename.*"[^"]*/edits/000001-\w+\.safetensors"',
+        r"fsync\(.*/edits>",
+        r"f(data)?sync\(.*/scen\.db-journal>",
+        r"pwrite64\(.*/scen\.db>",
+        r"f(data)?sync\(.*/scen\.db>",
+    ]
+    places = [first(pattern) for pattern in wanted]
+    assert places == sorted(places)
+    deleted = first(r'unlink.*/scen\.db-journal"')  # this is the commit
+    assert deleted > places[-1]
 
 
 def test_a_disk_that_fills_within_sqlite(tmp_path, demo_base):
