@@ -164,6 +164,20 @@ def test_links_lead_somewhere():
         assert (ROOT / link).exists(), link
 
 
+def test_every_promise_is_held_to_account_by_tests_that_there_are():
+    page = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    promises = re.findall(r"^\| \*\*(.+?)\*\* \|(.*)\|$", page, flags=re.MULTILINE)
+    assert len(promises) == 7
+    for promise, row in promises:
+        named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?(?:::(\w+))?`", row)
+        assert named, promise
+        for file, *names in named:
+            source = (ROOT / file).read_text(encoding="utf-8")
+            assert all(re.search(rf"(def|class) {name}\b", source) for name in names if name), (file, names)
+    for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", page):
+        assert (ROOT / "docs" / link).exists(), link
+
+
 def test_figures_of_the_training_script_are_those_in_the_changelog():
     recorded = json.loads((DEMO / "training.json").read_text())
     changelog = (ROOT / "CHANGELOG.md").read_text()

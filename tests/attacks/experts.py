@@ -143,7 +143,7 @@ ATTACKS = [
     Attack(
         "expert: a pipe, verified", lambda g: replace_by_fifo(g.edit_file()), VERIFY, 12, "edits/000001-", seconds=5
     ),
-    Attack("expert: a pipe, asked", lambda g: replace_by_fifo(g.edit_file()), ASK, 0, QUARANTINED, True, seconds=5),
+    Attack("expert: a pipe, asked", lambda g: replace_by_fifo(g.edit_file()), ASK, 0, QUARANTINED, seconds=5),
     Attack("expert: a link out of the project", linked, VERIFY, 12, "edits/000001-"),
     Attack(
         "expert: another project's",
