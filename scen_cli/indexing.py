@@ -44,14 +44,6 @@ class Admission:
     threshold: Threshold | None = None
 
 
-@dataclass(frozen=True)
-class Met:
-    """Prepared keys (n, h) of an expert, and what they give their own neuron (n,), less its bias."""
-
-    keys: Tensor
-    own: Tensor
-
-
 class Index:
     """W_merge of a project with what it was made from: the keys of all edits in force, and the guard."""
 
@@ -83,7 +75,7 @@ class Index:
         for edit in edits.values():
             self.about[expert_of[edit.id]] = [*self.about[expert_of[edit.id]], about(edit)]
         neurons = ready(torch.from_numpy(merged.neurons), self.recipe.cosine)
-        scores = self._measure_all(self._calibration.keys, neurons)
+        scores = self.measure_all(self._calibration.keys, neurons)
         self._meet([edits.get(expert) or self.project.find(expert) for expert in merged.experts])
         for row, (expert, bias) in enumerate(zip(merged.experts, merged.biases.tolist(), strict=True)):
             on_guard = self._calibration.by_prompt(scores[:, row], self.about[expert]) - bias
@@ -105,15 +97,15 @@ class Index:
         fit = self._fit_neuron(keys, learned, others, seed)
         if not fit.neuron.isfinite().all():
             return None
-        neuron = self._ready(fit.neuron)
+        neuron = self.ready(fit.neuron)
         refitted: dict[int, Tensor] = {}
         bias = 0.0
         if self.recipe.index == "closed-form":
-            bias = self._bias(neuron, others, own)
+            bias = self.bias_beside(neuron, others, own)
         elif self.recipe.index == "joint":
             refitted = self._refit_thieves(keys[0], neuron, stay)
         prepared = self.prepare(keys)
-        on_keys = self._measure(prepared, neuron) - bias
+        on_keys = self.measure(prepared, neuron) - bias
         on_guard = self._on_guard(neuron, bias, topics)
         limit = 1.0
         if self.recipe.needs_guard:
@@ -141,7 +133,7 @@ class Index:
         """Let one more expert in, whatever the ledger says."""
         self.about[expert] = topics
         self._keys_of[expert] = self.prepare(admitted.keys)
-        self._append(expert, self._ready(admitted.fit.neuron), admitted.bias, self._keys_of[expert], admitted.on_guard)
+        self._append(expert, self.ready(admitted.fit.neuron), admitted.bias, self._keys_of[expert], admitted.on_guard)
 
     def forget_guard(self) -> None:
         """Read the guard anew: it has been replaced."""
@@ -152,34 +144,13 @@ class Index:
         """The guard prompts of a part, the largest activation of any neuron in force on each (g,), and the expert
         whose neuron that is."""
         guard = self._part(self.project.guard(), part)
-        scores = self._score(guard.keys, self.neurons.all())
+        scores = self.score(guard.keys, self.neurons.all())
         columns = [
             guard.by_prompt(scores[:, row], self.about[expert]) - self.biases[row]
             for row, expert in enumerate(self.experts)
         ]
         strongest, row = torch.stack(columns).max(dim=0)
         return guard.prompts, strongest, [self.experts[place] for place in row.tolist()]
-
-    def meet(self, edit: Edit, bias: float | None = None) -> Met:
-        """The keys of an expert, in force or not, by its first edit; as if its neuron had this bias, if it is given."""
-        keys = self.prepare(torch.from_numpy(self.project.keys(edit)))
-        neuron = self._ready(torch.from_numpy(self.project.index_of(edit)["neuron"]))
-        return Met(keys, self._measure(keys, neuron) - ((edit.bias or 0.0) if bias is None else bias))
-
-    def near_bias(self, expert: int, other: Met) -> float:
-        """By how much an expert's neuron, with its bias, is too strong on another's keys; nearly 0 where these keys
-        set the bias, and less where they do not matter."""
-        row = self.experts.index(expert)
-        on_others = self._score(other.keys, self.neurons.all()[row : row + 1])[:, 0] - self.biases[row]
-        return float((on_others - other.own).max()) + MARGIN
-
-    def bias_beside(self, expert: int, others: Sequence[Met]) -> tuple[float, float]:
-        """The bias that an expert's neuron takes beside others, and the least that it then gives its own keys."""
-        edit = self.project.find(expert)
-        neuron = self._ready(torch.from_numpy(self.project.index_of(edit)["neuron"]))
-        keys = torch.cat([torch.empty(0, self.width), *(met.keys for met in others)])
-        bias = self._bias(neuron, keys, torch.cat([torch.empty(0), *(met.own for met in others)]))
-        return bias, float(self.meet(edit, bias).own.min())
 
     def take_biases(self, biases: Mapping[int, tuple[float, float]]) -> None:
         """Give experts in force other biases, whatever the ledger says."""
@@ -197,7 +168,7 @@ class Index:
 
     def on_all_keys(self) -> Tensor:
         """Activations (n, t) of all neurons in force on all keys in force."""
-        return self._score(self.keys.all(), self.neurons.all()) - torch.tensor(self.biases)
+        return self.score(self.keys.all(), self.neurons.all()) - torch.tensor(self.biases)
 
     def calibrated(self, strongest: Tensor, limit: float, false_activation: float | None = None) -> Threshold | None:
         """The threshold for a rate of false activations (the one in force, or another); not above `limit`, where
@@ -238,15 +209,15 @@ class Index:
             return fit_joint(own, hard_negatives(own, others), self._fit.keys, self.recipe, seed)
         return NeuronFit(neuron_of(keys, learned, self._whitening), [])
 
-    def _bias(self, neuron: Tensor, others: Tensor, own: Tensor) -> float:
+    def bias_beside(self, neuron: Tensor, others: Tensor, own: Tensor) -> float:
         """The bias of a closed-form neuron: by the guard, and so that keys (n, h) of others, which give their neurons
         `own` (n,), stay theirs."""
-        bias = bias_of(self._measure(self._fit.keys, neuron))
+        bias = bias_of(self.measure(self._fit.keys, neuron))
         if not len(others):
             return bias
-        over = self._score(others, neuron[None])[:, 0] - bias - own
+        over = self.score(others, neuron[None])[:, 0] - bias - own
         most = over >= over.max() - ROUNDING
-        return bias + max(0.0, float((self._measure(others[most], neuron) - bias - own[most]).max()) + MARGIN)
+        return bias + max(0.0, float((self.measure(others[most], neuron) - bias - own[most]).max()) + MARGIN)
 
     def _refit_thieves(self, key: Tensor, neuron: Tensor, stay: Tensor) -> dict[int, Tensor]:
         """Neurons that take the new key, fitted again."""
@@ -259,7 +230,7 @@ class Index:
         """That no neuron that stays is as strong on the new keys as their own. (A bias sees to the converse.)"""
         if not bool(stay.any()):
             return
-        rivals = self._score(keys, self.neurons.all()) - torch.tensor(self.biases)
+        rivals = self.score(keys, self.neurons.all()) - torch.tensor(self.biases)
         strongest, row = rivals.masked_fill(~stay, -torch.inf).max(dim=1)
         for place in (strongest >= on_keys).nonzero().flatten().tolist():
             self._refuse(self.experts[int(row[place])])
@@ -270,7 +241,7 @@ class Index:
         place_of = {self.experts[row]: place for place, row in enumerate(kept)}
         rows = [refitted.get(self.experts[row], self.neurons.all()[row]) for row in kept]
         owners = [(key, place_of[e]) for key, e in zip(self.keys.all(), self.key_of, strict=True) if e in place_of]
-        scores = self._measure_all(torch.stack([*(key for key, _ in owners), *keys]), torch.stack([*rows, neuron]))
+        scores = self.measure_all(torch.stack([*(key for key, _ in owners), *keys]), torch.stack([*rows, neuron]))
         owner = torch.tensor([*(place for _, place in owners), *[len(rows)] * len(keys)])
         own = scores.gather(1, owner[:, None])[:, 0]
         lost = scores.scatter(1, owner[:, None], -torch.inf).max(dim=1).values >= own
@@ -298,23 +269,23 @@ class Index:
     def _on_guard(self, neuron: Tensor, bias: float, topics: About) -> Tensor:
         """The neuron's activation on each calibration prompt (g,)."""
         part = self._calibration
-        return part.by_prompt(self._measure(part.keys, neuron), topics) - bias
+        return part.by_prompt(self.measure(part.keys, neuron), topics) - bias
 
     def prepare(self, keys: Tensor) -> Tensor:
         """Keys (n, h) as neurons are to meet them; the same, however many are prepared at once."""
         return prepare(keys.double(), self.recipe.cosine, self._whitening).float()
 
-    def _ready(self, neuron: Tensor) -> Tensor:
+    def ready(self, neuron: Tensor) -> Tensor:
         return ready(neuron[None], self.recipe.cosine)[0]
 
-    def _score(self, prepared: Tensor, neurons: Tensor) -> Tensor:
+    def score(self, prepared: Tensor, neurons: Tensor) -> Tensor:
         return score(prepared, neurons, self.recipe.cosine)
 
-    def _measure(self, prepared: Tensor, neuron: Tensor) -> Tensor:
+    def measure(self, prepared: Tensor, neuron: Tensor) -> Tensor:
         """A neuron's activations (n,), to be kept."""
-        return self._measure_all(prepared, neuron[None])[:, 0]
+        return self.measure_all(prepared, neuron[None])[:, 0]
 
-    def _measure_all(self, prepared: Tensor, neurons: Tensor) -> Tensor:
+    def measure_all(self, prepared: Tensor, neurons: Tensor) -> Tensor:
         """Activations (n, t) that theta and biases are made of: in float64, and then rounded, for a float32 product
         differs in its last digits with the number of rows, and theta with it."""
         return score(prepared.double(), neurons.double(), self.recipe.cosine).float()
@@ -325,7 +296,7 @@ class Index:
         self.neurons.append(neuron)
         self.on_guard.append(on_guard)
         self.strongest = torch.maximum(self.strongest, on_guard)
-        for key, activation in zip(keys, self._measure(keys, neuron) - bias, strict=True):
+        for key, activation in zip(keys, self.measure(keys, neuron) - bias, strict=True):
             self.keys.append(key)
             self.own.append(activation)
             self.key_of.append(expert)

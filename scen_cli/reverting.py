@@ -8,14 +8,9 @@ and `joint` trained against its key stay as they were trained.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from scen_cli.errors import DamageFound
 from scen_cli.project.project import Consequences, Project
 from scen_cli.project.rows import Edit, Threshold
-
-if TYPE_CHECKING:
-    from scen_cli.indexing import Index, Met
 
 NEAR = 1e-5  # activations this near to setting a bias may have set it
 
@@ -60,37 +55,14 @@ def _consequences(project: Project, gone: list[Edit], back: list[Edit]) -> Conse
     if project.guard() is None:
         return Consequences()
     from scen_cli.indexing import Index
+    from scen_cli.rebiasing import biases_anew
 
     index = Index(project)
     try:
         index.load()
-        biases = _biases(project, index, gone, back) if index.recipe.index == "closed-form" else {}
+        biases = biases_anew(index, gone, back) if index.recipe.index == "closed-form" else {}
     except DamageFound:
         return Consequences()
     index.take_biases(biases)
     found, now = index.recalibrated(), project.ledger.threshold()
     return Consequences(found if found and found.theta != now.theta else None, biases)
-
-
-def _biases(project: Project, index: Index, gone: list[Edit], back: list[Edit]) -> dict[int, tuple[float, float]]:
-    """(bias, least activation on its own keys) of every later expert whose bias is another without those that went, or
-    with those that came back. Only experts whose bias one of the changed keys comes near to setting are looked at:
-    those are few."""
-    edits = {edit.id: edit for edit in project.ledger.edits("active", "superseded") if edit.expert == edit.id}
-    moved: list[Met] = [index.meet(edit) for edit in (*gone, *back) if edit.expert == edit.id]
-    found: dict[int, tuple[float, float]] = {}
-    for expert in [expert for expert in index.experts if expert > min(edit.id for edit in (*gone, *back))]:
-        if not any(index.near_bias(expert, met) > -NEAR for met in moved):
-            continue
-        beside = [edit for edit in edits.values() if edit.id < expert and _stood(edit, expert)]
-        others = [index.meet(edit, *found.get(edit.id, (None,))[:1]) for edit in beside]
-        bias, activation = index.bias_beside(expert, others)
-        if bias != edits[expert].bias:
-            found[expert] = (bias, activation)
-            moved += [index.meet(edits[expert]), index.meet(edits[expert], bias)]
-    return found
-
-
-def _stood(edit: Edit, later: int) -> bool:
-    """Whether an edit, as far as it was not taken back, was in force when a later one came."""
-    return edit.state == "active" or (edit.superseded_by or 0) > later

@@ -118,7 +118,7 @@ def test_a_file_that_another_project_wrote_is_refused_although_it_is_whole(make_
     edit_all(editor, RECORDS)
     editor.detach()
     ones = LowRankArrays(np.ones((4, 9), np.float16), np.ones((5, 4), np.float16))
-    index = editor.project.index_of(editor.project.find(2))
+    index = editor.project.files.index(editor.project.find(2))
     stored = write_edit(editor.project.folder, 2, EditTensors(ones, index["neuron"], index["key"]))
     row = {"file": stored.name, "sha256": stored.sha256, "size": stored.size, "index_sha256": stored.index_sha256}
     editor.project.ledger.db["edits"].update(2, row)

@@ -97,7 +97,9 @@ def _with_record(event: dict[str, Any], edits: dict[int, Edit]) -> dict[str, Any
 
 
 def _verify_log(ledger: Ledger, head: str | None, out: Output) -> None:
-    problems = ledger.log_problems()
+    from scen_cli.project.ledger_check import log_problems
+
+    problems = log_problems(ledger)
     hashes = {event["hash"] for event in ledger.events()} if not problems else set()
     if head and not problems and head not in hashes:
         problems = [f"no entry has the hash {head}: the log is not the one that you know"]

@@ -19,10 +19,11 @@ from pathlib import Path
 from scen_cli.errors import DamageFound, UsageError
 from scen_cli.project import disk
 from scen_cli.project.check import verify
+from scen_cli.project.files import EDIT_FILE
 from scen_cli.project.guard import GUARD_FILE, guard_setting
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.lock import locked
-from scen_cli.project.project import EDIT_FILE, Project, refuse_existing
+from scen_cli.project.project import Project, refuse_existing
 from scen_cli.project.seal import LEDGER, SEAL, seal
 from scen_cli.project.store import regular, sha256_of
 

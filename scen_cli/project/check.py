@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from scen_cli.errors import DamageFound
 from scen_cli.project import disk, merging, store
 from scen_cli.project.guard import guard_setting, read_guard
+from scen_cli.project.ledger_check import integrity_problems
 from scen_cli.project.lock import in_use
 from scen_cli.project.project import Project
 from scen_cli.project.rows import Edit
@@ -54,7 +55,7 @@ def verify(project: Project, deep: bool = False) -> list[Problem]:
 def _verify(project: Project, deep: bool) -> list[Problem]:
     try:
         with project.ledger.reading():
-            problems = [Problem(LEDGER, text) for text in project.ledger.integrity_problems()]
+            problems = [Problem(LEDGER, text) for text in integrity_problems(project.ledger)]
             edits = project.ledger.edits() if not problems else []
     except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:
         return [Problem(LEDGER, f"cannot be read: {error}")]
@@ -114,7 +115,7 @@ def _edit_problems(project: Project, edit: Edit, deep: bool) -> Iterator[Problem
     if edit.expert != edit.id:  # its file is the first's of those that share it
         return
     try:
-        path = store.regular(project.folder, project.path_of(edit))
+        path = store.regular(project.folder, project.files.name(edit))
     except DamageFound as error:
         yield Problem(edit.file, f"{error} (edit {edit.id})", edit.id)
         return
@@ -180,7 +181,7 @@ def _merged_problems(project: Project, deep: bool) -> list[Problem]:
         return [Problem(store.MERGED, str(error), kind="cache")]
     if ids != sorted(set(project.ledger.experts_in_force().values())) and not deep:
         return []
-    found = merging.merged_files(project)
+    found = merging.merged_files(project.ledger, project.files)
     content = store.merged_content(found.experts, found.neurons)
     same = (project.folder / store.MERGED).read_bytes() == content
     return [] if same else [Problem(store.MERGED, "is not what the edit files give", kind="cache")]

@@ -34,7 +34,7 @@ def garbage(project: Project) -> list[Garbage]:
     found = []
     for users in gone.values():
         ids = tuple(edit.id for edit in users)
-        found.append(Garbage(project.path_of(users[0]), users[0].size or 0, f"of edit {ids[0]}, reverted", ids))
+        found.append(Garbage(project.files.name(users[0]), users[0].size or 0, f"of edit {ids[0]}, reverted", ids))
     known = {*using, str((guard_setting(project.ledger) or {}).get("file"))}
     for name in strays(project, known):
         found.append(Garbage(name, (project.folder / name).lstat().st_size, "belongs to nothing"))

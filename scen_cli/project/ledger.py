@@ -22,17 +22,13 @@ from scen_cli.project.author import author_of
 from scen_cli.project.disk import connect
 from scen_cli.project.history import (
     SIGNED,
-    chain_problems,
-    contradictions,
-    digest_of_guard,
     digest_of_row,
     digest_of_rows,
     event_hash,
-    told_by,
 )
 from scen_cli.project.migrations import migrations
 from scen_cli.project.rows import WHAT_HELPS, Edit, GuardPrompt, Threshold, decoded, unreadable
-from scen_cli.project.schema import refuse_other_tables, refuse_what_runs, schema_problems
+from scen_cli.project.schema import refuse_other_tables, refuse_what_runs
 
 CHANGES = "'edit', 'edit-failed', 'revert', 'calibrate', 'compress'"  # events that may change an answer
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
@@ -281,11 +277,6 @@ class Ledger:
         with closing(sqlite3.connect(path)) as copy:
             self._connection.backup(copy)
 
-    def log_problems(self) -> list[str]:
-        """Where the event log is not the chain that it was, and where the tables say other than it tells."""
-        rows = list(self.db["events"].rows_where(order_by="id"))
-        return chain_problems(rows) + self._contradictions(rows)
-
     def made(self, edit_id: int) -> dict[str, Any]:
         """Who made an edit, by which version, from which recipe and base; what an older scen did not note is None."""
         rows = list(self.db["events"].rows_where("edit = ? and kind like 'edit%'", [edit_id], limit=1))
@@ -296,30 +287,6 @@ class Ledger:
         """The newest event's hash: it stands for all that was done so far."""
         row = self.db.execute("select hash from events order by id desc limit 1").fetchone()
         return str(row[0]) if row else ""
-
-    def integrity_problems(self) -> list[str]:
-        """What SQLite's own check, the tables' columns and the event log say; empty when all is well."""
-        answers = [row[0] for row in self.db.execute("pragma integrity_check").fetchall()]
-        problems = [f"scen.db: {answer}" for answer in answers if answer != "ok"]
-        problems += schema_problems(self.db)
-        return problems or self.log_problems()  # of other tables the log could say nothing
-
-    def _contradictions(self, events: list[dict[str, Any]]) -> list[str]:
-        named = ("edits", "thresholds", "evaluations")
-        tables = {name: list(self.db[name].rows_where(order_by="id")) for name in named}
-        settings: dict[str, Any] = {}
-        problems = []
-        for row in self.db["settings"].rows:
-            try:
-                settings[row["name"]] = json.loads(row["value"])
-            except (TypeError, ValueError):
-                problems.append(f"setting `{row['name']}` cannot be read")
-        guard = [(row["prompt"], row["part"], row["source"]) for row in self.db["guard"].rows_where(order_by="id")]
-        told = told_by(events)
-        digest = digest_of_guard(guard) if guard or told.guard is not None else None
-        return problems + contradictions(
-            told, tables["edits"], tables["thresholds"], settings, tables["evaluations"], digest
-        )
 
     def _append_event(self, kind: str, edit: int | None, detail: dict[str, Any]) -> None:
         if self._author is None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
 from scen_cli.errors import DamageFound
+from scen_cli.project.files import EditFiles
+from scen_cli.project.ledger import Ledger
 from scen_cli.project.rows import Edit
 from scen_cli.project.store import StoredFile, read_merged, write_merged
-
-if TYPE_CHECKING:
-    from scen_cli.project.project import Project
 
 
 @dataclass(frozen=True)
@@ -27,50 +26,50 @@ class Merged:
     damaged: dict[int, str] = field(default_factory=dict)
 
 
-def merge(project: Project) -> StoredFile:
+def merge(folder: Path, ledger: Ledger, files: EditFiles) -> StoredFile:
     """Rebuild `merged.safetensors` from the edit files. Raises `DamageFound` if one of them is not whole."""
-    merged = merged_files(project)
+    merged = merged_files(ledger, files)
     if merged.damaged:
         raise DamageFound("\n".join(merged.damaged.values()), hint="`scen verify` tells more")
-    return write_merged(project.folder, merged.experts, merged.neurons)
+    return write_merged(folder, merged.experts, merged.neurons)
 
 
-def merged(project: Project) -> Merged:
+def merged(folder: Path, ledger: Ledger, files: EditFiles) -> Merged:
     """W_merge as the ledger says it is: the cache if it is whole and fits the ledger, else from the files."""
     with suppress(DamageFound):  # a cache: what cannot be believed is made anew
-        experts, neurons = read_merged(project.folder)
-        fits = neurons.dtype == np.float32 and neurons.shape == (len(experts), project.settings["ffn_width"])
-        if fits and experts == sorted(set(project.ledger.experts_in_force().values())):
-            return Merged(experts, neurons, _biases(project, experts))
-    return merged_files(project)
+        experts, neurons = read_merged(folder)
+        fits = neurons.dtype == np.float32 and neurons.shape == (len(experts), files.width)
+        if fits and experts == sorted(set(ledger.experts_in_force().values())):
+            return Merged(experts, neurons, _biases(ledger, experts))
+    return merged_files(ledger, files)
 
 
-def merged_files(project: Project) -> Merged:
+def merged_files(ledger: Ledger, files: EditFiles) -> Merged:
     """W_merge from the edit files. Where an edit had earlier neurons fitted again, theirs are those of the newest edit
     in force that did."""
     rows: dict[int, np.ndarray] = {}
     damaged: dict[int, str] = {}
-    for expert in sorted(set(project.ledger.experts_in_force().values())):
+    for expert in sorted(set(ledger.experts_in_force().values())):
         try:
-            arrays = project.index_of(_first(project, expert))
+            arrays = files.index(_first(ledger, expert))
         except DamageFound as error:
             damaged[expert] = str(error)
             continue
         rows[expert] = arrays["neuron"]
         again = zip(arrays["refitted_of"].tolist(), arrays["refitted"], strict=True)
         rows.update({int(other): row for other, row in again if int(other) in rows})
-    neurons = np.stack(list(rows.values())) if rows else np.empty((0, project.settings["ffn_width"]), np.float32)
-    return Merged(list(rows), neurons, _biases(project, list(rows)), damaged)
+    neurons = np.stack(list(rows.values())) if rows else np.empty((0, files.width), np.float32)
+    return Merged(list(rows), neurons, _biases(ledger, list(rows)), damaged)
 
 
-def _first(project: Project, expert: int) -> Edit:
+def _first(ledger: Ledger, expert: int) -> Edit:
     """The edit under whose id an expert stands."""
-    edit = project.ledger.edit(expert)
+    edit = ledger.edit(expert)
     if edit is None:
         raise DamageFound(f"expert {expert} is in force, but there is no edit {expert}")
     return edit
 
 
-def _biases(project: Project, experts: list[int]) -> np.ndarray:
-    biases = project.ledger.biases_in_force()
+def _biases(ledger: Ledger, experts: list[int]) -> np.ndarray:
+    biases = ledger.biases_in_force()
     return np.array([biases.get(expert, 0.0) for expert in experts], np.float32)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import numpy as np
 
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project import disk, merging
+from scen_cli.project.files import EditFiles
 from scen_cli.project.guard import Guard, NewGuard, add_guard, read_guard, write_guard_file
 from scen_cli.project.history import digest_of_row, digest_of_rows
 from scen_cli.project.ledger import Ledger, now
@@ -34,17 +34,12 @@ from scen_cli.project.store import (
     EditTensors,
     LowRankArrays,
     StoredFile,
-    read_expert,
-    read_index,
-    regular,
-    sha256_of,
     write_edit,
 )
 from scen_cli.project.trained import Trained, Training, edit_row
 
 FORMAT = 1  # of the whole folder; a newer one is refused
 KINDS: dict[str, type] = {"format": int, "model": str, "layer": int, "ffn_width": int, "recipe": dict}  # of settings
-EDIT_FILE = re.compile(r"edits/\d{6,}-[0-9a-f]{8}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,7 @@ class Project:
         self.settings = self.ledger.settings()
         _check_settings(self.settings, self.folder)
         self.ledger.check_settings(self.settings)
+        self.files = EditFiles(self.folder, self.settings["ffn_width"])
         if self.ledger.updated:
             with suppress(DamageFound, ProjectLocked, OSError), self.writing():
                 self.merge()
@@ -255,48 +251,20 @@ class Project:
 
     def merge(self) -> StoredFile:
         """Rebuild `merged.safetensors` from the edit files (equation 9)."""
-        return merging.merge(self)
+        return merging.merge(self.folder, self.ledger, self.files)
 
     def merged(self) -> Merged:
         """W_merge as the ledger says it is."""
-        return merging.merged(self)
-
-    def index_of(self, edit: Edit) -> dict[str, np.ndarray]:
-        """What an expert's file holds for routing: its `neuron` (h,), `key` (h,) or (n, h), and the neurons that were
-        `refitted` (m, h) for its sake, of the experts `refitted_of` (m,).
-
-        Raises `DamageFound` if it is not what was committed.
-        """
-        name, width = self.path_of(edit), self.settings["ffn_width"]
-        if edit.index_sha256 is None:  # made by an older scen, which knew the sum of the whole file alone
-            self._check_sum(edit)
-        arrays = read_index(self.folder, name, edit.index_sha256)
-        vectors = [arrays["neuron"], arrays["key"], *([arrays["refitted"]] if arrays["refitted"].size else [])]
-        if any(one.shape[-1:] != (width,) or one.dtype != np.float32 for one in vectors):
-            raise DamageFound(f"`{name}` holds no neuron of width {width}", hint=WHAT_HELPS)
-        return arrays
+        return merging.merged(self.folder, self.ledger, self.files)
 
     def keys(self, edit: Edit) -> np.ndarray:
-        """The keys (n, h) that an edit's neuron was trained to fire on: its own, or those of all edits that
-        share its expert."""
-        return np.atleast_2d(self.index_of(edit)["key"])
+        """The keys (n, h) of an edit. Raises `DamageFound` if they are not what was committed."""
+        return self.files.keys(edit)
 
     def expert(self, edit_id: int) -> np.ndarray | LowRankArrays:
-        """The expert of one edit: (d, h) in W_down's place, or what is added to it.
-
-        Raises `DamageFound` if the file is not, byte for byte, the one that was committed.
-        """
-        edit = self.find(edit_id)
-        self._check_sum(edit)
-        return read_expert(self.folder, self.path_of(edit))
-
-    def _check_sum(self, edit: Edit) -> None:
-        name = self.path_of(edit)
-        if sha256_of(regular(self.folder, name)) != edit.sha256:
-            raise DamageFound(
-                f"`{name}` is not what was committed as edit {edit.id}",
-                hint=f"restore it from a backup, or `scen revert {edit.id}`",
-            )
+        """The expert of one edit: (d, h) in W_down's place, or what is added to it. Raises `DamageFound` if the file
+        is not, byte for byte, the one that was committed."""
+        return self.files.expert(self.find(edit_id))
 
     def record_evaluation(
         self,
@@ -320,13 +288,6 @@ class Project:
             told["id"] = int(self.ledger.db["evaluations"].insert(row).last_pk)
             told["row"] = digest_of_rows(self.ledger.db["evaluations"].rows_where("id = ?", [told["id"]]))
         return int(told["id"])
-
-    def path_of(self, edit: Edit) -> str:
-        """The edit's file; a name that no scen gives is refused: it might lead out of the project."""
-        name = edit.file or ""
-        if not EDIT_FILE.fullmatch(name):
-            raise DamageFound(f"edit {edit.id} has no file in `edits/`: {name!r}", hint=WHAT_HELPS)
-        return name
 
 
 def _check_settings(settings: dict[str, Any], folder: Path) -> None:

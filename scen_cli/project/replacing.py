@@ -16,7 +16,7 @@ def replace_experts(project: Project, experts: dict[int, LowRankArrays]) -> tupl
     """
     ledger, stored, old = project.ledger, {}, [project.find(expert) for expert in experts]
     for edit, expert in zip(old, experts.values(), strict=True):
-        index = project.index_of(edit)
+        index = project.files.index(edit)
         refitted = (index["refitted"], index["refitted_of"]) if len(index["refitted_of"]) else (None, None)
         tensors = EditTensors(expert, index["neuron"], index["key"], *refitted)
         stored[edit.id] = write_edit(project.folder, edit.id, tensors)
@@ -27,5 +27,5 @@ def replace_experts(project: Project, experts: dict[int, LowRankArrays]) -> tupl
             with ledger.change("compress", edit.id, **row):
                 ledger.db["edits"].update(edit.id, row)
     for edit in old:
-        remove(project.folder / project.path_of(edit))
+        remove(project.folder / project.files.name(edit))
     return sum(edit.size or 0 for edit in old), sum(file.size for file in stored.values())
