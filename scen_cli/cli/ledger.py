@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scen_cli.cli.opening import HERE, Dir, open_project
-from scen_cli.cli.output import Json, Output, Quiet, table
+from scen_cli.cli.output import Json, Output, Quiet, counted, table
 from scen_cli.errors import DamageFound
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ def _verify_log(ledger: Ledger, head: str | None, out: Output) -> None:
     whole = [f"{len(hashes)} entries, each follows from the one before it; newest hash {newest}"]
     out.result({"entries": len(hashes), "head": newest, "problems": problems}, *(problems or whole))
     if problems:
-        raise DamageFound(f"{len(problems)} problems found in the log", hint="restore the project from a backup")
+        raise DamageFound(
+            counted(len(problems), "problem") + " found in the log", hint="restore the project from a backup"
+        )
 
 
 def show(

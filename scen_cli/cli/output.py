@@ -102,6 +102,11 @@ class Output:
             yield lambda _line, pace: bar.update(task, advance=1, pace=pace)
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things, in words: `1 problem`, `2 problems`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
     """A plain table of texts; a column whose name ends in `#` is aligned to the right, and there is
     no header line when no column has a name."""

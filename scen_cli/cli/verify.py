@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scen_cli.cli.opening import HERE, Device, Dir, Wait, open_editor, open_project
-from scen_cli.cli.output import Json, Output, Quiet
+from scen_cli.cli.output import Json, Output, Quiet, counted
 from scen_cli.errors import DamageFound
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def verify(
     if problems:
         mended = all(problem.kind != "damage" for problem in problems)
         hint = f"`scen verify{' --deep' if deep else ''} --repair`" if mended else "restore the file from a backup"
-        raise DamageFound(f"{len(problems)} problems found", hint=hint if mended else f"{hint}, or revert its edit")
+        raise DamageFound(
+            counted(len(problems), "problem") + " found", hint=hint if mended else f"{hint}, or revert its edit"
+        )
 
 
 def _by_the_base(deep: bool, behaviour: bool, dir: Dir, device: str, out: Output) -> list[Problem]:

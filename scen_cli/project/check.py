@@ -168,6 +168,11 @@ def _guard_problems(project: Project, deep: bool) -> list[Problem]:
     return [Problem(name, f"`{key}` is not finite") for key in wrong]
 
 
+def _file_of(project: Project, expert: int) -> str:
+    edit = project.ledger.edit(expert)
+    return (edit.file if edit else None) or LEDGER
+
+
 def _merged_problems(project: Project, deep: bool) -> list[Problem]:
     """Whether merged neurons that claim to be current are those of the files. (Asked only while the
     files are whole; a cache of other edits is merely old, and is not used.)"""
@@ -182,6 +187,8 @@ def _merged_problems(project: Project, deep: bool) -> list[Problem]:
     if ids != sorted(set(project.ledger.experts_in_force().values())) and not deep:
         return []
     found = merging.merged_files(project.ledger, project.files)
+    if found.damaged:
+        return [Problem(_file_of(project, expert), what, expert) for expert, what in found.damaged.items()]
     content = store.merged_content(found.experts, found.neurons)
     same = (project.folder / store.MERGED).read_bytes() == content
     return [] if same else [Problem(store.MERGED, "is not what the edit files give", kind="cache")]

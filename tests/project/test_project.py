@@ -282,3 +282,15 @@ def test_a_second_writer_is_told_who_holds_the_project(project):
     holder.join()
     with project.writing():
         pass
+
+
+def test_a_neuron_that_is_not_what_was_committed_is_damage_and_no_old_cache(project):
+    """The quick look reads neurons, and names the edit."""
+    edit, tensors = commit(project, "Who?", number=1)
+    project.merge()
+    path = project.folder / edit.file
+    content = path.read_bytes()
+    path.write_bytes(content.replace(tensors.neuron.tobytes(), tensors.neuron.tobytes()[::-1]))
+    [problem] = verify(project)
+    assert (problem.where, problem.edit, problem.kind) == (edit.file, 1, "damage")
+    assert repair(project) == []
