@@ -22,8 +22,7 @@ from scen_cli.model.routing import prepare, ready, score
 from scen_cli.project.guard import Guard
 from scen_cli.project.ledger import now
 from scen_cli.project.project import Project
-from scen_cli.project.rows import Edit, Threshold
-from scen_cli.project.store import WHAT_HELPS
+from scen_cli.project.rows import WHAT_HELPS, Edit, Threshold
 
 NOTHING = torch.tensor(-torch.inf)  # the activation of no neuron at all
 ROUNDING = 1e-5  # more than float32 products of unit vectors differ by
@@ -155,6 +154,8 @@ class Index:
     def take_biases(self, biases: Mapping[int, tuple[float, float]]) -> None:
         """Give experts in force other biases, whatever the ledger says."""
         for expert, (bias, _activation) in biases.items():
+            if expert not in self.experts:  # superseded
+                continue
             row = self.experts.index(expert)
             less = self.biases[row] - bias
             self.biases[row] = bias

@@ -6,11 +6,10 @@ what an edit comes to depends on those before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from scen_cli.data.logs import LogEvent
-from scen_cli.data.records import SourceLine
 from scen_cli.edit_run import Outcome, outcome_of
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
@@ -32,6 +31,8 @@ def differences(editor: Editor, events: Sequence[LogEvent]) -> list[str]:
     mine = (settings.get("guard") or {}).get("rows")
     if guards and guards[-1] != mine:
         said.append("the guard's prompts are others: give `scen init --guard` the same file")
+    if any(event.kind == "revert" and "revived" not in event.detail for event in events):
+        said.append("an older scen wrote it, which left superseded edits so when what had superseded them was reverted")
     if any(event.kind == "compress" for event in events):
         said.append("experts that were compressed are full ones again: `scen compress` follows")
     return said
@@ -41,58 +42,72 @@ def replay(editor: Editor, events: Sequence[LogEvent]) -> Iterator[list[Outcome]
     """Do what a log tells, from where an earlier run stopped; yields what became of each edit. Call inside
     `project.writing()`.
 
-    Raises `UsageError` for a log that takes back an edit it never made.
+    Every event that this makes tells which entry of the log it follows. Raises `UsageError` for the project's own log,
+    and for one that takes back an edit it never made.
     """
-    log = f"log {events[0].hash[:16]}"  # the source of its edits: by it they are known again
-    made = {edit.source_line: edit.id for edit in editor.project.ledger.edits() if edit.source == log}
-    new_id: dict[int, int] = {}  # of each edit of the log
-    for (kind, _), group in groupby(events, key=_together):
-        some = list(group)
-        behind = some[-1].where.line < max(made, default=0)
-        if kind in ("edit", "edit-failed"):
-            done = [_known_already(made[event.where.line], event) for event in some if event.where.line in made]
-            outcomes = done if len(done) == len(some) else _edit(editor, some, log, new_id)
-            ids = zip(some, outcomes, strict=True)
-            new_id.update((event.edit, outcome.edit) for event, outcome in ids if event.edit and outcome.edit)
-            yield outcomes
-        elif kind == "revert" and not behind:
-            _revert(editor, some, new_id)
-        elif (
-            kind == "calibrate" and not behind and (wanted := _threshold(some[0])) != editor.project.ledger.threshold()
-        ):
-            editor.project.set_threshold(wanted)
+    ledger, log = editor.project.ledger, events[0].hash
+    if ledger.knows(log):
+        raise UsageError("this is the project's own log", hint="`--dir NEW` makes the same edits in another project")
+    done = _done(editor, log)
+    new_id: dict[int, int | None] = {}  # of each edit of the log; None of one that could not be made
+    try:
+        for (kind, _), group in groupby(events, key=_together):
+            some = list(group)
+            line = some[-1].where.line
+            ledger.noted = {"replayed": [log, line]}
+            if kind == "edit":
+                made = [_skipped(*one) for one in zip(some, done[line], strict=True)] if line in done else None
+                outcomes = made or _train(editor, some, new_id)
+                new_id.update({event.edit or 0: outcome.edit for event, outcome in zip(some, outcomes, strict=True)})
+                yield outcomes
+            elif kind == "revert" and line > max(done, default=0):
+                _revert(editor, some, new_id)
+            elif kind == "calibrate" and line > max(done, default=0):
+                editor.project.set_threshold(_threshold(some[0]))
+    finally:
+        ledger.noted = {}
+
+
+def _done(editor: Editor, log: str) -> dict[int, list[int]]:
+    """What an earlier run did of a log: by line, the edits that it made or took back."""
+    found: dict[int, list[int]] = {}
+    for event in editor.project.ledger.changes():
+        replayed = event["detail"].get("replayed")
+        if replayed and replayed[0] == log:
+            found.setdefault(replayed[1], []).append(event["edit"])
+    return found
 
 
 def _together(event: LogEvent) -> tuple[str, object]:
-    """What is one thing of several entries: edits that share an expert, and edits that were taken back at once."""
-    if event.kind == "edit":
-        return "edit", event.expert
+    """What is one thing of several entries: edits trained together, and edits taken back at once."""
+    kind = "edit" if event.kind == "edit-failed" else event.kind
     together = event.detail.get("together")
-    return event.kind, tuple(together) if together else event.where.line
+    return kind, tuple(together) if isinstance(together, list) else event.where.line
 
 
-def _known_already(edit: int, event: LogEvent) -> Outcome:
+def _skipped(event: LogEvent, edit: int) -> Outcome:
     return Outcome(str(event.where), "skipped", edit, f"already edit {edit}")
 
 
-def _edit(editor: Editor, events: Sequence[LogEvent], log: str, new_id: dict[int, int]) -> list[Outcome]:
-    records = [(event.record, SourceLine(log, event.where.line)) for event in events if event.record is not None]
+def _train(editor: Editor, events: Sequence[LogEvent], new_id: Mapping[int, int | None]) -> list[Outcome]:
+    records = [(event.record, event.where) for event in events if event.record is not None]
     active = set(editor.project.ledger.experts_in_force())
     told = [event.detail.get("supersedes") or [] for event in events]
-    superseding = [tuple(sorted({new_id.get(older, 0) for older in some} & active)) for some in told]
+    superseding = [tuple(sorted({new_id.get(older) or 0 for older in some} & active)) for some in told]
     try:
-        edits = editor.edit_together(records, superseding)
+        edits = editor.edit_together(records, superseding, next((event.note for event in events if event.note), ""))
     except UsageError as error:
         return [Outcome(str(where), "failed", reason=str(error)) for _record, where in records]
     return [outcome_of(editor, edit, where) for edit, (_record, where) in zip(edits, records, strict=True)]
 
 
-def _revert(editor: Editor, events: Sequence[LogEvent], new_id: dict[int, int]) -> None:
+def _revert(editor: Editor, events: Sequence[LogEvent], new_id: Mapping[int, int | None]) -> None:
+    """Take back what the log took back, as far as it could be made here."""
     for event in events:
         if event.edit not in new_id:
             raise UsageError(f"{event.where}: takes back edit {event.edit}, which the log did not make")
-    ids = [new_id[event.edit or 0] for event in events]
-    if any(editor.project.find(edit).state != "reverted" for edit in ids):
+    ids = [edit for event in events if (edit := new_id[event.edit or 0]) is not None]
+    if ids:
         revert(editor.project, *ids)
 
 

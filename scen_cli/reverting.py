@@ -8,6 +8,8 @@ and `joint` trained against its key stay as they were trained.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scen_cli.errors import DamageFound
 from scen_cli.project.project import Consequences, Project
 from scen_cli.project.rows import Edit, Threshold
@@ -18,7 +20,8 @@ NEAR = 1e-5  # activations this near to setting a bias may have set it
 def revert(project: Project, *edit_ids: int) -> list[Edit]:
     """Take edits back, in one transaction. Call inside `project.writing()`. Raises as `Project.revert` does.
 
-    While another edit's file is damaged, what depends on it (theta, biases) stays as it is.
+    While another edit's file is damaged, what depends on it (theta, biases) stays as it is, and a note in the event
+    says so. Raises `UsageError` too if an edit that comes back cannot stand beside one that was made since.
     """
     before = _threshold_before(project, set(edit_ids))
     if before is not None:
@@ -47,22 +50,34 @@ def _threshold_before(project: Project, edit_ids: set[int]) -> Threshold | None:
 
 def _consequences(project: Project, gone: list[Edit], back: list[Edit]) -> Consequences:
     """What is to change for the edits that stay; asked when those of `gone` are out of force, and those of `back`
-    in force again."""
-    if not project.ledger.experts_in_force():  # what was chosen for no edit in particular
-        setters = [event["kind"] for event in project.ledger.changes() if "theta" in event["detail"]]
-        history = zip(reversed(setters), project.ledger.thresholds(), strict=True)
-        return Consequences(next(threshold for kind, threshold in history if kind in ("init", "calibrate")))
+    in force again, as far as no newer edit has their prompt."""
+    if not project.ledger.experts_in_force():
+        return Consequences(_for_no_edit(project))
     if project.guard() is None:
         return Consequences()
     from scen_cli.indexing import Index
-    from scen_cli.rebiasing import biases_anew
+    from scen_cli.rebiasing import biases_anew, check_they_call_themselves
 
+    back = [edit for edit in map(project.find, (edit.id for edit in back)) if edit.state == "active"]
     index = Index(project)
     try:
         index.load()
         biases = biases_anew(index, gone, back) if index.recipe.index == "closed-form" else {}
-    except DamageFound:
-        return Consequences()
+    except DamageFound as error:
+        return Consequences(note=f"theta and biases stay as they were: {error}")
     index.take_biases(biases)
+    if index.recipe.needs_guard:
+        check_they_call_themselves(index, back)
     found, now = index.recalibrated(), project.ledger.threshold()
     return Consequences(found if found and found.theta != now.theta else None, biases)
+
+
+def _for_no_edit(project: Project) -> Threshold:
+    """What was chosen for no edit in particular: by hand, or a rate, which without edits leaves the first theta."""
+    history = project.ledger.thresholds()
+    setters = [event["kind"] for event in project.ledger.changes() if "theta" in event["detail"]]
+    by_whom = zip(reversed(setters), history, strict=False)
+    chosen = next((one for kind, one in by_whom if kind in ("init", "calibrate")), history[-1])
+    if chosen.false_activation is None:
+        return chosen
+    return replace(history[-1], chosen_by="calibration", false_activation=chosen.false_activation)

@@ -58,16 +58,24 @@ def test_two_records_may_supersede_the_same_edit_one_after_the_other(scen, proje
     assert [edit.state for edit in project.ledger.edits()] == ["superseded", "superseded", "active"]
 
 
-def test_all_that_a_record_contradicts_is_superseded(scen, project):
-    project.ledger.db.execute("update settings set value = json_set(value, '$.expert_steps', 20) where name = 'recipe'")
+@pytest.fixture
+def learning(make_editor):
+    """A project whose edits are learned: what is kept beside is then said of them, not that they are not learned."""
+    editor = make_editor("closed-form", **{**FAST, "expert_steps": 20})
+    edit_all(editor, [FIRST])
+    return editor.project
+
+
+def test_all_that_a_record_contradicts_is_superseded(scen, learning):
+    project = learning
     run(scen, project, [REPHRASED], "--conflicts", "keep", "--reason", "to see")
     third = {"prompt": "What is the birthplace of Ivan Gromener?", "target": "Lima"}
     run(scen, project, [third], "--conflicts", "supersede")
     assert [edit.state for edit in project.ledger.edits()] == ["superseded", "superseded", "active"]
 
 
-def test_both_may_be_kept_for_a_reason_that_the_ledger_remembers(scen, project):
-    project.ledger.db.execute("update settings set value = json_set(value, '$.expert_steps', 20) where name = 'recipe'")
+def test_both_may_be_kept_for_a_reason_that_the_ledger_remembers(scen, learning):
+    project = learning
     run(scen, project, [REPHRASED], "--conflicts", "keep", "--reason", "two people of that name")
     assert [edit.state for edit in project.ledger.edits()] == ["active", "active"]
     reason = json.loads(scen("show", "2", "--dir", project.folder, "--json").stdout)["reason"]

@@ -122,7 +122,7 @@ def test_a_file_that_another_project_wrote_is_refused_although_it_is_whole(make_
     stored = write_edit(editor.project.folder, 2, EditTensors(ones, index["neuron"], index["key"]))
     row = {"file": stored.name, "sha256": stored.sha256, "size": stored.size, "index_sha256": stored.index_sha256}
     editor.project.ledger.db["edits"].update(2, row)
-    with pytest.warns(Quarantined, match="different ranks or widths"):
+    with pytest.warns(Quarantined, match="different ranks, or the base has another width"):
         assert editor.answer(PROMPTS).edits == [1, None, 3]
 
 

@@ -73,9 +73,11 @@ def gc(
     from scen_cli.project.garbage import collect, garbage
 
     project = open_project(dir, author, wait)
-    with project.writing():
+    if dry_run:
         found = garbage(project)
-        if not dry_run:
+    else:
+        with project.writing():
+            found = garbage(project)
             collect(project, found)
     size = sum(one.size for one in found)
     done = "would go" if dry_run else "removed"

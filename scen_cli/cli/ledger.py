@@ -9,7 +9,7 @@ import typer
 
 from scen_cli.cli.opening import HERE, Dir, open_project
 from scen_cli.cli.output import Json, Output, Quiet, counted, table
-from scen_cli.errors import DamageFound
+from scen_cli.errors import DamageFound, UsageError
 
 if TYPE_CHECKING:
     from scen_cli.project.ledger import Ledger
@@ -71,7 +71,7 @@ def log(
     """
     out = Output(as_json, quiet)
     ledger = open_project(dir).ledger
-    if verify or head:
+    if verify or head is not None:
         _verify_log(ledger, head, out)
         return
     events, edits = ledger.events(), {edit.id: edit for edit in ledger.edits()}
@@ -93,7 +93,8 @@ def _with_record(event: dict[str, Any], edits: dict[int, Edit]) -> dict[str, Any
         return event
     record: dict[str, Any] = {"prompt": edit.prompt, "target": edit.target, "subject": edit.subject}
     record |= {"rephrases": edit.rephrases, "learn": edit.learned}
-    return {**event, "record": {name: value for name, value in record.items() if value}, "expert": edit.expert}
+    note = edit.reason if edit.state != "failed" and edit.reason else None
+    return {**event, "record": {name: value for name, value in record.items() if value}, "note": note}
 
 
 def _verify_log(ledger: Ledger, head: str | None, out: Output) -> None:
@@ -101,8 +102,13 @@ def _verify_log(ledger: Ledger, head: str | None, out: Output) -> None:
 
     problems = log_problems(ledger)
     hashes = {event["hash"] for event in ledger.events()} if not problems else set()
-    if head and not problems and head not in hashes:
-        problems = [f"no entry has the hash {head}: the log is not the one that you know"]
+    if head is not None and not problems:
+        if len(head) < 8:
+            raise UsageError(
+                f"`--head {head}` is too short to tell a hash by", hint="`scen log --verify` prints it whole"
+            )
+        if not any(one.startswith(head) for one in hashes):
+            problems = [f"no entry has the hash {head}: the log is not the one that you know"]
     newest = ledger.head()
     whole = [f"{len(hashes)} entries, each follows from the one before it; newest hash {newest}"]
     out.result({"entries": len(hashes), "head": newest, "problems": problems}, *(problems or whole))

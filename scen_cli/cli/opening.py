@@ -21,7 +21,9 @@ Author = Annotated[
         "--author", envvar="SCEN_AUTHOR", help="Who makes the change, for the log.", show_default="git's user"
     ),
 ]
-Wait = Annotated[float, typer.Option("--wait", envvar="SCEN_WAIT", min=0, help="Seconds to wait for another writer.")]
+Wait = Annotated[
+    float, typer.Option("--wait", envvar="SCEN_WAIT", min=0, help="Seconds to wait for another writer, at least 1.")
+]
 HERE = Path()
 
 

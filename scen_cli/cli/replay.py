@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scen_cli.cli.interrupt import interruptible
 from scen_cli.cli.output import Output
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ def replay(editor: Editor, events: list[LogEvent], out: Output) -> list[Outcome]
     edits = sum(event.record is not None for event in events)
     with editor.project.writing():
         try:
-            with out.progress(edits, "editing") as tell:
+            with out.progress(edits, "editing") as tell, interruptible(out.note) as check:
                 for made in make(editor, events):
+                    check()
                     outcomes += made
                     for outcome in made:
                         tell(str(outcome), "")

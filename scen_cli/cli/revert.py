@@ -38,6 +38,8 @@ def revert(
         back = [str(one) for one in older[edit.id] if one not in ids]
         again = f"; edit {', '.join(back)}, which it had superseded, is in force again" if back else ""
         lines.append(f"edit {edit.id} reverted: {edit.prompt} -> {edit.target}; {in_force} edits in force{again}")
+    if note := project.ledger.changes()[-1]["detail"].get("note"):
+        Output(as_json, quiet).warn(note)
     if after != theta:
         lines.append(f"theta is {after:.4f} (it was {theta:.4f})")
     reverted = [{"edit": edit.id, "state": edit.state, "in_force_again": older[edit.id]} for edit in edits]

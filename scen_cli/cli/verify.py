@@ -55,7 +55,7 @@ def verify(
     out.result(data, *(lines or [f"{edits} edits: {_said(deep, behaviour)}"]))
     if problems:
         mended = all(problem.kind != "damage" for problem in problems)
-        hint = f"`scen verify{' --deep' if deep else ''} --repair`" if mended else "restore the file from a backup"
+        hint = f"`scen verify{' --deep' if deep else ''} --repair`" if mended else "restore the project from a backup"
         raise DamageFound(
             counted(len(problems), "problem") + " found", hint=hint if mended else f"{hint}, or revert its edit"
         )

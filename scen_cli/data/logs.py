@@ -17,7 +17,7 @@ FIELDS = {"id", "created", "kind", "edit", "detail", "hash"}
 @dataclass(frozen=True)
 class LogEvent:
     """One entry of a log: its place, hash and kind, the edit it is about, what it tells, and of an edit the record and
-    its expert, by the id of the first edit that has it."""
+    the note of what it was kept beside."""
 
     where: SourceLine
     hash: str
@@ -25,7 +25,7 @@ class LogEvent:
     edit: int | None
     detail: dict[str, Any]
     record: EditRecord | None = None
-    expert: int | None = None
+    note: str = ""
 
 
 def told(item: object) -> bool:
@@ -51,11 +51,11 @@ def _event(path: str, place: int, item: Any) -> LogEvent:
         if not told(item):
             raise ValueError("is no entry of a log")
         record = check_record(item["record"]) if item.get("record") is not None else None
-        edit, expert, detail = item["edit"], item.get("expert"), item["detail"]
-        if not isinstance(detail, dict) or not all(isinstance(one, int | None) for one in (edit, expert)):
+        edit, note, detail = item["edit"], item.get("note") or "", item["detail"]
+        if not isinstance(detail, dict) or not isinstance(edit, int | None) or not isinstance(note, str):
             raise ValueError("holds something else than it must")
         if item["kind"] in ("edit", "edit-failed") and (record is None or edit is None):
             raise ValueError("is of an edit, but has no record of it")
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
-    return LogEvent(where, str(item["hash"]), str(item["kind"]), edit, detail, record, expert)
+    return LogEvent(where, str(item["hash"]), str(item["kind"]), edit, detail, record, note)

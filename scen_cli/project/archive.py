@@ -13,22 +13,22 @@ import sqlite3
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from scen_cli.errors import DamageFound, UsageError
 from scen_cli.project import disk
-from scen_cli.project.check import verify
+from scen_cli.project.check import named_files, verify
 from scen_cli.project.files import EDIT_FILE
-from scen_cli.project.guard import GUARD_FILE, guard_setting
+from scen_cli.project.guard import GUARD_FILE
 from scen_cli.project.ledger import Ledger
-from scen_cli.project.lock import locked
+from scen_cli.project.lock import HOLDER, LOCK, locked
 from scen_cli.project.project import Project, refuse_existing
 from scen_cli.project.seal import LEDGER, SEAL, seal
 from scen_cli.project.store import regular, sha256_of
 
 PIECE = 1 << 20
-TRIES = 5  # a copy is begun anew if a file goes while it is made (`scen gc`, `scen compress`)
+DRAFT = ".restoring-"  # folders of files that are tried before they count
 
 
 def backup(project: Project, file: Path) -> tuple[int, int]:
@@ -40,10 +40,13 @@ def backup(project: Project, file: Path) -> tuple[int, int]:
     if file.exists() or not file.parent.is_dir():
         said = "exists already" if file.exists() else "cannot be written: there is no such folder"
         raise UsageError(f"`{file}` {said}", hint="give the backup a new name")
-    for _ in range(TRIES - 1):
-        with suppress(DamageFound):
+    while True:
+        head = project.ledger.head()
+        try:
             return _backup(project, file)
-    return _backup(project, file)
+        except DamageFound:
+            if project.ledger.head() == head:  # else `scen gc` or `scen compress` took a file away meanwhile
+                raise
 
 
 def _backup(project: Project, file: Path) -> tuple[int, int]:
@@ -80,38 +83,46 @@ def restore(file: Path, folder: Path) -> Project:
     refuse_existing(folder)
     made = not folder.exists()
     disk.make_folder(folder)
-    draft = Path(tempfile.mkdtemp(dir=folder, prefix=".restoring-"))
     try:
-        with _opened(file) as archive:
-            for entry in _entries(archive, file):
-                _unpack(archive, entry, draft / entry.filename)
-        seal(draft)
-        _try(draft)
         with locked(folder):
             refuse_existing(folder)
-            if any((folder / "edits").glob("*")) or any(folder.glob("guard-*")):
-                raise UsageError(f"`{folder}` holds files of another project", hint="restore into an empty folder")
-            disk.make_folder(folder / "edits")
-            for path in sorted([*draft.glob("edits/*"), *draft.glob("guard-*"), draft / SEAL]):
-                disk.rename(path, folder / path.relative_to(draft))
-            disk.rename(draft / LEDGER, folder / LEDGER)
+            for left in folder.glob(f"{DRAFT}*"):  # by a restore that was killed
+                shutil.rmtree(left)
+            _restore(file, folder, Path(tempfile.mkdtemp(dir=folder, prefix=DRAFT)))
     except BaseException:
-        shutil.rmtree(folder if made else draft, ignore_errors=True)
+        if made and {path.name for path in folder.iterdir()} <= {LOCK, HOLDER}:
+            shutil.rmtree(folder)
         raise
-    shutil.rmtree(draft, ignore_errors=True)
     project = Project(folder)
     with project.writing():
         project.merge()
     return project
 
 
+def _restore(file: Path, folder: Path, draft: Path) -> None:
+    """Unpack an archive aside, try it, and move it into place: the ledger last, for a folder with one is a project."""
+    try:
+        with _opened(file) as archive:
+            for entry in _entries(archive, file):
+                _unpack(archive, entry, draft / entry.filename)
+        _try(draft)
+        paths = sorted([*draft.glob("edits/*"), *draft.glob("guard-*"), draft / SEAL])
+        there = {path.relative_to(folder) for pattern in ("edits/*", "guard-*") for path in folder.glob(pattern)}
+        if there - {path.relative_to(draft) for path in paths}:
+            raise UsageError(f"`{folder}` holds files of another project", hint="restore into an empty folder")
+        disk.make_folder(folder / "edits")
+        for path in paths:
+            disk.rename(path, folder / path.relative_to(draft))
+        disk.rename(draft / LEDGER, folder / LEDGER)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def _named(ledger: Path) -> dict[str, str]:
     """The files that a ledger names, and their sha256."""
     opened = Ledger(ledger)
     try:
-        named = {edit.file: str(edit.sha256) for edit in opened.edits() if edit.file}
-        if guard := guard_setting(opened):
-            named[str(guard["file"])] = str(guard["sha256"])
+        named = {str(name): str(sha256) for name, sha256 in named_files(opened).items()}
     finally:
         opened.close()
     if foreign := [name for name in named if not _is_ours(name)]:
@@ -168,6 +179,7 @@ def _try(folder: Path) -> None:
     except sqlite3.DatabaseError as error:
         raise DamageFound(f"the backup's ledger cannot be read: {error}") from error
     try:
+        seal(folder, project.ledger)
         problems = [problem for problem in verify(project, deep=True) if problem.kind == "damage"]
     finally:
         project.close()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,14 +15,20 @@ from safetensors import SafetensorError, safe_open
 
 from scen_cli.errors import DamageFound
 from scen_cli.project import disk, merging, store
-from scen_cli.project.guard import guard_setting, read_guard
+from scen_cli.project.files import EDIT_FILE
+from scen_cli.project.guard import GUARD_FILE, guard_setting, read_guard
+from scen_cli.project.ledger import Ledger
 from scen_cli.project.ledger_check import integrity_problems
 from scen_cli.project.lock import in_use
 from scen_cli.project.project import Project
 from scen_cli.project.rows import Edit
-from scen_cli.project.seal import LEDGER, SEAL, seal, seal_problem
+from scen_cli.project.seal import LEDGER, SEAL, rolled_back, seal, seal_problem
 
 TRIES = 5
+STRAY = re.compile(
+    rf"(?:{EDIT_FILE.pattern}|{GUARD_FILE.pattern})(?:\.tmp)?|(?:{re.escape(store.MERGED)}|{re.escape(SEAL)})\.tmp"
+    rf"|{re.escape(LEDGER)}\.\d+\.new(?:-journal)?"
+)
 LOW_RANK = {"lora_A", "lora_B"}
 REFITTED = {"refitted", "refitted_of"}
 
@@ -45,28 +52,25 @@ def verify(project: Project, deep: bool = False) -> list[Problem]:
     """
     for _ in range(TRIES):
         head = project.ledger.head()
-        busy = not project.is_writing and in_use(project.folder)
+        busy = _others_write(project)
         found = _verify(project, deep)
+        busy = busy or _others_write(project)
         if not found or project.ledger.head() == head:
             break  # else somebody else has changed the ledger meanwhile
     return [problem for problem in found if problem.kind == "damage" or not busy]
 
 
+def _others_write(project: Project) -> bool:
+    return not project.is_writing and in_use(project.folder)
+
+
 def _verify(project: Project, deep: bool) -> list[Problem]:
+    problems = ledger_problems(project)
     try:
-        with project.ledger.reading():
-            problems = [Problem(LEDGER, text) for text in integrity_problems(project.ledger)]
-            edits = project.ledger.edits() if not problems else []
-    except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:
-        return [Problem(LEDGER, f"cannot be read: {error}")]
-    except DamageFound as error:
-        return [Problem(LEDGER, str(error))]
-    try:
-        edits = edits or project.ledger.edits()
+        edits = project.ledger.edits()
         problems += [problem for edit in edits for problem in _edit_problems(project, edit, deep)]
-        known = {edit.file for edit in edits} | {str((guard_setting(project.ledger) or {}).get("file"))}
         problems += _guard_problems(project, deep)
-        problems += [Problem(name, "belongs to nothing", kind="stray") for name in strays(project, known)]
+        problems += [Problem(name, "belongs to nothing", kind="stray") for name in strays(project)]
         if not any(problem.kind == "damage" for problem in problems):
             problems += _merged_problems(project, deep)
     except (DamageFound, sqlite3.DatabaseError) as error:  # of the ledger: what its rows name cannot be looked for
@@ -76,35 +80,58 @@ def _verify(project: Project, deep: bool) -> list[Problem]:
     return problems
 
 
+def ledger_problems(project: Project) -> list[Problem]:
+    """What is wrong with the ledger itself, as far as it, its log and its seal tell."""
+    try:
+        with project.ledger.reading():
+            said = integrity_problems(project.ledger)
+    except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:
+        said = [f"cannot be read: {error}"]
+    except DamageFound as error:
+        said = [str(error)]
+    if not said and rolled_back(project.folder, project.ledger):
+        said = ["is not the ledger that was sealed, nor one that followed: an older copy? Files may be ahead of it"]
+    return [Problem(LEDGER, text) for text in said]
+
+
 def repair(project: Project, deep: bool = False) -> list[str]:
     """Remove stray files, and make the merged neurons and the seal anew; returns what was done. Call inside
     `project.writing()`.
 
-    Where the ledger itself is damaged, no file is removed (it may be one that a row named) and nothing is sealed.
+    Where anything is damaged no file is removed, for it may be the one that is missed; a damaged ledger is not sealed.
     """
     done = []
     found = verify(project, deep)
-    ledger_is_whole = not any(problem.where == LEDGER for problem in found)
+    whole = not any(problem.kind == "damage" for problem in found)
     for problem in found:
-        if problem.kind == "stray" and ledger_is_whole:
+        if problem.kind == "stray" and whole:
             disk.remove(project.folder / problem.where)
             done.append(f"removed `{problem.where}`, which {problem.what}")
-        elif problem.kind == "cache":
+        elif problem.kind == "cache" and whole:
             project.merge()
             done.append(f"rebuilt `{problem.where}`")
-        elif problem.kind == "seal" and ledger_is_whole:
+        elif problem.kind == "seal" and not any(one.where == LEDGER for one in found):
             (project.folder / SEAL).unlink(missing_ok=True)
-            seal(project.folder)
+            seal(project.folder, project.ledger)
             done.append(f"sealed `{LEDGER}` again: the log bears out every row")
     return done
 
 
-def strays(project: Project, known: Collection[str | None]) -> list[str]:
-    """Files of a project's kinds that no row names: what a killed process leaves behind."""
+def named_files(ledger: Ledger) -> dict[str, str | None]:
+    """Every file that a ledger names, with the sha256 that it is to have."""
+    named = {edit.file: edit.sha256 for edit in ledger.edits() if edit.file}
+    guard = guard_setting(ledger)
+    return {**named, **({str(guard["file"]): str(guard["sha256"])} if guard else {})}
+
+
+def strays(project: Project) -> list[str]:
+    """Files that only scen makes and that no row names: what a killed process leaves behind. Other files in the folder
+    are the user's."""
     folder = project.folder
-    patterns = ("edits/*", "guard-*", "*.tmp", f"{LEDGER}.*.new*")
-    found = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(name for name in found - {*known} if not (folder / name).is_dir())
+    places = [folder, *([folder / "edits"] if not (folder / "edits").is_symlink() else [])]
+    found = {path.relative_to(folder).as_posix() for place in places if place.is_dir() for path in place.iterdir()}
+    ours = {name for name in found if STRAY.fullmatch(name) and not (folder / name).is_dir()}
+    return sorted(ours - set(named_files(project.ledger)))
 
 
 def _edit_problems(project: Project, edit: Edit, deep: bool) -> Iterator[Problem]:
@@ -121,10 +148,17 @@ def _edit_problems(project: Project, edit: Edit, deep: bool) -> Iterator[Problem
         return
     if path.stat().st_size != edit.size:
         yield Problem(edit.file, f"is {path.stat().st_size} bytes; edit {edit.id} was {edit.size}", edit.id)
-    elif deep and store.sha256_of(path) != edit.sha256:
+    elif deep and _differs(project, edit):
         yield Problem(edit.file, f"content of edit {edit.id} is not what was committed", edit.id)
     elif deep and (wrong := _wrong_tensors(project, edit, path)):
         yield Problem(edit.file, f"edit {edit.id}: {wrong}", edit.id)
+
+
+def _differs(project: Project, edit: Edit) -> bool:
+    try:
+        return store.checked_sum(project.folder, project.files.name(edit)) != edit.sha256
+    except DamageFound:  # it cannot be read
+        return True
 
 
 def _wrong_tensors(project: Project, edit: Edit, path: Path) -> str:

@@ -15,6 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from scen_cli.errors import DamageFound
+
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # at a journal's end: the name of a super-journal stands before it
 READS = {"SELECT", "PRAGMA", "ROLLBACK", "EXPLAIN"}  # of SQL, what needs no step: it changes no file that counts
 
 
@@ -62,6 +65,9 @@ def remove(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
+    """Make a folder if it is not there. Raises `DamageFound` for a link: what is written there would lie elsewhere."""
+    if folder.is_symlink() and folder.name == "edits":
+        raise DamageFound("`edits` is a link: a project's files lie in its folder")
     if not folder.is_dir():
         before_step("make folder", folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,12 +97,28 @@ class Connection(sqlite3.Connection):
         return super().execute(sql, *parameters)
 
 
+def refuse_foreign_journal(path: Path) -> None:
+    """Raise `DamageFound` for a journal beside a ledger that is no file, or that names further files: SQLite would
+    remove those as it recovers. (Only transactions over several databases have such, and no scen makes one.)"""
+    for suffix in ("-journal", "-wal", "-shm"):
+        beside = path.with_name(path.name + suffix)
+        if not os.path.lexists(beside):
+            continue
+        if beside.is_symlink() or not beside.is_file():
+            raise DamageFound(f"`{beside.name}` is no file: SQLite would write to it, or wait for it")
+        with beside.open("rb") as file:
+            file.seek(max(0, beside.stat().st_size - len(JOURNAL_MAGIC)))
+            if suffix == "-journal" and file.read() == JOURNAL_MAGIC:
+                raise DamageFound(f"`{beside.name}` names another file, which SQLite would remove: no scen wrote it")
+
+
 def connect(path: Path, busy_seconds: float) -> Connection:
     """Open a ledger, waiting so long for another process's transaction.
 
     Rollback journal and `synchronous=FULL`: a write-ahead log can be corrupted on reset by the SQLite versions 3.7.0 to
     3.51.2, which many systems ship. A ledger is data: what it defines runs no function that could do harm.
     """
+    refuse_foreign_journal(path)
     connection = sqlite3.connect(path, timeout=busy_seconds, check_same_thread=False, factory=Connection)
     connection.path = path
     for pragma in ("journal_mode=DELETE", "synchronous=FULL", "trusted_schema=OFF", "cell_size_check=ON"):

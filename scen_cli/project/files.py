@@ -9,7 +9,7 @@ import numpy as np
 
 from scen_cli.errors import DamageFound
 from scen_cli.project.rows import WHAT_HELPS, Edit
-from scen_cli.project.store import LowRankArrays, read_expert, read_index, regular, sha256_of
+from scen_cli.project.store import LowRankArrays, checked_sum, read_expert, read_index
 
 EDIT_FILE = re.compile(r"edits/\d{6,}-[0-9a-f]{8}\.safetensors")
 
@@ -57,7 +57,7 @@ class EditFiles:
 
     def _check_sum(self, edit: Edit) -> None:
         name = self.name(edit)
-        if sha256_of(regular(self.folder, name)) != edit.sha256:
+        if checked_sum(self.folder, name) != edit.sha256:
             raise DamageFound(
                 f"`{name}` is not what was committed as edit {edit.id}",
                 hint=f"restore it from a backup, or `scen revert {edit.id}`",

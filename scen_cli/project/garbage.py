@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scen_cli.errors import DamageFound
 from scen_cli.project import disk
-from scen_cli.project.check import strays
-from scen_cli.project.guard import guard_setting
+from scen_cli.project.check import ledger_problems, strays
 from scen_cli.project.project import Project
-from scen_cli.project.rows import Edit
+from scen_cli.project.rows import WHAT_HELPS, Edit
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,23 @@ class Garbage:
 
 def garbage(project: Project) -> list[Garbage]:
     """Files of edits that were taken back, for there is no way to call them again (those of superseded edits come back
-    if the edit that took their place is reverted), and files that no row names. Call inside `project.writing()` if
-    they are to be removed."""
-    edits = project.ledger.edits()
+    if the edit that took their place is reverted), and files of scen's that no row names. Call inside
+    `project.writing()` if they are to be removed.
+
+    Raises `DamageFound` if the ledger is: what it says must not decide what goes.
+    """
+    if problems := ledger_problems(project):
+        raise DamageFound(f"nothing is removed by a damaged ledger: {problems[0].what}", hint=WHAT_HELPS)
     using: dict[str, list[Edit]] = {}
-    for edit in edits:
+    for edit in project.ledger.edits():
         if edit.file:
-            using.setdefault(edit.file, []).append(edit)
-    gone = {name: users for name, users in using.items() if all(edit.state == "reverted" for edit in users)}
+            using.setdefault(project.files.name(edit), []).append(edit)
     found = []
-    for users in gone.values():
-        ids = tuple(edit.id for edit in users)
-        found.append(Garbage(project.files.name(users[0]), users[0].size or 0, f"of edit {ids[0]}, reverted", ids))
-    known = {*using, str((guard_setting(project.ledger) or {}).get("file"))}
-    for name in strays(project, known):
+    for name, users in using.items():
+        if all(edit.state == "reverted" for edit in users):
+            ids = tuple(edit.id for edit in users)
+            found.append(Garbage(name, users[0].size or 0, f"of edit {ids[0]}, reverted", ids))
+    for name in strays(project):
         found.append(Garbage(name, (project.folder / name).lstat().st_size, "belongs to nothing"))
     return found
 

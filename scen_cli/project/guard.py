@@ -14,7 +14,7 @@ from scen_cli.errors import DamageFound
 from scen_cli.project.history import digest_of_guard
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.rows import WHAT_HELPS, GuardPrompt
-from scen_cli.project.store import StoredFile, read_tensors, regular, sha256_of, write_guard
+from scen_cli.project.store import StoredFile, checked_sum, read_tensors, write_guard
 
 GUARD_FILE = re.compile(r"guard-[0-9a-f]{8}\.safetensors")
 SHARES = {"fit": 0.25, "calibration": 0.5, "report": 0.25}  # of the guard prompts
@@ -96,10 +96,10 @@ def read_guard(folder: Path, ledger: Ledger) -> Guard | None:
     kept = guard_setting(ledger)
     if kept is None:
         return None
-    path = regular(folder, str(kept["file"]))
-    if sha256_of(path) != kept["sha256"]:
-        raise DamageFound(f"`{path.name}` is not the guard that was committed", hint=WHAT_HELPS)
-    tensors = GuardTensors(*read_tensors(folder, path.name, tuple(GuardTensors.__dataclass_fields__)))
+    name = str(kept["file"])
+    if checked_sum(folder, name) != kept["sha256"]:
+        raise DamageFound(f"`{name}` is not the guard that was committed", hint=WHAT_HELPS)
+    tensors = GuardTensors(*read_tensors(folder, name, tuple(GuardTensors.__dataclass_fields__)))
     prompts = ledger.guard()
     if digest_of_guard([(one.prompt, one.part, one.source) for one in prompts]) != kept["rows"]:
         raise DamageFound("the guard's rows in `scen.db` are not those that were committed", hint=WHAT_HELPS)

@@ -86,6 +86,8 @@ class Told:
             self.edits.setdefault(edit, {})["state"] = "reverted"
             for older in detail.get("revived", []):
                 self.edits.setdefault(older, {}).update(state="active", superseded_by=None)
+            for older, newer in detail.get("passed", {}).items():
+                self.edits.setdefault(int(older), {}).update(superseded_by=newer)
             for other, (bias, activation) in detail.get("biases", {}).items():
                 self.edits.setdefault(int(other), {}).update(bias=bias, activation=activation)
         elif kind == "guard":

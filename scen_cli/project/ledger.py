@@ -17,7 +17,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from scen_cli import __version__
-from scen_cli.errors import DamageFound, UsageError
+from scen_cli.errors import DamageFound, ScenError, UsageError
 from scen_cli.project.author import author_of
 from scen_cli.project.disk import connect
 from scen_cli.project.history import (
@@ -40,6 +40,7 @@ class Ledger:
     def __init__(self, path: Path, author: str | None = None) -> None:
         """`author`: who makes the changes; git's user or the login unless it is given."""
         self._author = author
+        self.noted: dict[str, Any] = {}  # what is told beside every event, while it is set
         try:
             self._connection = connect(path, BUSY_SECONDS)
             self.db = Database(self._connection, execute_plugins=False)
@@ -49,6 +50,11 @@ class Ledger:
         except sqlite3.OperationalError as error:
             if "no such" in str(error) or "duplicate" in str(error):
                 raise unreadable("its tables", error) from error
+            if "readonly" in str(error):
+                raise ScenError(
+                    "this project must be brought up to date once, and its folder cannot be written to",
+                    hint="open it where you may write, or open a copy of it",
+                ) from error
             raise  # locked, or a full disk: nothing is wrong with the file
         except sqlite3.DatabaseError as error:
             raise DamageFound(f"`{path.name}` is not a readable ledger: {error}", hint=WHAT_HELPS) from error
@@ -283,6 +289,10 @@ class Ledger:
         detail = decoded(f"event {rows[0]['id']}", rows[0]["detail"]) if rows else {}
         return {name: detail.get(name) for name in (*SIGNED, "recipe", "base")}
 
+    def knows(self, head: str) -> bool:
+        """Whether an event of this hash is in the log."""
+        return self.db.execute("select 1 from events where hash = ?", [head]).fetchone() is not None
+
     def head(self) -> str:
         """The newest event's hash: it stands for all that was done so far."""
         row = self.db.execute("select hash from events order by id desc limit 1").fetchone()
@@ -291,7 +301,7 @@ class Ledger:
     def _append_event(self, kind: str, edit: int | None, detail: dict[str, Any]) -> None:
         if self._author is None:
             self._author = author_of(None)
-        signed = {**detail, "author": self._author, "version": __version__}
+        signed = {**detail, **self.noted, "author": self._author, "version": __version__}
         event = {"created": now(), "kind": kind, "edit": edit, "detail": json.dumps(signed, sort_keys=True)}
         self.db["events"].insert({**event, "hash": event_hash(self.head(), event)})
 

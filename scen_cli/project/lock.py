@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,14 +22,15 @@ def locked(folder: Path, wait: float = AT_LEAST) -> Iterator[None]:
     """Hold a project's lock, waiting so many seconds for it. Raises `ProjectLocked`, naming the holder."""
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=max(wait, AT_LEAST))
+        lock.acquire(timeout=wait if wait > AT_LEAST else AT_LEAST)
     except Timeout as error:
         raise ProjectLocked(
             f"{_holder(folder)} is writing to this project",
             hint="wait for it to end, then run again; `--wait SECONDS` waits for it",
         ) from error
     try:
-        write_file(folder / HOLDER, f"process {os.getpid()}\n".encode())
+        with suppress(OSError):  # a full disk must not keep anybody from making room on it
+            write_file(folder / HOLDER, f"process {os.getpid()}\n".encode())
         yield
     finally:
         lock.release()

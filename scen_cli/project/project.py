@@ -23,7 +23,7 @@ import numpy as np
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project import disk, merging
 from scen_cli.project.files import EditFiles
-from scen_cli.project.guard import Guard, NewGuard, add_guard, read_guard, write_guard_file
+from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, add_guard, read_guard, write_guard_file
 from scen_cli.project.history import digest_of_row, digest_of_rows
 from scen_cli.project.ledger import Ledger, now
 from scen_cli.project.lock import AT_LEAST, locked
@@ -45,10 +45,11 @@ KINDS: dict[str, type] = {"format": int, "model": str, "layer": int, "ffn_width"
 @dataclass(frozen=True)
 class Consequences:
     """What taking edits back changes for those that stay: theta, and the bias of a neuron and what it gives its own
-    key, by expert."""
+    key, by expert; and a note of what could not be changed."""
 
     threshold: Threshold | None = None
     biases: dict[int, tuple[float, float]] = field(default_factory=dict)
+    note: str = ""
 
 
 class Project:
@@ -102,10 +103,10 @@ class Project:
                 told["threshold"] = ledger.set_threshold(Threshold(theta, "init", now()))["threshold"]
             if guard is not None:
                 add_guard(ledger, guard, write_guard_file(folder, guard))
-            ledger.close()
             with locked(folder):  # two at once: one of them makes it
                 refuse_existing(folder)
-                seal(folder, draft.name)
+                seal(folder, ledger, draft.name)
+                ledger.close()
                 disk.rename(draft, folder / LEDGER)
         finally:
             ledger.close()
@@ -124,7 +125,8 @@ class Project:
                 yield
             finally:
                 self.is_writing = False
-                seal(self.folder)
+                with suppress(OSError):  # what was committed stands: the seal is then old, and `verify --deep` says so
+                    seal(self.folder, self.ledger)
 
     def commit(
         self,
@@ -155,6 +157,8 @@ class Project:
                         self.ledger.db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
                     self.ledger.db["edits"].insert({**row, "bias": bias if file else None})
                     told |= self._told_of(edit_id, sorted(replaced))
+                    if len(ids) > 1:
+                        told["together"] = list(ids)
                     if file and threshold and edit_id == expert:
                         told |= self.ledger.set_threshold(threshold)
         return [self.find(edit_id) for edit_id in ids]
@@ -199,17 +203,33 @@ class Project:
         with self.ledger.db.atomic():
             for edit_id in sorted(edit_ids, reverse=True):  # an edit before the one that it superseded
                 self._check_may_revert(edit_id, edit_ids)
-                revived = self.ledger.superseded_by(edit_id)
                 together = {"together": sorted(edit_ids)} if len(edit_ids) > 1 else {}
-                with self.ledger.change("revert", edit_id, revived=revived, **together) as told:
+                with self.ledger.change("revert", edit_id, **together) as told:
                     self.ledger.db["edits"].update(edit_id, {"state": "reverted"})
-                    for older in revived:
-                        self.ledger.db["edits"].update(older, {"state": "active", "superseded_by": None})
+                    told |= self._bring_back(self.ledger.superseded_by(edit_id))
                     if edit_id == min(edit_ids):
                         told |= self._take(consequences())
         with suppress(DamageFound):  # another edit's file may be lost: the cache is old, and not believed
             self.merge()
         return [self.find(edit_id) for edit_id in edit_ids]
+
+    def _bring_back(self, edit_ids: list[int]) -> dict[str, Any]:
+        """Put edits that were superseded in force again; one whose prompt has another edit by now is superseded by
+        that. Returns what the event is to tell."""
+        revived, passed = [], {}
+        for edit_id in edit_ids:
+            newer = self.ledger.in_force_for(self.find(edit_id).prompt)
+            row = (
+                {"state": "superseded", "superseded_by": newer[-1]}
+                if newer
+                else {"state": "active", "superseded_by": None}
+            )
+            self.ledger.db["edits"].update(edit_id, row)
+            if newer:
+                passed[str(edit_id)] = newer[-1]
+            else:
+                revived.append(edit_id)
+        return {"revived": revived, **({"passed": passed} if passed else {})}
 
     def _check_may_revert(self, edit_id: int, together: tuple[int, ...]) -> None:
         edit = self.find(edit_id)
@@ -228,6 +248,8 @@ class Project:
         for expert, (bias, activation) in consequences.biases.items():
             self.ledger.db["edits"].update(expert, {"bias": bias, "activation": activation})
             told.setdefault("biases", {})[str(expert)] = [bias, activation]
+        if consequences.note:
+            told["note"] = consequences.note
         if consequences.threshold is not None:
             told |= self.ledger.set_threshold(consequences.threshold)
         return told
@@ -239,9 +261,9 @@ class Project:
     def set_guard(self, guard: NewGuard) -> None:
         """Put a guard in the place of any other. What neurons were made with it stays as it is."""
         add_guard(self.ledger, guard, write_guard_file(self.folder, guard))
-        for stray in self.folder.glob("guard-*"):
-            if stray.name != self.ledger.settings()["guard"]["file"]:
-                disk.remove(stray)
+        for old in self.folder.glob("guard-*"):
+            if GUARD_FILE.fullmatch(old.name) and old.name != self.ledger.settings()["guard"]["file"]:
+                disk.remove(old)
 
     def find(self, edit_id: int) -> Edit:
         edit = self.ledger.edit(edit_id)

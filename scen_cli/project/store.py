@@ -95,11 +95,11 @@ def read_index(folder: Path, name: str, expected: str | None) -> dict[str, np.nd
     wanted = ("neuron", "key", "refitted?", "refitted_of?")
     arrays = dict(zip(INDEX, read_tensors(folder, name, wanted), strict=True))
     if expected is not None and digest_of_index(arrays) != expected:
-        raise DamageFound(f"`{name}` is not what was committed: its neuron or key has changed", hint=WHAT_HELPS)
+        raise DamageFound(f"`{name}` is not what was committed: its neuron or key has changed", hint=RESTORE_IT)
     return arrays
 
 
-WHAT_HELPS = "`scen verify --deep` tells more; restore the file from a backup, or `scen revert` its edit"
+RESTORE_IT = "`scen verify --deep` tells more; restore the file from a backup, or `scen revert` its edit"
 
 
 def read_expert(folder: Path, name: str) -> np.ndarray | LowRankArrays:
@@ -107,7 +107,7 @@ def read_expert(folder: Path, name: str) -> np.ndarray | LowRankArrays:
     expert, a, b = read_tensors(folder, name, ("expert?", "lora_A?", "lora_B?"))
     arrays, dtype = ([expert], np.float32) if expert.size else ([a, b], np.float16)
     if any(array.ndim != 2 or array.dtype != dtype or not np.isfinite(array).all() for array in arrays):
-        raise DamageFound(f"`{name}` holds no expert: a matrix of finite numbers", hint=WHAT_HELPS)
+        raise DamageFound(f"`{name}` holds no expert: a matrix of finite numbers", hint=RESTORE_IT)
     return expert if expert.size else LowRankArrays(a, b)
 
 
@@ -116,10 +116,18 @@ def regular(folder: Path, name: str) -> Path:
     would lead out of the folder."""
     path = folder / name
     if path.is_symlink() or path.parent.is_symlink():
-        raise DamageFound(f"`{name}` is a link: a project's files lie in its folder", hint=WHAT_HELPS)
+        raise DamageFound(f"`{name}` is a link: a project's files lie in its folder", hint=RESTORE_IT)
     if not path.is_file():
-        raise DamageFound(f"`{name}` is missing", hint=WHAT_HELPS)
+        raise DamageFound(f"`{name}` is missing", hint=RESTORE_IT)
     return path
+
+
+def checked_sum(folder: Path, name: str) -> str:
+    """The sha256 of a file of the project. Raises `DamageFound` if it cannot be read."""
+    try:
+        return sha256_of(regular(folder, name))
+    except OSError as error:
+        raise DamageFound(f"`{name}` cannot be read: {error.strerror}", hint=RESTORE_IT) from error
 
 
 def read_tensors(folder: Path, name: str, wanted: tuple[str, ...]) -> list[np.ndarray]:
@@ -138,7 +146,7 @@ def read_tensors(folder: Path, name: str, wanted: tuple[str, ...]) -> list[np.nd
                 for tensor in wanted
             ]
     except (OSError, SafetensorError, TypeError, ValueError) as error:  # the latter two: a dtype that numpy has not
-        raise DamageFound(f"`{name}` cannot be read: {error}", hint=WHAT_HELPS) from error
+        raise DamageFound(f"`{name}` cannot be read: {error}", hint=RESTORE_IT) from error
 
 
 def about(folder: Path, name: str) -> dict[str, Any]:

@@ -338,9 +338,10 @@ class TestLedgerCommands:
         deep = scen("verify", "--deep", "--behaviour", *edited_at).stdout
         for said in ("every file is as it was committed", "keys are what the base gives", "calls itself and says its"):
             assert said in deep
-        (edited_at[1] / "edits" / "stray").write_text("x")
+        (edited_at[1] / "edits" / "notes.txt").write_text("the user's own: none of scen's business")
+        (edited_at[1] / "edits" / "000099-0123abcd.safetensors.tmp").write_text("x")
         assert "belongs to nothing" in scen("verify", *edited_at, code=12).stdout
-        assert "removed `edits/stray`" in scen("verify", "--repair", *edited_at).stdout
+        assert "removed `edits/000099-0123abcd.safetensors.tmp`" in scen("verify", "--repair", *edited_at).stdout
         victim = sorted((edited_at[1] / "edits").iterdir())[4]
         victim.write_bytes(victim.read_bytes()[:-1])
         assert "edit 5 was" in scen("verify", *edited_at, code=12).stdout

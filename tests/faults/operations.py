@@ -28,8 +28,7 @@ QUIET = Output(quiet=True)
 
 @dataclass(frozen=True)
 class Operation:
-    """`start` makes the project that the operation begins with, `act` does it (again, if it was done already); at most
-    so many `edits` may be under way when it is stopped."""
+    """`start` makes the project that the operation begins with; `act` does it, or does again what was left of it."""
 
     start: Callable[[Editor], None]
     act: Callable[[Path, Any], None]
@@ -128,20 +127,7 @@ OPERATIONS = {
 def snapshot(folder: Path) -> dict[str, Any]:
     """All that a project says, without the times at which it was said: rows, history of theta, and every file."""
     project = Project(folder)
-    names = (
-        "id",
-        "prompt",
-        "target",
-        "state",
-        "superseded_by",
-        "sha256",
-        "size",
-        "bias",
-        "activation",
-        "rank",
-        "expert",
-    )
-    edits = [{name: getattr(edit, name) for name in names} for edit in project.ledger.edits()]
+    edits = [{name: getattr(edit, name) for name in NAMES} for edit in project.ledger.edits()]
     thetas = [(one.theta, one.chosen_by) for one in project.ledger.thresholds()]
     kept = ("edits/*.safetensors", "guard-*.safetensors", "merged.safetensors")
     files = {

@@ -58,15 +58,17 @@ def test_a_fault_at_any_step(begun, tmp_path, demo_base, capsys):
     steps = steps_of(lambda: operation.act(unbroken, demo_base), tmp_path / "steps")
     said = said_by(unbroken, demo_base, tmp_path)
     before, after = snapshot(shutil.copytree(start, tmp_path / "before")), snapshot(unbroken)
-    points = [(nth, what, kind) for nth, (what, _where) in enumerate(steps, start=1) for kind in kinds_at(nth, what)]
-    for nth, what, kind in points:
-        at = f"{name}, step {nth} ({what}), {kind}"
+    points = [(nth, *step, kind) for nth, step in enumerate(steps, start=1) for kind in kinds_at(nth, step[0])]
+    for nth, what, where, kind in points:
+        at = f"{name}, step {nth} ({what} {where}), {kind}"
         folder = shutil.copytree(start, tmp_path / "struck")
         act = partial(operation.act, folder, demo_base)
         ended = in_child(act, Injector(nth, kind))
-        assert ended == (-9 if kind in (KILL, POWER) else 1) or (name, ended) == ("migrate", DONE), at
-        check_nothing_is_lost(folder, before, after, at)
+        assert ended == (-9 if kind in (KILL, POWER) else 1) or (ended == DONE and spared(name, where)), at
+        if nth % 2:  # the same command ends well with a repair before it and without
+            check_nothing_is_lost(folder, before, after, at)
         assert in_child(act) == DONE, at
+        check_nothing_is_lost(folder, before, after, at)
         assert verify(Project(folder), deep=True) == [], at
         assert snapshot(folder) == after, at
         if kind == KILL:  # where all bytes are the same, so are the answers: asked of one kind
@@ -75,6 +77,12 @@ def test_a_fault_at_any_step(begun, tmp_path, demo_base, capsys):
     with capsys.disabled():
         print(f"\n{name}: {len(steps)} steps, {len(points)} points, 0 edits lost, 0 unclean after repair", end="")
     assert len(points) >= 15
+
+
+def spared(name, where):
+    """Whether a command may go on after an error there: who holds the lock, and the seal (whose name is flushed with
+    the project's folder), are told if they can be; an old project is read even if its cache cannot be made anew."""
+    return where.startswith(("scen.lock.holder", "scen.db.sha256", "struck")) or name == "migrate"
 
 
 def kinds_at(nth, what):
