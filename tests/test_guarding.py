@@ -152,3 +152,15 @@ def test_a_prompt_of_an_edit_that_the_base_wrote_itself_does_not_raise_theta(mak
     assert part.by_prompt(scores, about)[0] == -torch.inf
     part._given = True
     assert part.by_prompt(scores, about)[0] > 0.7
+
+
+def test_a_guard_file_of_the_users_own_is_not_removed_with_the_old_guard(make_editor, scen):
+    editor = make_editor("closed-form", **FAST)
+    edit_all(editor, demo_edits()[:2])
+    editor.detach()
+    mine = editor.project.folder / "guard-new.jsonl"
+    mine.write_text("".join(f'{{"prompt": "{record.prompt}"}}\n' for record in demo_edits()[300:500]))
+    scen("calibrate", "--guard", mine, "--false-activation", "0.05", "--dir", editor.project.folder)
+    assert mine.exists()
+    assert len(list(editor.project.folder.glob("guard-*.safetensors"))) == 1
+    assert verify(editor.project) == []

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from scen_cli.calibrating import Calibration
 from scen_cli.data.suites import demo_edits
-from scen_cli.editor import Editor
+from scen_cli.editor import FROM_LIBRARY, Editor
 from scen_cli.errors import UsageError
+from scen_cli.indexing import Index
 from scen_cli.project.check import verify
 from scen_cli.project.project import Project
+from scen_cli.rebiasing import check_they_call_themselves
 from scen_cli.reverting import revert
 from tests.conftest import edit_all
 
@@ -151,3 +154,114 @@ def test_theta_stays_where_a_file_that_it_depends_on_is_damaged(make_editor):
     with editor.project.writing():
         assert revert(editor.project, 1)[0].state == "reverted"
     assert editor.project.ledger.theta() == theta
+
+
+def neighbours():
+    """Two edits of one question in other words: the second's bias is raised by the first's key."""
+    first = RECORDS[0].model_copy(update={"subject": None})
+    return first, first.model_copy(update={"prompt": RECORDS[0].rephrases[6], "learn": (RECORDS[0].prompt,)})
+
+
+def test_the_bias_of_a_superseded_edit_is_kept_up_too(make_editor):
+    """It may come back when its neighbour has long gone."""
+    editor, without = make_editor("closed-form", **FAST), make_editor("closed-form", **FAST)
+    first, second = neighbours()
+    edit_all(editor, [first, second, second.model_copy(update={"target": "Mars"})])
+    edit_all(without, [second])
+    with editor.project.writing():
+        revert(editor.project, 1)
+        revert(editor.project, 3)
+    assert editor.project.find(2).state == "active"
+    assert editor.project.find(2).bias == without.project.find(1).bias
+    assert verify(editor.project) == []
+
+
+def test_the_bias_beside_a_neighbour_that_came_back(make_editor):
+    editor, without = make_editor("closed-form", **FAST), make_editor("closed-form", **FAST)
+    first, second = neighbours()
+    other = first.model_copy(update={"target": "Mars"})
+    edit_all(editor, [first, other, second, second.model_copy(update={"target": "Mars"})])
+    edit_all(without, [first, second])
+    with editor.project.writing():
+        revert(editor.project, 2)
+        revert(editor.project, 4)
+    assert [edit.id for edit in editor.project.ledger.edits("active")] == [1, 3]
+    assert editor.project.find(3).bias == without.project.find(2).bias
+    assert verify(editor.project) == []
+
+
+def test_a_neighbour_whose_key_is_lost_leaves_no_bias_behind(make_editor):
+    editor, without = make_editor("closed-form", **FAST), make_editor("closed-form", **FAST)
+    first, second = neighbours()
+    edit_all(editor, [first, second])
+    edit_all(without, [second])
+    edit_all(editor, RECORDS[3:4])
+    (editor.project.folder / editor.project.find(1).file).write_bytes(b"")
+    with editor.project.writing():
+        revert(editor.project, 1)
+    assert editor.project.find(2).bias == without.project.find(1).bias
+
+
+def test_an_edit_does_not_come_back_beside_a_newer_one_of_its_prompt(make_editor):
+    editor = make_editor("key")
+    edit_all(editor, RECORDS[:1])
+    with editor.project.writing():
+        [other] = editor.edit_together([(RECORDS[1], FROM_LIBRARY)], superseding=[(1,)])
+    assert (other.id, editor.project.find(1).superseded_by) == (2, 2)
+    edit_all(editor, [RECORDS[0].model_copy(update={"target": "Mars"})])
+    with editor.project.writing():
+        revert(editor.project, 2)
+    assert [edit.id for edit in editor.project.ledger.edits("active")] == [3]
+    assert editor.project.find(1).superseded_by == 3
+    assert verify(editor.project, deep=True) == []
+    with editor.project.writing():
+        revert(editor.project, 3)
+    assert [edit.id for edit in editor.project.ledger.edits("active")] == [1]
+    assert verify(editor.project, deep=True) == []
+
+
+def test_an_edit_comes_back_beside_one_of_the_same_question_that_was_made_since(make_editor):
+    """The newer one's bias leaves it its prompt, as if it had been there all the time."""
+    editor, without = make_editor("closed-form", **FAST), make_editor("closed-form", **FAST)
+    first, twin = neighbours()
+    edit_all(editor, [first])
+    with editor.project.writing():
+        editor.edit_together([(RECORDS[3], FROM_LIBRARY)], superseding=[(1,)])
+    edit_all(editor, [twin])
+    edit_all(without, [first, twin])
+    with editor.project.writing():
+        revert(editor.project, 2)
+    assert editor.answer([first.prompt, twin.prompt]).edits == [1, 3]
+    assert editor.project.find(3).bias == without.project.find(2).bias
+    assert verify(editor.project) == []
+
+
+def test_what_comes_back_and_takes_anothers_prompt_is_refused_with_both_named(make_editor):
+    editor = make_editor("closed-form", **FAST)
+    first, twin = neighbours()
+    edit_all(editor, [first, twin])
+    index = Index(editor.project)
+    index.load()
+    check_they_call_themselves(index, [editor.project.find(1)])
+    index.take_biases({2: (0.5, 0.5)})  # as if nothing had seen to it
+    with pytest.raises(UsageError, match="edit 1 .* would be in force again, .* edit 2"):
+        check_they_call_themselves(index, [editor.project.find(1)])
+
+
+def test_theta_of_no_edit_is_the_first_even_after_a_calibration(make_editor):
+    editor = make_editor("closed-form", **FAST, theta=0.05)
+    edit_all(editor, RECORDS[:3])
+    with editor.project.writing():
+        editor.project.set_threshold(Calibration(editor).choice(0.05).threshold)
+        revert(editor.project, 1, 2, 3)
+    now = editor.project.ledger.threshold()
+    assert (now.theta, now.false_activation) == (0.05, 0.05)
+
+
+def test_what_could_not_be_changed_is_noted(make_editor):
+    editor = make_editor("closed-form", **FAST)
+    edit_all(editor, RECORDS[:4])
+    (editor.project.folder / editor.project.find(3).file).write_bytes(b"")
+    with editor.project.writing():
+        revert(editor.project, 1)
+    assert "theta and biases stay as they were" in editor.project.ledger.changes()[-1]["detail"]["note"]

@@ -27,7 +27,7 @@ from scen_cli.project.seal import LEDGER, SEAL, rolled_back, seal, seal_problem
 TRIES = 5
 STRAY = re.compile(
     rf"(?:{EDIT_FILE.pattern}|{GUARD_FILE.pattern})(?:\.tmp)?|(?:{re.escape(store.MERGED)}|{re.escape(SEAL)})\.tmp"
-    rf"|{re.escape(LEDGER)}\.\d+\.new(?:-journal)?"
+    rf"|{re.escape(LEDGER)}\.\d+\.new(?:-journal)?|\.restoring-\w+"
 )
 LOW_RANK = {"lora_A", "lora_B"}
 REFITTED = {"refitted", "refitted_of"}
@@ -130,8 +130,7 @@ def strays(project: Project) -> list[str]:
     folder = project.folder
     places = [folder, *([folder / "edits"] if not (folder / "edits").is_symlink() else [])]
     found = {path.relative_to(folder).as_posix() for place in places if place.is_dir() for path in place.iterdir()}
-    ours = {name for name in found if STRAY.fullmatch(name) and not (folder / name).is_dir()}
-    return sorted(ours - set(named_files(project.ledger)))
+    return sorted({name for name in found if STRAY.fullmatch(name)} - set(named_files(project.ledger)))
 
 
 def _edit_problems(project: Project, edit: Edit, deep: bool) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ place what kills the process there, or raises what a full or broken disk would (
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
@@ -59,9 +60,12 @@ def rename(old: Path, new: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file that nothing names any more."""
+    """Remove a file that nothing names any more, or a folder of such."""
     before_step("remove", path)
-    path.unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

@@ -25,6 +25,11 @@ def event_hash(previous: str, event: Row) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def settings_told(detail: Row) -> dict[str, Any]:
+    """The settings in the detail of the event that made a project, without what else it tells."""
+    return {name: value for name, value in detail.items() if name not in (*SIGNED, "threshold", "nonce")}
+
+
 def chain_problems(events: Iterable[Row]) -> list[str]:
     """Where the log is not the chain that it was."""
     problems, previous = [], ""
@@ -71,9 +76,8 @@ class Told:
     def hear(self, kind: str, edit: int | None, detail: dict[str, Any], event: int) -> None:
         """Take in one event. (Those of older versions tell less.)"""
         if kind == "init":
-            self.settings = {name: value for name, value in detail.items() if name not in SIGNED}
+            self.settings = settings_told(detail)
             self._theta({"theta": detail["recipe"]["theta"], "threshold": detail.get("threshold")})
-            self.settings.pop("threshold", None)
         elif kind in ("edit", "edit-failed") and edit is not None:
             names = (*CHANGING, "prompt", "target", "row")
             self.edits[edit] = {name: detail[name] for name in names if name in detail}

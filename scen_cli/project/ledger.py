@@ -25,6 +25,7 @@ from scen_cli.project.history import (
     digest_of_row,
     digest_of_rows,
     event_hash,
+    settings_told,
 )
 from scen_cli.project.migrations import migrations
 from scen_cli.project.rows import WHAT_HELPS, Edit, GuardPrompt, Threshold, decoded, unreadable
@@ -126,8 +127,7 @@ class Ledger:
         """Raise `DamageFound` if settings are not those that the project was made with: the event says which. (A guard
         has a sum of its own.)"""
         first = next(self.db["events"].rows_where("kind = 'init'", order_by="id", limit=1), None)
-        told = decoded("event 1", first["detail"]) if first else {}
-        told = {name: value for name, value in told.items() if name not in (*SIGNED, "threshold", "guard")}
+        told = settings_told(decoded("event 1", first["detail"])) if first else {}
         for name in sorted({*told, *settings} - {"guard"}):
             if told.get(name) != settings.get(name):
                 was = f"it was set to {told.get(name)!r}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ class Project:
             with ledger.change("init", **settings) as told:
                 rows = ({"name": name, "value": json.dumps(value)} for name, value in settings.items())
                 ledger.db["settings"].insert_all(rows)
+                told["nonce"] = secrets.token_hex(8)  # two projects made alike in one second are two
                 told["threshold"] = ledger.set_threshold(Threshold(theta, "init", now()))["threshold"]
             if guard is not None:
                 add_guard(ledger, guard, write_guard_file(folder, guard))

@@ -125,6 +125,9 @@ class TestVerify:
         db.commit()
         assert scen("log", "--verify", *at)  # it hangs together
         assert "not the one that you know" in scen("log", "--verify", "--head", head, *at, code=12).stdout
+        assert scen("log", "--verify", "--head", previous[:12], *at)
+        for short in ("", previous[:7]):
+            assert "too short" in scen("log", "--verify", "--head", short, *at, code=2).stderr
 
 
 def remade(scen, at, tmp_path, *options):
@@ -176,6 +179,64 @@ class TestReplay:
         assert answers[0] == answers[1]
         assert "0 edited, 7 skipped" in scen("edit", "-", *again, stdin=scen("log", "--json", *at).stdout).stdout
         assert state(again[1]) == state(at[1])
+
+    def test_a_replay_that_is_done_again_changes_nothing(self, scen, tmp_path):
+        """Not theta either, which a revert moved after it was calibrated."""
+        at, again = ("--dir", tmp_path / "p"), ("--dir", tmp_path / "again")
+        scen("init", "--model", "demo", *FAST, "--set", "theta=0.05", "--set", "second_look=none", *at)
+        scen("edit", "--suite", "demo", "--first", "4", *at)
+        scen("calibrate", "--false-activation", "0.05", *at)
+        scen("revert", "1", "2", *at)
+        assert len({one.theta for one in Project(at[1]).ledger.thresholds()}) > 2
+        log = scen("log", "--json", *at).stdout
+        scen("init", "--model", "demo", *FAST, "--set", "theta=0.05", "--set", "second_look=none", *again)
+        for _ in range(2):
+            scen("edit", "-", *again, stdin=log)
+            assert state(again[1]) == state(at[1])
+        assert "this is the project's own log" in scen("edit", "-", *at, stdin=log, code=2).stderr
+
+    def test_a_replay_that_was_killed_goes_on(self, scen, at, tmp_path, demo_base):
+        from scen_cli.data.logs import split_log
+        from scen_cli.replaying import replay
+
+        (tmp_path / "log.json").write_text(scen("log", "--json", *at).stdout)
+        events, _items = split_log(str(tmp_path / "log.json"))
+        scen("init", "--model", "demo", "--recipe", "key", "--dir", tmp_path / "again")
+        for _ in range(4):  # each time one edit further, and stopped there
+            editor = Editor(Project(tmp_path / "again"), base=demo_base)
+            with editor.project.writing():
+                for made in replay(editor, events):
+                    if made[0].outcome == "edited":
+                        break
+                else:
+                    editor.project.merge()
+            editor.detach()
+        assert state(tmp_path / "again") == state(at[1])
+
+    def test_edits_that_share_an_expert_are_made_together_even_where_one_failed(self, scen, tmp_path):
+        at, again = ("--dir", tmp_path / "p"), ("--dir", tmp_path / "again")
+        options = ("--recipe", "key", "--set", "edits_per_expert=2", "--set", "require_learned=true")
+        records = [record.as_json() for record in RECORDS[:4]]
+        records[2]["target"] = "a target that is far too long for so few steps " * 3
+        lines = "\n".join(json.dumps(record) for record in records)
+        scen("init", "--model", "demo", *options, *at)
+        scen("edit", "-", "--keep-going", *at, stdin=lines, code=3)
+        assert "failed" in {edit.state for edit in Project(at[1]).ledger.edits()}
+        scen("init", "--model", "demo", *options, *again)
+        scen("edit", "-", *again, stdin=scen("log", "--json", *at).stdout, code=3)
+        assert state(again[1]) == state(at[1])
+
+    def test_why_both_were_kept_is_kept(self, scen, tmp_path):
+        at, again = ("--dir", tmp_path / "p"), ("--dir", tmp_path / "again")
+        scen("init", "--model", "demo", *FAST, *at)
+        record = {"prompt": RECORDS[0].rephrases[0], "target": "Peru", "subject": RECORDS[0].subject}
+        scen("edit", "--suite", "demo", "--first", "1", *at)
+        scen("edit", "-", "--conflicts", "keep", "--reason", "to see", *at, stdin=json.dumps(record))
+        scen("init", "--model", "demo", *FAST, *again)
+        scen("edit", "-", *again, stdin=scen("log", "--json", *at).stdout)
+        reasons = [Project(where[1]).find(2).reason for where in (at, again)]
+        assert reasons[0] == reasons[1]
+        assert reasons[0].endswith("to see")
 
     def test_another_base_layer_or_recipe_is_told_of(self, scen, at, tmp_path):
         _again, result = remade(scen, at, tmp_path, "--recipe", "key", "--layer", "1", "--seed", "3")

@@ -6,14 +6,16 @@ import os
 import shutil
 import stat
 import zipfile
+from functools import partial
 
 import pytest
 
 from scen_cli.errors import DamageFound, UsageError
 from scen_cli.project.archive import backup, restore
-from scen_cli.project.check import verify
+from scen_cli.project.check import repair, verify
 from scen_cli.project.garbage import collect, garbage
 from scen_cli.project.project import Project
+from tests.faults.injector import DONE, KILL, Injector, in_child, steps_of
 from tests.project.test_project import SETTINGS, commit
 
 
@@ -58,11 +60,46 @@ def test_an_existing_file_or_project_is_never_overwritten(project, tmp_path):
         backup(project, tmp_path / "b.zip")
     with pytest.raises(UsageError, match="already holds a project"):
         restore(tmp_path / "b.zip", project.folder)
+    commit(project, "Why?", "5", 5)
     (project.folder / "scen.db").unlink()
     with pytest.raises(UsageError, match="holds files of another project"):
         restore(tmp_path / "b.zip", project.folder)
-    assert len(list((project.folder / "edits").iterdir())) == 4
+    assert len(list((project.folder / "edits").iterdir())) == 5
     assert not list(project.folder.glob(".restoring*"))
+
+
+@pytest.mark.parametrize("kind", [KILL, "ENOSPC"])
+def test_a_restore_that_was_stopped_anywhere_can_be_done_again(project, tmp_path, kind):
+    backup(project, tmp_path / "b.zip")
+    whole = state(project)
+    steps = steps_of(partial(restore, tmp_path / "b.zip", tmp_path / "counted"), tmp_path / "steps")
+    assert len(steps) > 20
+    for nth in range(1, len(steps) + 1):
+        folder = tmp_path / f"again{nth}"
+        act = partial(restore, tmp_path / "b.zip", folder)
+        in_child(act, Injector(nth, kind))
+        if not (folder / "scen.db").exists():
+            act()
+        again = Project(folder)
+        with again.writing():
+            again.merge()
+            repair(again)
+        assert state(again) == whole
+        assert verify(again) == []
+        assert not list(folder.glob(".restoring*"))
+
+
+def test_of_several_restores_at_once_one_makes_the_project_and_none_harms_it(project, tmp_path):
+    backup(project, tmp_path / "b.zip")
+    children = []
+    for _ in range(5):
+        if (child := os.fork()) == 0:
+            os._exit(in_child(partial(restore, tmp_path / "b.zip", tmp_path / "again")))
+        children.append(child)
+    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    assert codes[0] == DONE
+    assert set(codes[1:]) <= {2, 11}
+    assert state(Project(tmp_path / "again")) == state(project)
 
 
 def test_a_damaged_project_makes_no_backup(project, tmp_path):
@@ -135,6 +172,97 @@ def test_a_cut_archive(project, tmp_path):
         with pytest.raises((UsageError, DamageFound)):
             restore(tmp_path / "cut.zip", tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+class TestNothingNeededGoes:
+    """Whatever a ledger says, and however old it is: no file goes that an edit still needs, nor one of the user's."""
+
+    def files(self, project):
+        return sorted(path.name for path in (project.folder / "edits").iterdir())
+
+    def test_an_older_copy_of_the_ledger_removes_nothing(self, project):
+        old = (project.folder / "scen.db").read_bytes()
+        with project.writing():
+            commit(project, "Why?", "5", 5)
+        new, before = (project.folder / "scen.db").read_bytes(), self.files(project)
+        project.close()
+        (project.folder / "scen.db").write_bytes(old)
+        rolled = Project(project.folder)
+        assert any("not the ledger that was sealed" in problem.what for problem in verify(rolled))
+        with pytest.raises(DamageFound, match="nothing is removed by a damaged ledger"):
+            garbage(rolled)
+        repair(rolled, deep=True)
+        assert self.files(rolled) == before
+        rolled.close()
+        (project.folder / "scen.db").write_bytes(new)
+        assert verify(Project(project.folder)) == []
+
+    def test_a_row_that_was_doctored_removes_nothing(self, project):
+        project.ledger.db["edits"].update(2, {"state": "reverted"})
+        before = self.files(project)
+        with pytest.raises(DamageFound, match="edit 2 is not as it was committed: state"):
+            garbage(project)
+        assert self.files(project) == before
+
+    def test_files_of_the_users_own_are_none_of_scens_business(self, project):
+        mine = ["guard-mine.jsonl", "notes.tmp", "edits/000003.bak", "facts.zip.123.tmp", "merged.safetensors.old"]
+        for name in mine:
+            (project.folder / name).write_text("mine")
+        assert verify(project, deep=True) == []
+        with project.writing():
+            collect(project, garbage(project))
+            repair(project, deep=True)
+        assert all((project.folder / name).exists() for name in mine)
+
+    def test_a_file_that_is_missed_elsewhere_stays(self, project):
+        file = project.folder / project.find(2).file
+        moved = file.with_name("000009-" + file.name.split("-")[1])
+        file.rename(moved)
+        kinds = {problem.kind for problem in verify(project)}
+        assert kinds == {"damage", "stray"}
+        with project.writing():
+            assert repair(project) == []
+        moved.rename(file)
+        assert verify(project) == []
+
+    def test_a_linked_folder_is_damage_and_what_lies_there_stays(self, project, tmp_path):
+        (project.folder / "edits").rename(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "000099-0123abcd.safetensors").write_text("a thesis")
+        (project.folder / "edits").symlink_to(tmp_path / "elsewhere")
+        assert any("is a link" in problem.what for problem in verify(project))
+        with project.writing():
+            repair(project)
+            collect(project, [one for one in garbage(project) if not one.edits])
+            with pytest.raises(DamageFound, match="`edits` is a link"):
+                commit(project, "Why?", "5", 5)
+        assert len(list((tmp_path / "elsewhere").iterdir())) == 5
+
+    def test_a_journal_that_names_another_file_is_refused(self, project, tmp_path):
+        """SQLite would remove what a super-journal's name leads to."""
+        project.close()
+        (tmp_path / "diary.txt").write_text("mine")
+        name = str(tmp_path / "diary.txt").encode()
+        record = bytes(4) + name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big")
+        (project.folder / "scen.db-journal").write_bytes(bytes(512) + record + bytes.fromhex("d9d505f920a163d7"))
+        with pytest.raises(DamageFound, match="names another file"):
+            Project(project.folder)
+        assert (tmp_path / "diary.txt").read_text() == "mine"
+
+    @pytest.mark.parametrize("name", ["scen.db-journal", "scen.db-wal"])
+    def test_a_pipe_beside_the_ledger_hangs_nobody(self, project, name):
+        project.close()
+        os.mkfifo(project.folder / name)
+        with pytest.raises(DamageFound, match="is no file"):
+            Project(project.folder)
+
+    @pytest.mark.parametrize("harm", [os.mkfifo, os.mkdir])
+    def test_what_is_in_the_seals_place_hangs_nobody_and_stops_no_change(self, project, harm):
+        (project.folder / "scen.db.sha256").unlink()
+        harm(project.folder / "scen.db.sha256")
+        assert [problem.kind for problem in verify(project, deep=True)] == ["seal"]
+        with project.writing():
+            project.revert(3)
+        assert project.find(3).state == "reverted"
 
 
 class TestGarbage:
