@@ -30,12 +30,20 @@ class GuardPart:
         if guard:
             self.prompts, keys, rows = guard.part(name)
             self.keys, self._rows = prepare(torch.from_numpy(keys)), torch.from_numpy(rows)
+        self._keys_of: Sequence[Tensor] | None = None  # places of each prompt's keys, once they are asked for
         self.topics = Topics(self.prompts)
         self._places: dict[str, list[int]] = {}  # of prompts of the same words
         for place, prompt in enumerate(self.prompts):
             self._places.setdefault(plain(prompt), []).append(place)
         self._together = "\0".join(self.prompts)  # most subjects occur in none: one search tells
         self._given = guard is not None and guard.source(name) != SELF_WRITTEN
+
+    def keys_of(self, prompt: int) -> Tensor:
+        """The prepared keys (n, h) of one of the prompts and of its parts."""
+        if self._keys_of is None:
+            order = self._rows.argsort(stable=True)
+            self._keys_of = order.split(self._rows.bincount(minlength=len(self)).tolist())
+        return self.keys[self._keys_of[prompt]]
 
     def __len__(self) -> int:
         return len(self.prompts)

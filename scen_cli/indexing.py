@@ -19,6 +19,7 @@ from scen_cli.errors import DamageFound, UsageError
 from scen_cli.guard_part import About, GuardPart, about
 from scen_cli.guarding import whitening_in
 from scen_cli.model.routing import prepare, ready, score
+from scen_cli.model.second_look import BLOCKED
 from scen_cli.project.guard import Guard
 from scen_cli.project.ledger import now
 from scen_cli.project.project import Project
@@ -74,11 +75,12 @@ class Index:
         for edit in edits.values():
             self.about[expert_of[edit.id]] = [*self.about[expert_of[edit.id]], about(edit)]
         neurons = ready(torch.from_numpy(merged.neurons), self.recipe.cosine)
-        scores = self.measure_all(self._calibration.keys, neurons)
+        scores = self.score(self._calibration.keys, neurons)
         self._meet([edits.get(expert) or self.project.find(expert) for expert in merged.experts])
         for row, (expert, bias) in enumerate(zip(merged.experts, merged.biases.tolist(), strict=True)):
             on_guard = self._calibration.by_prompt(scores[:, row], self.about[expert]) - bias
             self._append(expert, neurons[row], bias, self._keys_of[expert], on_guard)
+        self.strongest = self._strongest()
         self._change = change
 
     def admit(self, keys: Tensor, learned: Tensor, topics: About, seed: int, leaving: set[int]) -> Admission | None:
@@ -92,7 +94,7 @@ class Index:
         if leaving:
             keys_stay = torch.tensor([expert not in leaving for expert in self.key_of], dtype=torch.bool)
             others, own = others[keys_stay], own[keys_stay]
-            strongest = torch.cat([self.on_guard.all()[stay], NOTHING.expand(1, len(self._calibration))]).amax(dim=0)
+            strongest = self._strongest(stay)
         fit = self._fit_neuron(keys, learned, others, seed)
         if not fit.neuron.isfinite().all():
             return None
@@ -161,7 +163,7 @@ class Index:
             self.biases[row] = bias
             self.on_guard.all()[row] += less
             self.own.all()[torch.tensor(self.key_of) == expert] += less
-        self.strongest = torch.cat([self.on_guard.all(), NOTHING.expand(1, len(self._calibration))]).amax(dim=0)
+        self.strongest = self._strongest()
 
     def recalibrated(self) -> Threshold | None:
         """The threshold that the edits in force call for. None if theta is set by hand, or there is no guard."""
@@ -266,6 +268,22 @@ class Index:
         if new:
             prepared = self.prepare(torch.cat(keys)).split([len(some) for some in keys])
             self._keys_of.update(zip((edit.id for edit in new), prepared, strict=True))
+
+    def _strongest(self, stay: Tensor | None = None) -> Tensor:
+        """The largest activation of any neuron, or of those that `stay` (t,), on each calibration prompt (g,). Which
+        neuron's it is, float32 tells; what it is, theta is made of."""
+        if stay is None:
+            stay = torch.ones(len(self.experts), dtype=torch.bool)
+        on_guard = self.on_guard.all().masked_fill(~stay[:, None], -torch.inf)
+        if not len(on_guard):
+            return NOTHING.expand(len(self._calibration)).clone()
+        strongest = on_guard.amax(dim=0)
+        near = (on_guard >= strongest - ROUNDING) & (on_guard > BLOCKED)
+        exact = strongest.masked_fill(near.any(dim=0), -torch.inf)
+        for row, prompt in near.nonzero().tolist():
+            keys = self._calibration.keys_of(prompt)
+            exact[prompt] = max(exact[prompt], self.measure(keys, self.neurons.all()[row]).max() - self.biases[row])
+        return exact
 
     def _on_guard(self, neuron: Tensor, bias: float, topics: About) -> Tensor:
         """The neuron's activation on each calibration prompt (g,)."""

@@ -86,6 +86,8 @@ def ledger_problems(project: Project) -> list[Problem]:
         with project.ledger.reading():
             said = integrity_problems(project.ledger)
     except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:
+        if "locked" in str(error):
+            raise
         said = [f"cannot be read: {error}"]
     except DamageFound as error:
         said = [str(error)]

@@ -100,6 +100,10 @@ class Connection(sqlite3.Connection):
             before_step(word, self.path)
         return super().execute(sql, *parameters)
 
+    def begin_reading(self) -> None:
+        """Begin a transaction that changes nothing: no step."""
+        super().execute("BEGIN")
+
 
 def refuse_foreign_journal(path: Path) -> None:
     """Raise `DamageFound` for a journal beside a ledger that is no file, or that names further files: SQLite would

@@ -113,7 +113,7 @@ class Ledger:
         if self._connection.in_transaction:
             yield
             return
-        self._connection.execute("BEGIN")
+        self._connection.begin_reading()
         try:
             yield
         finally:

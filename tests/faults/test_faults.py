@@ -82,7 +82,7 @@ def test_a_fault_at_any_step(begun, tmp_path, demo_base, capsys):
 def spared(name, where):
     """Whether a command may go on after an error there: who holds the lock, and the seal (whose name is flushed with
     the project's folder), are told if they can be; an old project is read even if its cache cannot be made anew."""
-    return where.startswith(("scen.lock.holder", "scen.db.sha256", "struck")) or name == "migrate"
+    return where.startswith(("scen.lock.holder", "scen.db.sha256", "unbroken")) or name == "migrate"
 
 
 def kinds_at(nth, what):
