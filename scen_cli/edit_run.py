@@ -107,6 +107,8 @@ def train(editor: Editor, plan: Plan, batch: int = 1) -> Iterator[dict[int, Outc
     with the record, or the records that share it. Yields what became of each, by its place, and puts it into the plan.
     """
     wanted = plan.wanted()
+    if wanted:
+        editor.index.load()  # before the first is trained: a damaged project takes no more edits
     size = editor.recipe.edits_per_expert
     groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     for number, group in enumerate(groups):

@@ -92,6 +92,14 @@ def test_nothing_is_let_in_beside_an_edit_that_cannot_be_read(editor, demo_base)
     opened.detach()
 
 
+def test_a_damaged_project_says_so_before_anything_is_trained(editor, scen):
+    (editor.project.folder / "merged.safetensors").unlink()
+    (editor.project.folder / editor.project.find(2).file).write_bytes(b"")
+    result = scen("edit", "--suite", "demo", "--first", "6", "--dir", editor.project.folder, "--json", code=12)
+    assert "edits/000002-" in result.stderr
+    assert len(editor.project.ledger.edits()) == 3
+
+
 def test_nothing_damaged_is_exported(editor, tmp_path):
     flip(editor.project.folder / editor.project.find(2).file)
     with pytest.warns(Quarantined), pytest.raises(DamageFound, match="nothing was exported"):

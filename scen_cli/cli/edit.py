@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from scen_cli.cli.interrupt import interruptible
 from scen_cli.cli.opening import HERE, Author, Device, Dir, Wait, open_editor
 from scen_cli.cli.output import Json, Output, Quiet
 from scen_cli.cli.replay import log_or_records, replay
-from scen_cli.errors import SomeEditsFailed, UsageError
+from scen_cli.errors import DamageFound, SomeEditsFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,7 +210,8 @@ def _run(
                 if None in outcomes:  # there is more to train
                     check()
     finally:
-        editor.project.merge()
+        with suppress(DamageFound):  # the cache is made anew by whoever needs it; what went wrong is told already
+            editor.project.merge()
     done = [outcome for outcome in outcomes if outcome is not None]
     if len(done) < len(entries):
         out.warn(f"stopped there, {len(entries) - len(done)} records before the end (`--keep-going` goes on)")

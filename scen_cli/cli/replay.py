@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from scen_cli.cli.interrupt import interruptible
 from scen_cli.cli.output import Output
+from scen_cli.errors import DamageFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,5 +42,6 @@ def replay(editor: Editor, events: list[LogEvent], out: Output) -> list[Outcome]
                     for outcome in made:
                         tell(str(outcome), "")
         finally:
-            editor.project.merge()
+            with suppress(DamageFound):
+                editor.project.merge()
     return outcomes

@@ -16,6 +16,8 @@ from scen_cli.project.project import Project, Trained, Training
 from scen_cli.project.store import EditTensors, LowRankArrays
 from tests.project.test_project import SETTINGS, D, H, commit
 
+pytestmark = pytest.mark.faults
+
 FLIPS = 2400  # in all
 REGIONS = 64  # of each file, each of them struck
 
