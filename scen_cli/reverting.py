@@ -14,8 +14,6 @@ from scen_cli.errors import DamageFound
 from scen_cli.project.project import Consequences, Project
 from scen_cli.project.rows import Edit, Threshold
 
-NEAR = 1e-5  # activations this near to setting a bias may have set it
-
 
 def revert(project: Project, *edit_ids: int) -> list[Edit]:
     """Take edits back, in one transaction. Call inside `project.writing()`. Raises as `Project.revert` does.
