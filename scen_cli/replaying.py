@@ -49,28 +49,29 @@ def replay(editor: Editor, events: Sequence[LogEvent]) -> Iterator[list[Outcome]
     if ledger.knows(log):
         raise UsageError("this is the project's own log", hint="`--dir NEW` makes the same edits in another project")
     done = _done(editor, log)
+    last = max((place for place, event in enumerate(events) if event.hash in done), default=-1)
+    ahead = {event.hash for event in events[last + 1 :]}
     new_id: dict[int, int | None] = {}  # of each edit of the log; None of one that could not be made
     try:
         for (kind, _), group in groupby(events, key=_together):
             some = list(group)
-            line = some[-1].where.line
-            ledger.noted = {"replayed": [log, line]}
+            entry = some[-1].hash
+            ledger.noted = {"replayed": [log, entry]}
             if kind == "edit":
-                made = [_skipped(*one) for one in zip(some, done[line], strict=True)] if line in done else None
-                outcomes = made or _train(editor, some, new_id)
+                outcomes = _skipped(some, done[entry]) if entry in done else _train(editor, some, new_id)
                 new_id.update({event.edit or 0: outcome.edit for event, outcome in zip(some, outcomes, strict=True)})
                 yield outcomes
-            elif kind == "revert" and line > max(done, default=0):
+            elif kind == "revert" and entry in ahead:
                 _revert(editor, some, new_id)
-            elif kind == "calibrate" and line > max(done, default=0):
+            elif kind == "calibrate" and entry in ahead:
                 editor.project.set_threshold(_threshold(some[0]))
     finally:
         ledger.noted = {}
 
 
-def _done(editor: Editor, log: str) -> dict[int, list[int]]:
-    """What an earlier run did of a log: by line, the edits that it made or took back."""
-    found: dict[int, list[int]] = {}
+def _done(editor: Editor, log: str) -> dict[str, list[int]]:
+    """What an earlier run did of a log: by the hash of an entry, the edits that it made or took back."""
+    found: dict[str, list[int]] = {}
     for event in editor.project.ledger.changes():
         replayed = event["detail"].get("replayed")
         if replayed and replayed[0] == log:
@@ -85,8 +86,12 @@ def _together(event: LogEvent) -> tuple[str, object]:
     return kind, tuple(together) if isinstance(together, list) else event.where.line
 
 
-def _skipped(event: LogEvent, edit: int) -> Outcome:
-    return Outcome(str(event.where), "skipped", edit, f"already edit {edit}")
+def _skipped(events: Sequence[LogEvent], edits: Sequence[int]) -> list[Outcome]:
+    """Edits that an earlier run made. Raises `UsageError` if it made another number of them: the log was changed."""
+    if len(events) != len(edits):
+        raise UsageError(f"{events[0].where}: an earlier run made {len(edits)} edits of this, not {len(events)}")
+    pairs = zip(events, edits, strict=True)
+    return [Outcome(str(event.where), "skipped", edit, f"already edit {edit}") for event, edit in pairs]
 
 
 def _train(editor: Editor, events: Sequence[LogEvent], new_id: Mapping[int, int | None]) -> list[Outcome]:

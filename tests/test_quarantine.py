@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
+from scen_cli.checking import key_problems
 from scen_cli.data.suites import demo_edits
 from scen_cli.editor import Editor
 from scen_cli.errors import DamageFound, Quarantined
@@ -147,3 +148,17 @@ def test_the_commands_say_so(editor, scen):
     assert "content of edit 2 is not what was committed" in scen("verify", "--deep", "--dir", folder, code=12).stdout
     scen("revert", "2", "--dir", folder)
     assert scen("verify", "--behaviour", "--dir", folder)
+
+
+def test_a_key_that_the_base_does_not_give_is_named(make_editor):
+    """By `scen verify --deep`, although file and ledger agree: then the base is another, or read otherwise."""
+    editor = make_editor("key")
+    edit_all(editor, RECORDS)
+    assert key_problems(editor) == []
+    index = editor.project.files.index(editor.project.find(2))
+    stored = write_edit(
+        editor.project.folder, 2, EditTensors(editor.project.expert(2), index["neuron"], index["key"] * 1.001)
+    )
+    row = {"file": stored.name, "sha256": stored.sha256, "size": stored.size, "index_sha256": stored.index_sha256}
+    editor.project.ledger.db["edits"].update(2, row)
+    assert [problem.edit for problem in key_problems(editor)] == [2]

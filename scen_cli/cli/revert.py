@@ -26,6 +26,7 @@ def revert(
     """
     from scen_cli.reverting import revert as take_back
 
+    out = Output(as_json, quiet)
     project = open_project(dir, author, wait)
     with project.writing():
         theta, ids = project.ledger.theta(), list(dict.fromkeys(edit_ids))
@@ -33,14 +34,14 @@ def revert(
         edits = take_back(project, *ids)
         after = project.ledger.theta()
     in_force = len(project.ledger.prompts_in_force())
-    lines = []
+    lines, reverted = [], []
     for edit in edits:
-        back = [str(one) for one in older[edit.id] if one not in ids]
-        again = f"; edit {', '.join(back)}, which it had superseded, is in force again" if back else ""
+        back = [one for one in older[edit.id] if project.find(one).state == "active"]
+        reverted.append({"edit": edit.id, "state": edit.state, "in_force_again": back})
+        again = f"; edit {', '.join(map(str, back))}, which it had superseded, is in force again" if back else ""
         lines.append(f"edit {edit.id} reverted: {edit.prompt} -> {edit.target}; {in_force} edits in force{again}")
     if note := project.ledger.changes()[-1]["detail"].get("note"):
-        Output(as_json, quiet).warn(note)
+        out.warn(note)
     if after != theta:
         lines.append(f"theta is {after:.4f} (it was {theta:.4f})")
-    reverted = [{"edit": edit.id, "state": edit.state, "in_force_again": older[edit.id]} for edit in edits]
-    Output(as_json, quiet).result({"reverted": reverted, "in_force": in_force, "theta": after}, *lines)
+    out.result({"reverted": reverted, "in_force": in_force, "theta": after}, *lines)

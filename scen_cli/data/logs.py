@@ -28,7 +28,7 @@ class LogEvent:
     note: str = ""
 
 
-def told(item: object) -> bool:
+def is_entry(item: object) -> bool:
     """Whether a decoded record is an entry of a log."""
     return isinstance(item, dict) and set(item) >= FIELDS
 
@@ -40,7 +40,7 @@ def split_log(path: str) -> tuple[list[LogEvent], Iterator[tuple[int, object]]]:
     """
     items = read_items(path)
     first = next(items, None)
-    if first is None or not told(first[1]):
+    if first is None or not is_entry(first[1]):
         return [], chain([first] if first is not None else [], items)
     return [_event(path, place, item) for place, item in chain([first], items)], iter(())
 
@@ -48,14 +48,20 @@ def split_log(path: str) -> tuple[list[LogEvent], Iterator[tuple[int, object]]]:
 def _event(path: str, place: int, item: Any) -> LogEvent:
     where = SourceLine(path, place)
     try:
-        if not told(item):
+        if not is_entry(item):
             raise ValueError("is no entry of a log")
         record = check_record(item["record"]) if item.get("record") is not None else None
         edit, note, detail = item["edit"], item.get("note") or "", item["detail"]
         if not isinstance(detail, dict) or not isinstance(edit, int | None) or not isinstance(note, str):
             raise ValueError("holds something else than it must")
+        if any(not _are_ids(detail[name]) for name in ("supersedes", "together") if name in detail):
+            raise ValueError("names edits otherwise than by numbers")
         if item["kind"] in ("edit", "edit-failed") and (record is None or edit is None):
             raise ValueError("is of an edit, but has no record of it")
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
     return LogEvent(where, str(item["hash"]), str(item["kind"]), edit, detail, record, note)
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, int) for one in value)

@@ -25,7 +25,7 @@ from scen_cli.project.ledger import Ledger
 from scen_cli.project.lock import HOLDER, LOCK, locked
 from scen_cli.project.project import Project, refuse_existing
 from scen_cli.project.seal import LEDGER, SEAL, seal
-from scen_cli.project.store import regular, sha256_of
+from scen_cli.project.store import checked_sum
 
 PIECE = 1 << 20
 DRAFT = ".restoring-"  # folders of files that are tried before they count
@@ -59,13 +59,12 @@ def _backup(project: Project, file: Path) -> tuple[int, int]:
             with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
                 archive.write(copy, LEDGER)
                 for name, sha256 in named.items():
-                    path = regular(project.folder, name)
-                    if sha256_of(path) != sha256:
+                    if checked_sum(project.folder, name) != sha256:
                         raise DamageFound(
                             f"`{name}` is not what was committed: no backup was made",
                             hint="`scen verify --deep` names its edit; revert that, `scen gc`, and back up again",
                         )
-                    archive.write(path, name)
+                    archive.write(project.folder / name, name)
         with draft.open("rb+") as written:
             os.fsync(written.fileno())
         disk.rename(draft, file)
@@ -87,7 +86,7 @@ def restore(file: Path, folder: Path) -> Project:
         with locked(folder):
             refuse_existing(folder)
             for left in folder.glob(f"{DRAFT}*"):  # by a restore that was killed
-                shutil.rmtree(left)
+                disk.remove(left)
             _restore(file, folder, Path(tempfile.mkdtemp(dir=folder, prefix=DRAFT)))
     except BaseException:
         if made and {path.name for path in folder.iterdir()} <= {LOCK, HOLDER}:

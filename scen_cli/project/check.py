@@ -85,7 +85,7 @@ def ledger_problems(project: Project) -> list[Problem]:
     try:
         with project.ledger.reading():
             said = integrity_problems(project.ledger)
-    except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as error:
+    except sqlite3.DatabaseError as error:
         if "locked" in str(error):
             raise
         said = [f"cannot be read: {error}"]
@@ -184,7 +184,8 @@ def _wrong_tensors(project: Project, edit: Edit, path: Path) -> str:
             return f"`{name}` is {array.dtype} {list(array.shape)}"
         if not np.isfinite(array).all():
             return f"`{name}` is not finite"
-    return "" if store.digest_of_index(arrays) == (edit.index_sha256 or store.digest_of_index(arrays)) else "its index"
+    differs = edit.index_sha256 is not None and store.digest_of_index(arrays) != edit.index_sha256
+    return "its neuron or key is not what was committed" if differs else ""
 
 
 def _guard_problems(project: Project, deep: bool) -> list[Problem]:

@@ -69,9 +69,6 @@ def remove(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder if it is not there. Raises `DamageFound` for a link: what is written there would lie elsewhere."""
-    if folder.is_symlink() and folder.name == "edits":
-        raise DamageFound("`edits` is a link: a project's files lie in its folder")
     if not folder.is_dir():
         before_step("make folder", folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def _digest(content: object) -> str:
 @dataclass
 class Told:
     """What the events say: of each edit, what is known of its row (`row`: its digest); every theta that was set; the
-    settings; the digest of each evaluation; of `rows` that an update found, the digests."""
+    settings; the digests of each evaluation and of the guard's prompts."""
 
     edits: dict[int, dict[str, Any]] = field(default_factory=dict)
     thetas: list[float] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Told:
     evaluations: dict[int, str | None] = field(default_factory=dict)
     guard: str | None = None
 
-    def hear(self, kind: str, edit: int | None, detail: dict[str, Any], event: int) -> None:
+    def hear(self, kind: str, edit: int | None, detail: dict[str, Any]) -> None:
         """Take in one event. (Those of older versions tell less.)"""
         if kind == "init":
             self.settings = settings_told(detail)
@@ -120,7 +120,7 @@ def told_by(events: Iterable[Row]) -> Told:
     told = Told()
     for event in events:
         try:
-            told.hear(event["kind"], event["edit"], json.loads(event["detail"]), event["id"])
+            told.hear(event["kind"], event["edit"], json.loads(event["detail"]))
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
     return told

@@ -275,8 +275,11 @@ class Ledger:
 
     def events(self) -> list[dict[str, Any]]:
         """Every event, its `detail` decoded, in order."""
-        rows = self.db["events"].rows_where(order_by="id")
-        return [{**row, "detail": decoded(f"event {row['id']}", row["detail"])} for row in rows]
+        events = list(self.db["events"].rows_where(order_by="id"))
+        for event in events:
+            if not all(isinstance(event[name], str) for name in ("created", "kind", "detail", "hash")):
+                raise unreadable(f"event {event['id']}", "it holds something else than text")
+        return [{**event, "detail": decoded(f"event {event['id']}", event["detail"])} for event in events]
 
     def copy_to(self, path: Path) -> None:
         """Copy the ledger as it is at one moment, by SQLite's backup API."""

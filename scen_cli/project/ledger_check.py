@@ -22,6 +22,13 @@ def integrity_problems(ledger: Ledger) -> list[str]:
 
 def log_problems(ledger: Ledger) -> list[str]:
     """Where the event log is not the chain that it was, and where the tables say other than it tells."""
+    try:
+        return _log_problems(ledger)
+    except (LookupError, TypeError, ValueError) as error:  # columns of another type than any that scen writes
+        return [f"the log or a row cannot be read: {error}"]
+
+
+def _log_problems(ledger: Ledger) -> list[str]:
     events = list(ledger.db["events"].rows_where(order_by="id"))
     settings, problems = _settings(ledger)
     edits, thresholds, evaluations = (list(ledger.db[name].rows_where(order_by="id")) for name in TABLES)

@@ -23,6 +23,7 @@ FORMAT = "scen-edit-1"
 MERGED_FORMAT = "scen-merged-1"
 GUARD_FORMAT = "scen-guard-1"
 MERGED = "merged.safetensors"
+RESTORE_IT = "`scen verify --deep` tells more; restore the file from a backup, or `scen revert` its edit"
 INDEX = ("neuron", "key", "refitted", "refitted_of")  # of an edit's tensors, those that routing is made of
 
 
@@ -63,7 +64,10 @@ class StoredFile:
 
 
 def write_edit(folder: Path, edit_id: int, tensors: EditTensors) -> StoredFile:
-    """Write `edits/<id>-<sha8>.safetensors` durably."""
+    """Write `edits/<id>-<sha8>.safetensors` durably. Raises `DamageFound` if `edits` is a link: the file would lie
+    elsewhere."""
+    if (folder / "edits").is_symlink():
+        raise DamageFound("`edits` is a link: a project's files lie in its folder", hint=RESTORE_IT)
     there = {name: array for name, array in vars(tensors).items() if array is not None}
     if isinstance(tensors.expert, LowRankArrays):
         there |= vars(there.pop("expert"))
@@ -97,9 +101,6 @@ def read_index(folder: Path, name: str, expected: str | None) -> dict[str, np.nd
     if expected is not None and digest_of_index(arrays) != expected:
         raise DamageFound(f"`{name}` is not what was committed: its neuron or key has changed", hint=RESTORE_IT)
     return arrays
-
-
-RESTORE_IT = "`scen verify --deep` tells more; restore the file from a backup, or `scen revert` its edit"
 
 
 def read_expert(folder: Path, name: str) -> np.ndarray | LowRankArrays:

@@ -96,6 +96,7 @@ class TestVerify:
             (["update edits set rephrases = '[\"x\"]' where id = 1"], "edit 1 is not as it was committed: its record"),
             (["update edits set state = 'active' where id = 2"], "edit 2 is not as it was committed: state"),
             (["update edits set bias = 0.5 where id = 1"], "edit 1 is not as it was committed: bias"),
+            (["update events set created = x'ff' where id = 2"], "cannot be read"),
             (["delete from edits where id = 2"], "edit 2 is gone"),
             (
                 ["update settings set value = '3' where name = 'layer'"],
@@ -195,6 +196,19 @@ class TestReplay:
             assert state(again[1]) == state(at[1])
         assert "this is the project's own log" in scen("edit", "-", *at, stdin=log, code=2).stderr
 
+    def test_an_event_that_is_no_text_is_damage_and_no_traceback(self, scen, at):
+        doctor(at[1], "update events set created = x'ff' where id = 2")
+        for command in (["log"], ["log", "--json"]):
+            assert "event 2" in scen(*command, *at, code=12).stderr
+
+    def test_a_log_without_some_of_its_entries_goes_on_from_the_same_place(self, scen, at, tmp_path):
+        """Entries are known by their hashes, not by where they stand."""
+        again, _result = remade(scen, at, tmp_path, "--recipe", "key")
+        events = json.loads(scen("log", "--json", *at).stdout)
+        shorter = json.dumps([events[0], *events[2:]])
+        assert "0 edited, 2 skipped" in scen("edit", "-", *again, stdin=shorter).stdout
+        assert state(again[1]) == state(at[1])
+
     def test_a_replay_that_was_killed_goes_on(self, scen, at, tmp_path, demo_base):
         from scen_cli.data.logs import split_log
         from scen_cli.replaying import replay
@@ -250,6 +264,8 @@ class TestReplay:
             (lambda events: events[1].update(detail="x"), "holds something else than it must"),
             (lambda events: events[4].update(edit=77), "takes back edit 77, which the log did not make"),
             (lambda events: events[1]["record"].update(target=3), "`target` must be text"),
+            (lambda events: events[1]["detail"].update(supersedes=5), "names edits otherwise than by numbers"),
+            (lambda events: events[1]["detail"].update(together=[[1]]), "names edits otherwise than by numbers"),
         ],
     )
     def test_a_log_that_is_none(self, scen, at, tmp_path, change, said):
