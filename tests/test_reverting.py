@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -218,6 +220,20 @@ def test_an_edit_does_not_come_back_beside_a_newer_one_of_its_prompt(make_editor
         revert(editor.project, 3)
     assert [edit.id for edit in editor.project.ledger.edits("active")] == [1]
     assert verify(editor.project, deep=True) == []
+
+
+def test_the_command_does_not_say_that_an_edit_is_back_whose_prompt_has_a_newer_one(make_editor, scen):
+    editor = make_editor("key")
+    edit_all(editor, RECORDS[:1])
+    with editor.project.writing():
+        editor.edit_together([(RECORDS[1], FROM_LIBRARY)], superseding=[(1,)])
+    edit_all(editor, [RECORDS[0].model_copy(update={"target": "Mars"})])
+    editor.detach()
+    assert editor.project.find(1).superseded_by == 2
+    told = json.loads(scen("revert", "2", "--json", "--dir", editor.project.folder).stdout)
+    assert told["reverted"] == [{"edit": 2, "state": "reverted", "in_force_again": []}]
+    told = json.loads(scen("revert", "3", "--json", "--dir", editor.project.folder).stdout)
+    assert told["reverted"] == [{"edit": 3, "state": "reverted", "in_force_again": [1]}]
 
 
 def test_an_edit_comes_back_beside_one_of_the_same_question_that_was_made_since(make_editor):

@@ -322,15 +322,6 @@ class TestLedgerCommands:
         assert json.loads(scen("ask", RECORDS[0].prompt, *at, "--json").stdout)["patched"] == "Peru"
         assert "0 edits in force" in scen("revert", "1", *at).stdout
 
-    def test_revert_does_not_say_that_an_edit_is_back_whose_prompt_has_a_newer_one(self, scen, at):
-        other = json.dumps({"prompt": RECORDS[0].rephrases[0], "target": "Cuba", "subject": RECORDS[0].subject})
-        scen("edit", "--prompt", RECORDS[0].prompt, "--target", "Peru", *at)
-        scen("edit", "-", "--conflicts", "supersede", *at, stdin=other)
-        scen("edit", "--prompt", RECORDS[0].prompt, "--target", "Chad", "--conflicts", "keep", "--reason", "x", *at)
-        told = json.loads(scen("revert", "2", "--json", *at).stdout)
-        assert told["reverted"] == [{"edit": 2, "state": "reverted", "in_force_again": []}]
-        assert json.loads(scen("show", "1", "--json", *at).stdout)["superseded_by"] == 3
-
     def test_revert_is_felt_at_once(self, scen, edited_at):
         assert "39 edits in force" in scen("revert", "1", *edited_at).stdout
         answer = json.loads(scen("ask", RECORDS[0].prompt, *edited_at, "--json").stdout)
