@@ -1,102 +1,136 @@
-"""Export as one transformers checkpoint: `AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)`.
+"""Export for transformers: `AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)`.
 
-The folder holds the base's weights, the experts and W_merge as more tensors beside them, the
-tokenizer, a model card, and files of code: those that scen itself runs (`ROUTING`), and `modeling_scen.py`, a
+The folder holds the experts and W_merge beside the base's weights (or alone: then the base is fetched as it is loaded),
+the tokenizer, a model card, and files of code: those that scen itself runs (`ROUTING`), and `modeling_scen.py`, a
 class that puts them around the base's own.
 """
 
 from __future__ import annotations
 
 import copy
-import tempfile
+import json
 from pathlib import Path
+from typing import Any
 
-import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import GenerationConfig
 
-from scen_cli.errors import DamageFound, UsageError
-from scen_cli.export.card import model_card
+from scen_cli.errors import UsageError
+from scen_cli.export.card import checkpoint_card
+from scen_cli.export.folder import new_folder
+from scen_cli.export.router import all_there, router_of
+from scen_cli.model.base import DTYPES, hub_name
 from scen_cli.patched_model import PatchedModel
-from scen_cli.project.rows import WHAT_HELPS
 from scen_cli.project_patch import ProjectPatch
 
 MODELING = Path(__file__).parent / "modeling_scen.py"
 _ROUTING = ("reading.py", "second_look.py", "routing.py", "experts.py", "patch.py")
 ROUTING = [Path(__file__).parents[1] / "model" / name for name in _ROUTING]
+PATCH_FILE = "scen.safetensors"
+SHARD = "1GB"  # all that is in memory a second time while weights are cast
 
 
-def export_checkpoint(patched: PatchedModel, folder: Path) -> list[Path]:
+def export_checkpoint(
+    patched: PatchedModel,
+    folder: Path,
+    *,
+    patch_only: bool = False,
+    dtype: str | None = None,
+    max_shard_size: str = SHARD,
+    license: str | None = None,
+) -> list[Path]:
     """Write the folder; returns its files. It appears under its name only when it is whole.
 
+    With `patch_only` the base's weights stay away: whoever loads the folder fetches them by their name, and their
+    digest is checked. `dtype` casts the base's weights (experts stay as they are); none: they stay as the
+    project has them. `license` is the edits' own, for the model card.
     Raises `UsageError` when there is nothing to export, the folder is not empty, or the base's
     class is not one of transformers' own.
     """
-    if not patched.patch().edits:
-        raise UsageError("no edit is in force: there is nothing to export", hint="`scen edit edits.jsonl` makes some")
-    folder = folder.resolve()
-    if folder == Path.cwd() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise UsageError(f"`{folder}` is not a new or empty folder", hint="choose another `--out`")
     base_class = type(patched.model).__name__
     if not hasattr(transformers, base_class):
         raise UsageError(f"the base's class `{base_class}` is not part of transformers")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as aside:
-        draft = Path(aside) / "draft"
-        with patched.steady() as patch:
-            _write(patched, patch, draft, base_class)
-        for path in draft.iterdir():  # some writers make files that only their owner may read
-            path.chmod((draft / "config.json").stat().st_mode)
-        draft.replace(folder)
-    return sorted(folder.iterdir())
+    if dtype is not None and (dtype not in DTYPES or patch_only):
+        known = f"one of: {', '.join(DTYPES)}; a patch alone has no weights to cast"
+        raise UsageError(f"dtype `{dtype}` cannot be exported", hint=known)
+    with all_there(patched) as patch, new_folder(folder) as draft:
+        router, tensors = router_of(patched, patch), experts_of(patch)
+        tensors = {f"scen.{name}": tensor for name, tensor in {**router.tensors, **tensors}.items()}
+        config = copy.deepcopy(patched.model.config)
+        if patch_only:
+            save_file(tensors, draft / PATCH_FILE, {"format": "pt"})
+            router.settings["base"] = base_of(patched)
+            config.dtype = patched.model.dtype
+        else:
+            save_weights(patched, draft, tensors, dtype, max_shard_size)
+            config.dtype = DTYPES[dtype] if dtype else patched.model.dtype
+        config.architectures = ["ScenForCausalLM"]
+        config.auto_map = {"AutoModelForCausalLM": "modeling_scen.ScenForCausalLM"}
+        config.scen = router.settings
+        config.save_pretrained(draft)
+        save_surroundings(patched, draft)
+        for file in (*ROUTING, MODELING):
+            code = file.read_text(encoding="utf-8").replace("from scen_cli.model.", "from .")
+            code = code.replace("LlamaForCausalLM", base_class) if file == MODELING else code
+            (draft / file.name).write_text(code, encoding="utf-8")
+        card = checkpoint_card(patched, list(patch.expert_of), license, patch_only)
+        (draft / "README.md").write_text(card, encoding="utf-8")
+    return sorted(folder.resolve().iterdir())
 
 
-def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: str) -> None:
-    model = patched.model
+def experts_of(patch: ProjectPatch) -> dict[str, Tensor]:
+    """The experts of a patch: low-rank ones stacked, full ones by their rows."""
     experts = patch.bank.experts
-    everything = torch.arange(len(patch.edits))
-    if patch.damaged or (experts.fetch(everything) != everything).any():
-        raise DamageFound("an edit in force is damaged: nothing was exported", hint=WHAT_HELPS)
-    ranks = experts.ranks.tolist()
-    full = {f"scen.full.{row}": experts.full(row).cpu() for row, rank in enumerate(ranks) if rank == 0}
-    whitening = patch.bank.whitening
-    h = patched.edited.ffn_width
-    index = {
-        "neurons": patch.bank.neurons,
-        "biases": patch.bank.biases,
-        "mean": whitening.mean if whitening else torch.zeros(h),
-        "axes": whitening.axes if whitening else torch.zeros(0, h),
-        "scales": whitening.scales if whitening else torch.zeros(0),
-        "lora_A": experts.a,
-        "lora_B": experts.b,
-    }
-    tensors = {**model.state_dict(), **{f"scen.{name}": tensor.cpu() for name, tensor in index.items()}, **full}
-    model.save_pretrained(draft, state_dict=tensors)
+    full = [row for row, rank in enumerate(experts.ranks.tolist()) if rank == 0]
+    stacked = {"lora_A": experts.a.cpu(), "lora_B": experts.b.cpu()}
+    return stacked | {f"full.{row}": experts.full(row).cpu() for row in full}
 
-    reading = patch.routing.reading
-    config = copy.deepcopy(model.config)
-    config.architectures = ["ScenForCausalLM"]
-    config.auto_map = {"AutoModelForCausalLM": "modeling_scen.ScenForCausalLM"}
-    config.scen = {
-        "module": patched.edited.module_name,
-        "keys_at": patched.edited.down_proj_name,
-        "h": h,
-        "axes": len(index["axes"]),
-        "layer": patched.edited.index,
-        "edits": patch.edits,
-        "expert_shape": list(patched.edited.projection_shape),
-        "ranks": ranks,
-        "theta": patch.theta,
-        "subjects": [[list(form) for form in forms] for forms in patch.forms],
-        "cosine": patch.routing.cosine,
-        "sure": patch.routing.sure,
-        "reading": {**vars(reading), "sentence_ends": sorted(reading.sentence_ends)},
-        "template": patched.template.form,
+
+def base_of(patched: PatchedModel) -> dict[str, Any]:
+    """Where a base is found again, and the digest by which it is known."""
+    settings = patched.project.settings
+    return {
+        "name": hub_name(settings["model"]),
+        "revision": settings["revision"],
+        "digest": settings["weights_digest"],
     }
-    config.save_pretrained(draft)
-    # Plain `generate(**inputs)` is to answer as `scen ask` does: greedily, and to the answer's end.
+
+
+def save_weights(
+    patched: PatchedModel, draft: Path, more: dict[str, Tensor], dtype: str | None, max_shard_size: str
+) -> None:
+    """The base's weights, replaced and joined by `more`, in shards; cast shard by shard, so that never more than one
+    is in memory twice."""
+    model = patched.model
+    try:
+        model.save_pretrained(draft, state_dict={**model.state_dict(), **more}, max_shard_size=max_shard_size)
+    except ValueError as error:  # a size that cannot be read
+        raise UsageError(f"`--max-shard-size {max_shard_size}`: {error}", hint="e.g. 500MB or 5GB") from error
+    if dtype is None or DTYPES[dtype] == model.dtype:
+        return
+    for shard in draft.glob("*.safetensors"):
+        tensors = load_file(shard)
+        for name, tensor in tensors.items():
+            if not name.startswith("scen.") and tensor.is_floating_point():
+                tensors[name] = tensor.to(DTYPES[dtype])
+        cast = shard.with_suffix(".cast")
+        save_file(tensors, cast, {"format": "pt"})
+        del tensors  # it is mapped from the file that goes away
+        cast.replace(shard)
+    index = draft / "model.safetensors.index.json"
+    if index.exists():
+        told = json.loads(index.read_text(encoding="utf-8"))
+        told["metadata"]["total_size"] = sum(path.stat().st_size for path in draft.glob("*.safetensors"))
+        index.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def save_surroundings(patched: PatchedModel, draft: Path) -> None:
+    """The tokenizer, and a generation config by which plain `generate(**inputs)` answers as `scen ask` does: greedily,
+    and to the answer's end."""
     GenerationConfig(
-        bos_token_id=model.generation_config.bos_token_id,
+        bos_token_id=patched.model.generation_config.bos_token_id,
         eos_token_id=list(patched.template.end_ids),
         pad_token_id=patched.pad_id,
         do_sample=False,
@@ -107,9 +141,3 @@ def _write(patched: PatchedModel, patch: ProjectPatch, draft: Path, base_class: 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(draft)
-
-    for file in (*ROUTING, MODELING):
-        code = file.read_text(encoding="utf-8").replace("from scen_cli.model.", "from .")
-        code = code.replace("LlamaForCausalLM", base_class) if file == MODELING else code
-        (draft / file.name).write_text(code, encoding="utf-8")
-    (draft / "README.md").write_text(model_card(patched, list(patch.expert_of)), encoding="utf-8")

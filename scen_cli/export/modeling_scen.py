@@ -6,6 +6,9 @@ becomes the base's own class. Nothing of scen needs to be installed there.
 - `model.generate(**inputs)` and pipelines: each row is routed once, at its last prompt token.
 - `model(input_ids, attention_mask)`: the same, reading the route at each row's last real token.
   Give `prompt_lengths` (rows,) when the rows also hold an answer after their prompt.
+- `from_pretrained(FOLDER, base=WHERE)`, of a folder without the base's weights: where the base is, a folder or a hub
+  id; otherwise the environment's `SCEN_BASE`, or what `config.scen["base"]` names. Its files must have the digest that
+  the edits were made with.
 - `experts` (rows,), to either: the choice outright, an index into `config.scen["edits"]`, or -1
   for the base.
 - `model(new_ids, past_key_values=cache)`: the experts that filled the cache go on.
@@ -14,14 +17,21 @@ becomes the base's own class. Nothing of scen needs to be installed there.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import os
 from contextlib import AbstractContextManager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedConfig
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedConfig
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import cached_file
 
 from scen_cli.model.experts import Experts
 from scen_cli.model.patch import Patch, mask_of
@@ -39,7 +49,29 @@ def _with_parameters(function: Any, *names: str) -> inspect.Signature:
     return signature.replace(parameters=[*parameters, *added, *rest])
 
 
+def _base_folder(told: dict[str, Any], where: str | None) -> Path:
+    """The folder of the base that a patch was made for. Raises `ValueError` if its weights are not the same."""
+    name = where or os.environ.get("SCEN_BASE") or told["name"]
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        revision = told["revision"] if name == told["name"] else None
+        wanted = ["*.safetensors", "*.safetensors.index.json", "*.json"]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+    if digest.hexdigest() != told["digest"]:
+        raise ValueError(f"the weights in `{folder}` are not those that these edits were made for: another digest")
+    return folder
+
+
 _BASE_PARAMETERS = list(inspect.signature(LlamaForCausalLM.forward).parameters)[1:]  # without `self`
+
+
+PATCH_FILE = "scen.safetensors"
 
 
 class StoredBank(nn.Module):
@@ -62,6 +94,11 @@ class StoredBank(nn.Module):
         self.full = nn.ParameterDict({str(row): stored(d, h_in) for row, rank in enumerate(ranks) if rank == 0})
         self._ranks = ranks
 
+    def halve(self) -> None:
+        """Low-rank experts as the file has them, and in half the memory: they are computed with in float32."""
+        for stacked in (self.lora_A, self.lora_B):
+            stacked.data = stacked.data.half()
+
     @property
     def whitening(self) -> Whitening | None:
         return Whitening(self.mean, self.axes, self.scales) if len(self.axes) else None
@@ -79,8 +116,12 @@ class ScenForCausalLM(LlamaForCausalLM):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        settings = config.scen
-        self.scen = StoredBank(settings)
+        if config.scen.get("base") is None:  # else `from_pretrained` attaches what it read from a file of its own
+            self._attach(StoredBank(config.scen))
+
+    def _attach(self, bank: StoredBank) -> None:
+        settings = self.config.scen
+        self.scen = bank
         projection, down_proj = (self.get_submodule(settings[name]) for name in ("module", "keys_at"))
         read = dict(settings["reading"])
         for name in ("start", "opening", "closing"):
@@ -89,6 +130,44 @@ class ScenForCausalLM(LlamaForCausalLM):
         self._patch = Patch(
             projection, down_proj, self.scen, Routing(settings["theta"], settings["cosine"], reading, settings["sure"])
         )
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, base: str | None = None, **options: Any) -> Any:
+        """As ever; if the folder is without the base's weights, they are taken from the base (`base`: where it is)."""
+        config = options.get("config")
+        if config is None:
+            config = options["config"] = cls.config_class.from_pretrained(folder)
+        told = config.scen.get("base")
+        if told is None:
+            loaded = super().from_pretrained(folder, *args, **options)
+            (loaded[0] if isinstance(loaded, tuple) else loaded).scen.halve()
+            return loaded
+        hub = {name: options.pop(name, None) for name in ("revision", "token", "cache_dir")}
+        known = {name: value for name, value in hub.items() if value is not None}
+        patch_file = cached_file(folder, PATCH_FILE, **known)
+        loaded = super().from_pretrained(_base_folder(told, base), *args, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        bank = StoredBank(config.scen)
+        bank.load_state_dict({name.removeprefix("scen."): tensor for name, tensor in load_file(patch_file).items()})
+        bank.halve()
+        model._attach(bank.to(model.get_submodule(config.scen["module"]).weight.device))
+        model.name_or_path = str(folder)
+        model.generation_config = GenerationConfig.from_pretrained(folder, **known)
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+        """As ever; without the base's weights, if they came from elsewhere."""
+        if self.config.scen.get("base") is None:
+            return super().save_pretrained(save_directory, **options)
+        if options.get("push_to_hub"):
+            raise ValueError("save it first, then upload the folder")
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        custom_object_save(self, save_directory, config=self.config)
+        self.config.save_pretrained(save_directory)
+        self.generation_config.save_pretrained(save_directory)
+        tensors = {f"scen.{name}": tensor.contiguous() for name, tensor in self.scen.state_dict().items()}
+        save_file(tensors, Path(save_directory) / PATCH_FILE, {"format": "pt"})
+        return None
 
     def generate(self, inputs: Tensor | None = None, *args: Any, experts: Tensor | None = None, **options: Any) -> Any:
         """`generate` as ever; `experts` (rows,) overrides the routing."""

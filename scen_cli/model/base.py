@@ -44,6 +44,11 @@ class Base:
         return self.model.device
 
 
+def hub_name(name: str) -> str:
+    """What a base is called where it is fetched from: an alias's hub id; a folder's path, or a hub id, as it is."""
+    return str(DEMO) if name == "demo" else ALIASES.get(name, name)
+
+
 def folder_of(name: str, revision: str | None = None) -> Path:
     """The folder with a base's files: `demo`, a local folder, or a hub id (fetched if need be).
 

@@ -6,6 +6,7 @@ Questions come as JSON on standard input, what was found goes out as JSON.
 import json
 import sys
 import tempfile
+from pathlib import Path
 
 sys.modules["scen_cli"] = None  # any `import scen_cli` from here on fails
 
@@ -90,6 +91,8 @@ def forward_checks(model, prompts):
         model.save_pretrained(folder)
         again, _ = load(folder)
         same = answers(again, prompts[:8], 8) == answers(model, prompts[:8], 8)
+        written = sorted(path.name for path in Path(folder).iterdir())
+        equal = all(Path(folder, name).read_bytes() == Path(exported, name).read_bytes() for name in written)
     return {
         "routes at the last real token": torch.equal(plain, with_edit)
         and not torch.allclose(plain, with_base, atol=1e-2)
@@ -101,13 +104,14 @@ def forward_checks(model, prompts):
         "foreign cache is refused": refused(lambda: model(answer, past_key_values=foreign), "filled elsewhere"),
         "embeddings alone are refused": refused(lambda: model(inputs_embeds=embeds), "give `experts`"),
         "saved again, the same answers": same,
+        "saved again, the same files": equal and any(name.endswith(".safetensors") for name in written),
     }
 
 
-folder = sys.argv[1]
+exported = sys.argv[1]
 asked = json.loads(sys.stdin.read())
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model, loading = load(folder)
+tokenizer = AutoTokenizer.from_pretrained(exported)
+model, loading = load(exported)
 report = {
     "scen_importable": scen_importable(),
     "loading": {name: sorted(loading[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")},

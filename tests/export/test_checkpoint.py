@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from scen_cli.editor import FROM_LIBRARY, Editor
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.export.checkpoint import export_checkpoint
-from scen_cli.model.base import load_base
+from scen_cli.model.base import DEMO, DTYPES, load_base
 from scen_cli.model.reading import positions_of
 from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
@@ -44,23 +46,31 @@ def test_every_answer_of_the_demo_suite_is_scens_own(edited, tmp_path):
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
 
     own = edited.answer(prompts).texts
+    export_checkpoint(edited, tmp_path / "patch", patch_only=True)
+    size = sum(path.stat().st_size for path in (tmp_path / "patch").iterdir())
+    assert size < sum(path.stat().st_size for path in files) - 4 * edited.model.num_parameters()
     edited.detach()
-    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": prompts[:60]})
-    assert read["scen_importable"] is False
-    assert read["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
-    assert read["mixed"] == own
-    assert read["alone"] == own
-    assert read["pipeline"] == own[:60]
-    assert read["forward"] == {
-        "routes at the last real token": True,
-        "prompt_lengths hides the answer": True,
-        "positional arguments are the base's": True,
-        "experts given outright": True,
-        "cache goes on with its experts": True,
-        "foreign cache is refused": True,
-        "embeddings alone are refused": True,
-        "saved again, the same answers": True,
-    }
+    for folder in ("out", "patch"):
+        read = read_export(tmp_path / folder, {"prompts": prompts, "alone": prompts, "pipeline": prompts[:60]})
+        assert read["scen_importable"] is False
+        assert read["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+        assert read["mixed"] == own
+        assert read["alone"] == own
+        assert read["pipeline"] == own[:60]
+        assert read["forward"] == FORWARD
+
+
+FORWARD = {
+    "routes at the last real token": True,
+    "prompt_lengths hides the answer": True,
+    "positional arguments are the base's": True,
+    "experts given outright": True,
+    "cache goes on with its experts": True,
+    "foreign cache is refused": True,
+    "embeddings alone are refused": True,
+    "saved again, the same answers": True,
+    "saved again, the same files": True,
+}
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gemma3_text"])
@@ -207,3 +217,46 @@ def test_what_cannot_be_exported(make_editor, tmp_path):
     assert (tmp_path / "out.draft" / "file").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} >= {"out", "out.draft", "full"}
     assert not list(tmp_path.glob("out.?*/draft"))
+
+
+def test_a_patch_finds_its_base_and_refuses_another(edited, tmp_path, monkeypatch):
+    export_checkpoint(edited, tmp_path / "patch", patch_only=True)
+    load = partial(AutoModelForCausalLM.from_pretrained, tmp_path / "patch", trust_remote_code=True)
+    other = save_tiny(tmp_path / "other", *DENSE["llama"])
+    with pytest.raises(ValueError, match="another digest"):
+        load(base=str(other))
+    monkeypatch.setenv("SCEN_BASE", str(other))
+    with pytest.raises(ValueError, match="another digest"):
+        load()
+    moved = tmp_path / "moved"
+    shutil.copytree(DEMO, moved)
+    monkeypatch.setenv("SCEN_BASE", str(moved))
+    assert torch.equal(load().lm_head.weight, edited.model.lm_head.weight)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_cast_and_sharded_and_experts_are_not(low_rank, tmp_path, dtype):
+    export_checkpoint(low_rank, tmp_path / "out", dtype=dtype, max_shard_size="400KB")
+    shards = list((tmp_path / "out").glob("*.safetensors"))
+    told = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert len(shards) > 5
+    assert {path.name for path in shards} == set(told["weight_map"].values())
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, output_loading_info=True
+    )
+    assert not any(loading[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.dtype == model.lm_head.weight.dtype == DTYPES[dtype]
+    assert torch.equal(model.lm_head.weight, low_rank.model.lm_head.weight.to(DTYPES[dtype]))
+    assert torch.equal(model.scen.neurons, low_rank.patch().bank.neurons)
+    with low_rank.steady() as patch:
+        assert torch.equal(model.scen.lora_A, patch.bank.experts.a)
+    ids, mask = low_rank.encode([record.prompt for record in demo_edits()[:20]])
+    out = model.generate(ids, attention_mask=mask)[:, ids.shape[1] :]
+    assert [low_rank.template.answer(row) for row in out.tolist()] == [record.target for record in demo_edits()[:20]]
+
+
+def test_settings_that_cannot_be_exported(edited, tmp_path):
+    for wrong in ({"dtype": "int8"}, {"dtype": "bfloat16", "patch_only": True}, {"max_shard_size": "much"}):
+        with pytest.raises(UsageError):
+            export_checkpoint(edited, tmp_path / "out", **wrong)
+        assert not list(tmp_path.iterdir())
