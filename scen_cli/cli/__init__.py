@@ -28,6 +28,7 @@ from scen_cli.cli import (
     merge,
     report,
     revert,
+    serve,
     verify,
 )
 from scen_cli.cli.failures import explain
@@ -84,6 +85,7 @@ app.command("confusions")(confusions.confusions)
 app.command("compare")(compare.compare)
 app.command("compress")(compress.compress)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("status")(ledger.status)
 app.command("log")(ledger.log)
 app.command("show")(ledger.show)

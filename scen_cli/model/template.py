@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from scen_cli.errors import UsageError
@@ -62,27 +63,45 @@ class Template:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids of the whole prompt, with whatever start token the tokenizer adds."""
-        if self.form == "chat":
-            turns = [{"role": "user", "content": str(prompt)}]
-            if isinstance(prompt, SecondTurn):
-                answered = {"role": "assistant", "content": prompt.answer}
-                turns = [{"role": "user", "content": prompt.question}, answered, *turns]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
         if isinstance(prompt, SecondTurn):
-            return self._second_turn_ids(prompt)
+            before = [("user", prompt.question), ("assistant", prompt.answer)]
+            return self.conversation_ids([*before, ("user", prompt.prompt)])
+        if self.form == "chat":
+            return self.conversation_ids([("user", prompt)])
         ids = list(self.tokenizer(self._text(prompt)).input_ids)
         if len(ids) > 1 and ids[-1] == self.end_id:  # a tokenizer that closes every text itself
             ids.pop()
         return ids
 
-    def _second_turn_ids(self, turn: SecondTurn) -> list[int]:
-        """The first turn whole, its end token included, then the prompt as it stands alone."""
+    def conversation_ids(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a conversation, (role, text) by turn, up to where the answer to its last begins. Without a chat
+        template: each earlier turn whole, its end token included, then the last prompt as it stands alone.
+
+        Raises `UsageError` for turns that the template has no place for.
+        """
+        if self.form == "chat":
+            return self._chat_ids(turns)
+        roles = [role for role, _text in turns]
+        if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+            raise UsageError(f"template {self.form!r} has a place for questions and their answers in turn alone")
+        texts = [text for _role, text in turns]
+        pairs = list(zip(texts[:-1:2], texts[1::2], strict=True))
         if self.form == "none":
-            return self.prompt_ids(f"{turn.question} {turn.answer}\n{turn.prompt}")
-        before = self.prompt_ids(turn.question) + self.target_ids(turn.question, turn.answer)
-        own = self.prompt_ids(turn.prompt)
-        return before + (own[1:] if own[0] == self.tokenizer.bos_token_id else own)
+            return self.prompt_ids("".join(f"{question} {answer}\n" for question, answer in pairs) + texts[-1])
+        ids: list[int] = []
+        for question, answer in [*pairs, (texts[-1], None)]:
+            own = self.prompt_ids(question)
+            ids += own[1:] if ids and own[:1] == [self.tokenizer.bos_token_id] else own
+            ids += self.target_ids(question, answer) if answer is not None else []
+        return ids
+
+    def _chat_ids(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        told = [{"role": role, "content": text} for role, text in turns]
+        try:
+            text = self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:  # roles it does not know, or not in this order
+            raise UsageError(f"the chat template refuses these turns: {error}") from error
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def target_ids(self, prompt: str, target: str) -> list[int]:
         """Ids of the answer as they follow this prompt's, and the end token.

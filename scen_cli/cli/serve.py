@@ -1,0 +1,75 @@
+"""`scen serve`: the patched model behind OpenAI's protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scen_cli.cli.opening import HERE, Device, Dir, open_editor
+from scen_cli.cli.output import Json, Output, Quiet
+from scen_cli.errors import UsageError
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="SCEN_API_KEY", help="What clients must show.", show_default="none")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model.", show_default="as its base")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts answered together, at most.")] = 32,
+    waiting: Annotated[int, typer.Option(min=1, help="Prompts that may wait; more are refused with 429.")] = 256,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer; later it is refused with 504.")] = 60,
+    vllm: Annotated[
+        str | None, typer.Option(help="A vLLM server that is to answer, e.g. http://localhost:8001.")
+    ] = None,
+    adapters: Annotated[
+        Path | None, typer.Option(help="With --vllm: the folder that it reads LoRAs from; edits are put there.")
+    ] = None,
+    vllm_model: Annotated[
+        str | None, typer.Option(help="With --vllm: what it calls the base.", show_default="its hub id, or its folder")
+    ] = None,
+    device: Device = "auto",
+    dir: Dir = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer OpenAI's completions and chat completions: each prompt by its edit, or by the base.
+
+    Edits made or reverted meanwhile count from the next prompt on. `pip install 'scen-cli[serve]'` brings what this
+    needs.
+
+    Example: scen serve --port 8000
+
+    Example: scen serve --vllm http://localhost:8001 --adapters loras
+    """
+    out = Output(as_json, quiet)
+    if (vllm is None) != (adapters is None) or (vllm_model and vllm is None):
+        raise UsageError("`--vllm` and `--adapters` go together", hint="docs/serving.md has the commands")
+    try:
+        import httpx  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"`scen serve` needs `{error.name}`", hint="pip install 'scen-cli[serve]' brings it"
+        ) from error
+    editor = open_editor(dir, device, out)
+    from scen_cli.serving.app import Limits
+    from scen_cli.serving.server import own_front, run, vllm_front
+
+    limits = Limits(timeout, api_key)
+    if vllm and adapters:
+        front = vllm_front(
+            editor, limits, vllm, adapters, base_model=vllm_model, name=name, at_once=batch, waiting=waiting
+        )
+    else:
+        front = own_front(editor, limits, name=name, at_once=batch, waiting=waiting)
+    if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
+        out.warn("anyone who reaches this address may ask: `--api-key` or SCEN_API_KEY asks for a key")
+    edits = len(editor.patch().expert_of)
+    out.note(f"serving `{front.model}` with {edits} edits at http://{host}:{port}/v1")
+    run(front, host, port)

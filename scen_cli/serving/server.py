@@ -1,0 +1,73 @@
+"""A project's server, put together, and run until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import uvicorn
+
+from scen_cli.export.adapters import add_adapters
+from scen_cli.model.base import hub_name
+from scen_cli.patched_model import PatchedModel
+from scen_cli.project_patch import ProjectPatch
+from scen_cli.serving.answers import Answers, OwnAnswers, VllmAnswers
+from scen_cli.serving.app import Front, Limits
+from scen_cli.serving.jobs import Jobs
+from scen_cli.serving.metrics import Metrics
+from scen_cli.serving.model import Answering, Finding
+
+
+def own_front(patched: PatchedModel, limits: Limits, *, name: str | None, at_once: int, waiting: int) -> Front:
+    """A front that answers by itself."""
+    metrics = Metrics()
+    jobs = Jobs(Answering(patched, metrics.batch_seen), at_once, waiting)
+    return Front(patched, jobs, OwnAnswers(jobs, patched), metrics, name or name_of(patched), limits)
+
+
+def vllm_front(
+    patched: PatchedModel,
+    limits: Limits,
+    url: str,
+    adapters: Path,
+    *,
+    base_model: str | None,
+    name: str | None,
+    at_once: int,
+    waiting: int,
+) -> Front:
+    """A front that finds each prompt's edit and has a vLLM server answer, which reads the edits' LoRAs from the folder
+    `adapters` and serves the base as `base_model`. An edit's LoRA is there before its first prompt is sent."""
+    served = base_model or hub_name(patched.project.settings["model"])
+    with patched.steady() as patch:
+        add_adapters(patched, patch, adapters, served)
+    known = {patch.last_change}
+
+    def keep_up(patch: ProjectPatch) -> None:
+        if patch.last_change not in known:
+            add_adapters(patched, patch, adapters, served)
+            known.add(patch.last_change)
+
+    metrics = Metrics()
+    jobs = Jobs(Finding(patched, keep_up, metrics.batch_seen), at_once, waiting)
+    answers: Answers = VllmAnswers(jobs, patched, url, served, limits.timeout)
+    return Front(patched, jobs, answers, metrics, name or name_of(patched), limits)
+
+
+def name_of(patched: PatchedModel) -> str:
+    """What a project's model is called by default: as its base."""
+    return str(patched.project.settings["model"])
+
+
+def run(front: Front, host: str, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C: then no more is taken, and what was taken is answered."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops, then sends it on to who was there before
+    config = uvicorn.Config(
+        front.app(),
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=int(front.limits.timeout) + 1,
+        server_header=False,
+    )
+    uvicorn.Server(config).run()
