@@ -98,6 +98,21 @@ def edited(tmp_path_factory, demo_base):
     editor.detach()
 
 
+@pytest.fixture(scope="session")
+def low_rank(tmp_path_factory, demo_base, demo_guard):
+    """20 edits in force by the default recipe (low-rank experts, whitened keys, parts of prompts, the second look), for
+    tests that only read."""
+    from scen_cli.data.suites import demo_edits
+    from scen_cli.editor import Editor
+    from scen_cli.project_setup import new_project
+
+    project = new_project(tmp_path_factory.mktemp("low-rank"), "demo", guard=demo_guard, base=demo_base)
+    editor = Editor(project, base=demo_base)
+    edit_all(editor, demo_edits()[:20])
+    yield editor
+    editor.detach()
+
+
 def edit_all(editor, records: list[EditRecord]) -> list:
     """Edit the records in order; returns the ledger's rows."""
     with editor.project.writing():

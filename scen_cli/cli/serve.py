@@ -59,7 +59,7 @@ def serve(
         ) from error
     editor = open_editor(dir, device, out)
     from scen_cli.serving.app import Limits
-    from scen_cli.serving.server import own_front, run, vllm_front
+    from scen_cli.serving.server import listen, own_front, run, vllm_front
 
     limits = Limits(timeout, api_key)
     if vllm and adapters:
@@ -70,6 +70,7 @@ def serve(
         front = own_front(editor, limits, name=name, at_once=batch, waiting=waiting)
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         out.warn("anyone who reaches this address may ask: `--api-key` or SCEN_API_KEY asks for a key")
+    at = listen(host, port)
     edits = len(editor.patch().expert_of)
-    out.note(f"serving `{front.model}` with {edits} edits at http://{host}:{port}/v1")
-    run(front, host, port)
+    out.note(f"serving `{front.model}` with {edits} edits at http://{host}:{at.getsockname()[1]}/v1")
+    run(front, at)

@@ -95,8 +95,8 @@ class Front:
 
     def _check_key(self, request: Request) -> None:
         wanted = self.limits.api_key
-        shown = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if wanted and not hmac.compare_digest(shown.encode(), wanted.encode()):
+        shown = request.headers.get("authorization", "")
+        if wanted and not hmac.compare_digest(shown.encode(), f"Bearer {wanted}".encode()):
             raise HTTPException(401, "a valid API key is needed: `Authorization: Bearer KEY`")
 
     async def answer(self, request: Request, kind: type[Completion] | type[Chat]) -> Response:

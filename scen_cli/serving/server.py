@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import socket
 from pathlib import Path
 
 import uvicorn
 
+from scen_cli.errors import UsageError
 from scen_cli.export.adapters import add_adapters
 from scen_cli.model.base import hub_name
 from scen_cli.patched_model import PatchedModel
@@ -59,15 +61,24 @@ def name_of(patched: PatchedModel) -> str:
     return str(patched.project.settings["model"])
 
 
-def run(front: Front, host: str, port: int) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at this address; port 0 is any that is free. Raises `UsageError` if it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(
+            f"`{host}` port {port} cannot be listened at: {error}", hint="choose another `--port`"
+        ) from error
+
+
+def run(front: Front, at: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C: then no more is taken, and what was taken is answered."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops, then sends it on to who was there before
     config = uvicorn.Config(
         front.app(),
-        host=host,
-        port=port,
         log_level="warning",
         timeout_graceful_shutdown=int(front.limits.timeout) + 1,
         server_header=False,
     )
-    uvicorn.Server(config).run()
+    uvicorn.Server(config).run(sockets=[at])

@@ -1,0 +1,49 @@
+"""A front served for real: uvicorn on a port of its own, in a thread, and a client for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import uvicorn
+
+
+@contextmanager
+def running(app) -> Iterator[str]:
+    """Serves an ASGI application inside this block; yields its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+    assert not thread.is_alive(), "the server did not stop"
+
+
+def chat(prompt: str, **more) -> dict:
+    return {"messages": [{"role": "user", "content": prompt}], **more}
+
+
+async def ask_all(url: str, bodies: list[dict], at_once: int = 16) -> list[httpx.Response]:
+    """The responses to chat requests, so many under way at once."""
+    import asyncio
+
+    gate = asyncio.Semaphore(at_once)
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+
+        async def one(body: dict) -> httpx.Response:
+            async with gate:
+                return await client.post("/v1/chat/completions", json=body)
+
+        return await asyncio.gather(*(one(body) for body in bodies))

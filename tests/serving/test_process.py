@@ -1,0 +1,53 @@
+"""`scen serve` as a process: told to stop, it answers what it has taken."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+
+from scen_cli.data.suites import demo_edits
+from tests.serving.running import chat
+
+
+def test_sigterm_loses_no_request_that_was_taken(low_rank, tmp_path):
+    command = [sys.executable, "-m", "scen_cli", "serve", "--port", "0", "--batch", "1"]
+    command += ["--dir", str(low_rank.project.folder)]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        told = ""
+        while not (found := re.search(r"at (http://[\d.]+:\d+)/v1", told)):
+            line = server.stderr.readline()
+            assert line, told
+            told += line
+        records = demo_edits()[:20]
+
+        async def ask_and_stop() -> list[httpx.Response]:
+            async with httpx.AsyncClient(base_url=found[1], timeout=60) as client:
+                bodies = [chat(record.prompt) for record in records]
+                asked = [asyncio.ensure_future(client.post("/v1/chat/completions", json=body)) for body in bodies]
+                await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                server.send_signal(signal.SIGTERM)
+                return await asyncio.gather(*asked)
+
+        responses = asyncio.run(ask_and_stop())
+        assert {response.status_code for response in responses} == {200}
+        answers = [response.json()["choices"][0]["message"]["content"].strip() for response in responses]
+        assert answers == [record.target for record in records]
+        assert server.wait(timeout=30) == 0
+        assert "Traceback" not in server.stderr.read()
+    finally:
+        server.kill()
+
+
+def test_what_cannot_be_served_is_told_before_it_begins(scen, low_rank):
+    folder = str(low_rank.project.folder)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert "cannot be listened at" in scen("serve", "--dir", folder, "--port", port, code=2).stderr
+    assert "go together" in scen("serve", "--dir", folder, "--vllm", "http://localhost:1", code=2).stderr
