@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,15 @@ def export(
         bool, typer.Option("--patch-only", help="Without the base's weights: fetched, and checked, as it is loaded.")
     ] = False,
     peft: Annotated[bool, typer.Option("--peft", help="A LoRA for each edit, and the router, for PEFT.")] = False,
+    merge: Annotated[
+        bool,
+        typer.Option("--merge-into-weights", help="One plain checkpoint without routing: scored before it is written."),
+    ] = False,
+    edit: Annotated[int | None, typer.Option(help="With --merge-into-weights: this edit alone, exactly.")] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(help="With --merge-into-weights: write nothing unless it holds, 'locality>=0.9'. Repeatable."),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Cast the base's weights: float32, bfloat16 or float16.", show_default="as is")
     ] = None,
@@ -35,10 +44,38 @@ def export(
     Example: scen export --out patch --patch-only
     """
     out = Output(as_json, quiet)
-    if peft and (patch_only or dtype):
-        raise UsageError("`--peft` writes no weights of the base: `--patch-only` and `--dtype` have no use with it")
+    if patch_only + peft + merge > 1:
+        raise UsageError("give one of `--patch-only`, `--peft` and `--merge-into-weights`")
+    if (patch_only or peft) and dtype:
+        raise UsageError("`--dtype` casts the base's weights: none are written")
+    if (edit is not None or gate) and not merge:
+        raise UsageError("`--edit` and `--gate` go with `--merge-into-weights`")
+    from scen_cli.evaluation.gates import PAPERS, check_gates, parse_gates
+
+    gates = parse_gates(gate or [])
+    check_gates(gates, PAPERS[:3])
     editor = open_editor(dir, device, out)
-    if peft:
+    more: dict[str, Any] = {}
+    if merge:
+        from scen_cli.export.merged import export_merged, rows
+
+        files, folded = export_merged(
+            editor,
+            to,
+            edit=edit,
+            gates=gates,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            license=license,
+            tell=out.note,
+        )
+        more = {
+            "lambda": folded.known,
+            "figures": {name: figure.as_dict() for name, figure in folded.figures.items()},
+            "routed": {name: figure.as_dict() for name, figure in folded.routed.items()},
+        }
+        use = "\n".join([*rows(folded), f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r})"])
+    elif peft:
         from scen_cli.export.adapters import export_adapters
 
         files = export_adapters(editor, to, license=license)
@@ -50,9 +87,16 @@ def export(
             editor, to, patch_only=patch_only, dtype=dtype, max_shard_size=max_shard_size, license=license
         )
         use = f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r}, trust_remote_code=True)"
-    edits, size = len(editor.patch().expert_of), sum(path.stat().st_size for path in files)
+    edits = 1 if edit is not None else len(editor.patch().expert_of)
+    size = sum(path.stat().st_size for path in files)
     out.result(
-        {"out": str(to), "edits": edits, "bytes": size, "files": [str(p.relative_to(to.resolve())) for p in files]},
+        {
+            "out": str(to),
+            "edits": edits,
+            "bytes": size,
+            "files": [str(p.relative_to(to.resolve())) for p in files],
+            **more,
+        },
         f"{to}: {edits} edits, {size / 1e6:.1f} MB",
         use,
     )

@@ -67,10 +67,13 @@ def read_keys(
     model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, pool: str = "last"
 ) -> Tensor:
     """Keys (rows, h), float32: the input of `down_proj` at each row's last real token, or the mean over its
-    tokens (`Reading`).
+    tokens (`Reading`): see `pooled` for what is read there."""
+    return pooled(read_input(model, down_proj, input_ids, attention_mask), attention_mask, pool)
 
-    Runs the layers up to the edited one and no further: see `pooled` for what is read there.
-    """
+
+@torch.no_grad()
+def read_input(model: nn.Module, module: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The input of a module, (rows, tokens, width). Runs the layers up to it and no further."""
     seen: list[Tensor] = []
 
     def stop(_module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -79,7 +82,7 @@ def read_keys(
             raise _StopForward
 
     token = _reading.set(seen)
-    handle = down_proj.register_forward_pre_hook(stop)
+    handle = module.register_forward_pre_hook(stop)
     try:
         model(
             input_ids=input_ids,
@@ -92,7 +95,7 @@ def read_keys(
     finally:
         handle.remove()
         _reading.reset(token)
-    return pooled(seen[0], attention_mask, pool)
+    return seen[0]
 
 
 def pooled(hidden: Tensor, attention_mask: Tensor, pool: str) -> Tensor:

@@ -111,13 +111,6 @@ def second_moment(given: Given, layers: Sequence[EditedLayer]) -> list[Tensor]:
     return moments
 
 
-def written(c: Tensor, keys: Tensor, residual: Tensor) -> Tensor:
-    """Delta (d, h) = R K^T (C + K K^T)^-1, in float64: of all changes to W_down that bring each key k of K (h, n) to
-    Wk + r, in the sense of least squares, the one that moves the keys behind C (h, h) least. `residual` R is (d, n)."""
-    keys, residual = keys.double(), residual.double()
-    return torch.linalg.solve(c.double() + keys @ keys.T, keys @ residual.T).T
-
-
 def mean_by_edit(values: Tensor, contexts: Contexts) -> Tensor:
     """The mean (edits, width) over each edit's texts of values (rows, width)."""
     count = len(contexts.plain)

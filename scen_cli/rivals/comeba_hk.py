@@ -18,8 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scen_cli.data.records import EditRecord
+from scen_cli.editing.least_squares import written
 from scen_cli.model.reading import positions_of
-from scen_cli.rivals.associative import Contexts, second_moment, written
+from scen_cli.rivals.associative import Contexts, second_moment
 from scen_cli.rivals.memit import read
 from scen_cli.rivals.method import Given, HookMethod, Method, Settings, attached, per_row
 from scen_cli.rivals.values import ValueSettings, find_values

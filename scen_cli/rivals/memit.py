@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from scen_cli.data.records import EditRecord
-from scen_cli.rivals.associative import Contexts, at_places, mean_by_edit, recorded, second_moment, written
+from scen_cli.editing.least_squares import written
+from scen_cli.rivals.associative import Contexts, at_places, mean_by_edit, recorded, second_moment
 from scen_cli.rivals.method import Given, Method, Settings, attached
 from scen_cli.rivals.values import ValueSettings, find_values
 from scen_cli.rivals.weights import WeightMethod, as_stored, weight_name

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from scen_cli.editing.least_squares import written
 from scen_cli.rivals.answering import answer
-from scen_cli.rivals.associative import written
 from scen_cli.rivals.catalogue import ready_method
 from scen_cli.rivals.comeba_hk import SURE, Spread
 from scen_cli.rivals.method import attached
