@@ -11,8 +11,9 @@ from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
-from scen_cli.loaded_base import LoadedBase
+from scen_cli.loaded_base import LoadedProject
 from scen_cli.project.rows import Edit
+from scen_cli.training import FitAll
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Outcome:
         )
 
 
-def foresee(editor: LoadedBase, entry: Entry) -> Outcome | None:
+def foresee(editor: LoadedProject, entry: Entry) -> Outcome | None:
     """What is known of a record without training: that it is bad, can never be trained, or stands in
     the ledger already. None: it is to be trained.
 
@@ -103,19 +104,23 @@ def plan(editor: Editor, entries: Sequence[Entry], policy: str = "refuse", reaso
     return made
 
 
-def train(editor: Editor, plan: Plan, batch: int = 1) -> Iterator[dict[int, Outcome]]:
+def train(editor: Editor, plan: Plan, batch: int = 1, fit_all: FitAll | None = None) -> Iterator[dict[int, Outcome]]:
     """Train and commit what is planned, in order: so many experts are trained at once, and committed one by one, each
     with the record, or the records that share it. Yields what became of each, by its place, and puts it into the plan.
+
+    `fit_all` trains the batches, elsewhere; without it they are trained here as their turn comes.
     """
     wanted = plan.wanted()
     if wanted:
         editor.index.load()  # before the first is trained: a damaged project takes no more edits
     size = editor.recipe.edits_per_expert
     groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    records = [[record for _place, record, _where in group] for group in groups]
+    batches = [records[start : start + batch] for start in range(0, len(records), batch)]
+    fits = fit_all(batches) if fit_all else (editor.fit(one) for one in batches)
     for number, group in enumerate(groups):
         if number % batch == 0:
-            ahead = groups[number : number + batch]
-            fitted = editor.fit([[record for _place, record, _where in some] for some in ahead])
+            fitted = next(fits)
         conflicts = [plan.conflicts.get(place, []) for place, _record, _where in group]
         superseding = [_in_force(editor, plan, some) if plan.supersede else () for some in conflicts]
         kept = [conflict for some in conflicts for conflict in some if not plan.supersede]
@@ -142,7 +147,7 @@ def _in_force(editor: Editor, plan: Plan, conflicts: Sequence[Conflict]) -> tupl
     return tuple(dict.fromkeys(edit for edit in edits if edit in active))
 
 
-def outcome_of(editor: LoadedBase, edit: Edit, where: SourceLine) -> Outcome:
+def outcome_of(editor: LoadedProject, edit: Edit, where: SourceLine) -> Outcome:
     """What became of a record that was trained."""
     if edit.state == "failed":
         return Outcome(str(where), "failed", edit.id, f"target not learned: {edit.reason}")

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scen_cli.data.records import EditRecord, SourceLine
-from scen_cli.editing.experts import ExpertFit, fit_experts
-from scen_cli.editing.lessons import Lesson, Sample
+from scen_cli.editing.experts import ExpertFit
+from scen_cli.editing.lessons import Sample
 from scen_cli.editing.recipe import Recipe
 from scen_cli.guard_part import about
 from scen_cli.indexing import Admission, Index
 from scen_cli.model.base import Base
 from scen_cli.model.experts import Expert
-from scen_cli.model.template import Prompt
-from scen_cli.model.variants import ways_to_put
 from scen_cli.patched_model import PatchedModel
 from scen_cli.project.project import Project
 from scen_cli.project.rows import Edit
 from scen_cli.project.store import EditTensors, LowRankArrays
 from scen_cli.project.trained import Trained, Training
+from scen_cli.training import Fitted, Group, fit
 
 FROM_LIBRARY = SourceLine("library", 0)  # where an edit made by a program of one's own came from
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """An expert for some records, and the seconds it took."""
-
-    fit: ExpertFit
-    seconds: float
 
 
 def stored_expert(expert: Expert) -> np.ndarray | LowRankArrays:
@@ -123,20 +113,13 @@ class Editor(PatchedModel):
         self.index.accept(expert_id, index, [about(edit) for edit in edits if edit.expert], leaving)
         return edits
 
-    def fit(self, groups: Sequence[Sequence[EditRecord]], recipe: Recipe | None = None) -> list[Fitted]:
+    def fit(self, groups: Sequence[Group], recipe: Recipe | None = None) -> list[Fitted]:
         """Train an expert for each group of records, all at once, by the project's recipe or another. Nothing is
         committed.
 
         Raises `UsageError` for a record that can never be trained.
         """
-        started = time.perf_counter()
-        lessons = []
-        for records in groups:
-            samples = [self.prepare(record) for record in records]
-            others = [self.sample(way, record.target) for record in records for way in self.ways(record)]
-            lessons.append(Lesson(samples, others))
-        fits = fit_experts(self.model, self.edited, lessons, recipe or self.recipe)
-        return [Fitted(fit, (time.perf_counter() - started) / len(groups)) for fit in fits]
+        return fit(self, groups, recipe or self.recipe)
 
     def _leaving(self, record: EditRecord, superseding: tuple[int, ...]) -> set[int]:
         """Experts that will not be in force any more once this record is."""
@@ -156,11 +139,6 @@ class Editor(PatchedModel):
         keys = self.keys([record.prompt for record in records])
         learned = self.keys([text for record in records for text in record.learn])
         return self.index.admit(keys, learned, [about(record, record.learn) for record in records], seed, leaving)
-
-    def ways(self, record: EditRecord) -> list[Prompt]:
-        """What the expert learns the target from beside the prompt, as far as the base's context has room for it."""
-        ways = [*record.learn, *ways_to_put(record.prompt, self.recipe.variants)]
-        return [way for way in ways if self.has_room(len(self.sample(way, record.target).input_ids))]
 
     def _why_not_learned(self, expert: ExpertFit, ready: Sample, wrong: list[int]) -> str:
         """The reason an expert does not give an edit's target, or nothing."""

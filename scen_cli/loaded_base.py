@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -19,18 +20,16 @@ from scen_cli.project.rows import WHAT_HELPS
 
 
 class LoadedBase:
-    """The base of a project, its template and its edited layer.
+    """The base that a project's settings name, its template and its edited layer.
 
     Pass `base` to use a model that is loaded already. Raises `UsageError` if the base's weight
     files are not those the project was made with.
     """
 
-    def __init__(self, project: Project, device: str = "auto", base: Base | None = None) -> None:
-        settings = project.settings
-        self.project = project
+    def __init__(self, settings: Mapping[str, Any], device: str = "auto", base: Base | None = None) -> None:
         name = os.environ.get("SCEN_BASE") or settings["model"]  # a base that moved is checked like any other
         self.base = base or load_base(name, settings["revision"], settings["dtype"], device)
-        check_unchanged(self.base, settings)
+        check_unchanged(self.base, dict(settings))
         self.model = self.base.model
         try:
             self.edited = find_layer(self.model, settings["layer"], settings.get("place", "down"))
@@ -103,3 +102,11 @@ class LoadedBase:
         pad = self.base.tokenizer.pad_token_id
         rows = self.model.get_input_embeddings().weight.shape[0]
         return int(pad) if pad is not None and pad < rows else self.template.end_id
+
+
+class LoadedProject(LoadedBase):
+    """A project with its base. Raises what `LoadedBase` raises."""
+
+    def __init__(self, project: Project, device: str = "auto", base: Base | None = None) -> None:
+        self.project = project
+        super().__init__(project.settings, device, base)

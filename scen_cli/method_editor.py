@@ -19,7 +19,7 @@ from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.edit_run import Outcome, Plan, foresee, outcome_of
 from scen_cli.errors import DamageFound, UsageError
 from scen_cli.guarding import make_guard
-from scen_cli.loaded_base import LoadedBase
+from scen_cli.loaded_base import LoadedProject
 from scen_cli.model.base import Base
 from scen_cli.model.reading import Reading
 from scen_cli.model.template import Prompt
@@ -36,7 +36,7 @@ from scen_cli.rivals.method import Given, Method, attached, make_settings
 UNUSED_THETA = 0.5  # every ledger has one; no other method asks for it
 
 
-class MethodEditor(LoadedBase):
+class MethodEditor(LoadedProject):
     """Learns edits on a project's base by the project's method, and answers with all it has learned."""
 
     def __init__(self, project: Project, device: str = "auto", base: Base | None = None) -> None:

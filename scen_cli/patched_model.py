@@ -16,7 +16,7 @@ from torch import Tensor
 from scen_cli.editing.recipe import stored_recipe
 from scen_cli.errors import Quarantined, UsageError
 from scen_cli.guarding import read_all, reading_of, whitening_in
-from scen_cli.loaded_base import LoadedBase
+from scen_cli.loaded_base import LoadedProject
 from scen_cli.model.base import Base
 from scen_cli.model.patch import Patch
 from scen_cli.model.routing import Routing
@@ -52,7 +52,7 @@ class Routed:
     in_force: list[int]
 
 
-class PatchedModel(LoadedBase):
+class PatchedModel(LoadedProject):
     """A project's base, loaded, with the edits in force. `detach()` leaves the base as it was.
 
     An edit in force whose file is damaged is quarantined: the base answers what it would have answered, the other edits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scen_cli.editor import Editor
     from scen_cli.method_editor import MethodEditor
     from scen_cli.project.project import Project
+    from scen_cli.training import FitAll
 
 
 def edit(
@@ -52,6 +53,12 @@ def edit(
     batch: Annotated[
         int, typer.Option(min=1, help="Train so many experts at once: faster on a GPU, and the same edits.")
     ] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Train in so many processes, one for each GPU: the same edits.")
+    ] = 1,
+    engine: Annotated[str, typer.Option(help="With --workers: processes, or ray (a cluster's, by RAY_ADDRESS).")] = (
+        "processes"
+    ),
     author: Author = None,
     wait: Wait = 0,
     device: Device = "auto",
@@ -72,14 +79,16 @@ def edit(
     from scen_cli.data.entries import bad_lines
 
     _check_policy(conflicts, reason)
+    if engine not in ("processes", "ray"):
+        raise UsageError(f"`--engine {engine}` is not known", hint="one of: processes, ray")
     if [file is not None, suite is not None, prompt is not None or target is not None].count(True) != 1:
         raise UsageError("give one of: a file, `--suite`, or `--prompt` with `--target`", hint="`scen edit --help`")
     events, items = log_or_records(file)
     project = open_project(dir, author, wait)
-    if project.method and (events or learn_rephrases or conflicts != "refuse" or batch > 1):
+    if project.method and (events or learn_rephrases or conflicts != "refuse" or batch > 1 or workers > 1):
         raise UsageError(f"a project that edits by `{project.method}` takes records as they are, in its own batches")
     if events:
-        if first or learn_rephrases or conflicts != "refuse" or batch > 1:
+        if first or learn_rephrases or conflicts != "refuse" or batch > 1 or workers > 1:
             raise UsageError("a log is replayed as it is: `--first`, `--learn-rephrases` and the like have no use")
         if any(event.kind == "init" and event.detail.get("method") for event in events):
             raise UsageError("this is the log of a project that edits by another method: it cannot be replayed")
@@ -98,8 +107,8 @@ def edit(
         _tell(project, edit_by_method(open_method_editor(project, device, out), entries, strict, out), out)
         return
     editor = open_editor(dir, device, out, author, wait)
-    with editor.project.writing():
-        outcomes = _run(editor, entries, strict, out, conflicts, reason, batch)
+    with editor.project.writing(), _elsewhere(editor, workers, engine, device) as fit_all:
+        outcomes = _run(editor, entries, strict, out, conflicts, reason, batch, fit_all)
     _tell(editor.project, outcomes, out)
 
 
@@ -139,6 +148,19 @@ def _what_may_help(outcomes: list[Outcome]) -> str:
     if not any(outcome.outcome == "failed" and outcome.edit for outcome in outcomes):
         return "the reasons are above: mend these records"
     return "more steps may learn them; a project's settings are fixed: `scen init --dir NEW --set expert_steps=20`"
+
+
+def _elsewhere(editor: Editor, workers: int, engine: str, device: str) -> AbstractContextManager[FitAll | None]:
+    """Where experts are trained: in other processes, or (None) here."""
+    if engine == "ray":
+        from scen_cli.ray_workers import RayPool
+
+        return RayPool(editor.project.settings, workers, device)
+    if workers == 1:
+        return nullcontext()
+    from scen_cli.workers import WorkerPool
+
+    return WorkerPool(editor.project.settings, workers, device)
 
 
 def train_all(editor: Editor, suite: Suite, out: Output) -> list[Outcome]:
@@ -188,6 +210,7 @@ def _run(
     conflicts: str = "refuse",
     reason: str = "",
     batch: int = 1,
+    fit_all: FitAll | None = None,
 ) -> list[Outcome]:
     """Edit what is not yet there. Under `strict` every record is checked before the first is trained."""
     from scen_cli.edit_run import plan, train
@@ -195,7 +218,7 @@ def _run(
     planned = plan(editor, entries, conflicts, reason)
     _refuse_hopeless(planned, strict)
     try:
-        return _follow(planned, train(editor, planned, batch), strict, out)
+        return _follow(planned, train(editor, planned, batch, fit_all), strict, out)
     finally:
         with suppress(DamageFound):  # the cache is made anew by whoever needs it; what went wrong is told already
             editor.project.merge()

@@ -26,7 +26,7 @@ from scen_cli.evaluation.samples import (
     scored_edits,
 )
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
-from scen_cli.loaded_base import LoadedBase
+from scen_cli.loaded_base import LoadedProject
 from scen_cli.project.project import Project
 from scen_cli.project.rows import Edit
 
@@ -164,7 +164,7 @@ def guard_prompts(project: Project) -> set[str]:
     return {prompt.prompt for prompt in project.ledger.guard() if prompt.part != "report"}
 
 
-def locality_prompts(editor: LoadedBase, suite: Suite, claimed: set[str]) -> list[str]:
+def locality_prompts(editor: LoadedProject, suite: Suite, claimed: set[str]) -> list[str]:
     """The suite's prompts that must not change, or those of its records that were never edited; without
     any that an edit claims, or that the base cannot take."""
     unedited = suite.locality or [record.prompt for record in suite.edits]

@@ -14,12 +14,16 @@ from scen_cli.editing.recipe import RECIPES, make_recipe
 from scen_cli.editing.trainable import LowRankExperts
 from scen_cli.errors import UsageError
 from scen_cli.model.experts import LowRank
+from scen_cli.training import ways_of
 from tests.conftest import edit_all
 
 
 def lessons_of(editor, count: int) -> list[Lesson]:
     return [
-        Lesson([editor.prepare(record)], [editor.sample(way, record.target) for way in editor.ways(record)])
+        Lesson(
+            [editor.prepare(record)],
+            [editor.sample(way, record.target) for way in ways_of(editor, record, editor.recipe.variants)],
+        )
         for record in demo_edits()[:count]
     ]
 
