@@ -1,0 +1,126 @@
+"""The most memory that an export takes: `python -m benchmarks.export_memory [--edits 1000] [--json FILE]`
+
+A Llama of 0.9 B parameters in bfloat16 with random weights, and a project of so many edits with real keys and random
+low-rank experts. Each kind of export runs in a process of its own; idle is that process with torch, transformers and
+scen imported, before the base is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.measuring import show, write
+from benchmarks.synthetic import make_project
+from scen_cli import Project, load_base
+from scen_cli.demo.world import further_facts
+from scen_cli.model.base import DEMO
+from scen_cli.patched_model import PatchedModel
+
+SHAPE = {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 17, "num_attention_heads": 16}
+KINDS = ("checkpoint", "float16", "patch", "peft", "edit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", nargs=2, help="this kind of export of this project, as JSON")
+    chosen = parser.parse_args()
+    if chosen.one:
+        print(json.dumps(_export(chosen.one[0], Path(chosen.one[1]))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        base, project = Path(folder) / "base", Path(folder) / "project"
+        size = _make_base(base)
+        make_project(project, further_facts(chosen.edits), load_base(str(base), device="cpu"), str(base), 8).close()
+        found = []
+        for kind in KINDS:
+            command = [sys.executable, "-m", "benchmarks.export_memory", "--one", kind, str(project)]
+            told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            found.append({"kind": kind, **told, "of_base": (told["peak"] - told["idle"]) / size})
+    columns = ["export", "idle MB#", "loaded MB#", "peak MB#", "above idle, in bases#", "seconds#"]
+    rows = [
+        [
+            one["kind"],
+            *(f"{one[n] / 1e6:.0f}" for n in ("idle", "loaded", "peak")),
+            f"{one['of_base']:.3f}",
+            f"{one['seconds']:.0f}",
+        ]
+        for one in found
+    ]
+    show(f"base {size / 1e6:.0f} MB, {chosen.edits} edits", columns, rows)
+    write(chosen.json, {"base_bytes": size, "edits": chosen.edits, "found": found})
+
+
+def _make_base(folder: Path) -> int:
+    """Its weights' bytes."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(vocab_size=32000, max_position_embeddings=2048, initializer_range=0.05, **ends, **SHAPE)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return sum(one.numel() * one.element_size() for one in model.parameters())
+
+
+class Watch:
+    """The most memory of this process that is its own (not pages of files, which the system takes back at will)."""
+
+    def __init__(self) -> None:
+        self._process, self.peak = psutil.Process(), 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def own(self) -> int:
+        told = self._process.memory_info()
+        return int(told.rss - told.shared)
+
+    def _watch(self) -> None:
+        while True:
+            self.peak = max(self.peak, self.own())
+            time.sleep(0.005)
+
+
+def _export(kind: str, project: Path) -> dict[str, Any]:
+    from scen_cli.export.adapters import export_adapters
+    from scen_cli.export.checkpoint import export_checkpoint
+
+    watch = Watch()
+    idle = watch.own()
+    patched = PatchedModel(Project(project), "cpu")
+    patched.patch()
+    loaded, started = watch.own(), time.perf_counter()
+    out = project.parent / f"out-{os.getpid()}"
+    if kind == "peft":
+        export_adapters(patched, out)
+    elif kind == "edit":
+        _one_plain(patched, out)
+    else:
+        dtype = kind if kind == "float16" else None
+        export_checkpoint(patched, out, patch_only=kind == "patch", dtype=dtype)
+    return {"idle": idle, "loaded": loaded, "peak": watch.peak, "seconds": time.perf_counter() - started}
+
+
+def _one_plain(patched: PatchedModel, out: Path) -> None:
+    """A plain checkpoint: what is written of one, without the scoring, which this base could not be asked for."""
+    from scen_cli.export.checkpoint import SHARD, save_weights
+
+    name = f"{patched.edited.module_name}.weight"
+    save_weights(patched, out, {name: patched.edited.projection.weight + 1}, None, SHARD)
+
+
+if __name__ == "__main__":
+    main()
