@@ -1,5 +1,5 @@
-"""Writes the tables of `benchmarks/README.md`, `docs/methods.md` and the README from `benchmarks/speed/*.json` and
-`benchmarks/compare/*.json`: `python -m benchmarks.page`"""
+"""Writes the tables of `benchmarks/README.md`, of pages in `docs/` and of the README from `benchmarks/speed/*.json`,
+`benchmarks/compare/*.json` and `benchmarks/shipping/*.json`: `python -m benchmarks.page`"""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from benchmarks.cost_model import COLUMNS, rows
 
 FOLDER = Path(__file__).parent
-PAGES = [FOLDER / "README.md", FOLDER.parent / "README.md", FOLDER.parent / "docs" / "methods.md"]
+PAGES = [FOLDER / "README.md", FOLDER.parent / "README.md"]
+PAGES += [FOLDER.parent / "docs" / f"{name}.md" for name in ("methods", "shipping", "serving")]
 
 
 def edit_speed(found: dict[str, Any]) -> str:
@@ -115,6 +116,52 @@ def tuned(found: dict[str, Any]) -> str:
     return _table(["method", "settings that differ from the paper's", "Avg as the paper has it", "Avg tuned"], rows)
 
 
+def export_equality(found: dict[str, Any]) -> str:
+    lines = [
+        [
+            one["way"],
+            f"{one['same_mixed']:,}",
+            f"{one['same_alone']:,}",
+            f"{one['logits']:.1e}" if one["logits"] else "",
+        ]
+        for one in found["ways"]
+    ]
+    head = [f"{found['edits']:,} edits, {found['prompts']:,} prompts", "in mixed batches", "one at a time", "logits"]
+    return f"{_table(head, lines)}\n\n{_where(found)}"
+
+
+def merged_edits(found: dict[str, Any]) -> str:
+    names = ("reliability", "generality", "locality")
+    lines = [
+        [one["edits"], kind, *(f"{100 * one[kind][name]:.1f}" for name in names)]
+        for one in found["found"]
+        for kind in ("routed", "folded")
+    ]
+    return f"{_table(['edits', '', *map(str.capitalize, names)], lines)}\n\n{_where(found)}"
+
+
+def export_memory(found: dict[str, Any]) -> str:
+    lines = [[EXPORTS[one["kind"]], f"{one['of_base']:.3f}", f"{one['seconds']:.0f}"] for one in found["found"]]
+    head = [f"export of {found['edits']:,} edits, base of {found['base_bytes'] / 1e9:.2f} GB", "peak, in bases", "s"]
+    return f"{_table(head, lines)}\n\n{_where(found)}"
+
+
+EXPORTS = {
+    "checkpoint": "transformers",
+    "float16": "transformers, `--dtype float16`",
+    "patch": "`--patch-only`",
+    "peft": "`--peft`",
+    "edit": "one plain checkpoint, once it is scored",
+}
+
+
+def serve_load(found: dict[str, Any]) -> str:
+    names = ("requests", "errors", "wrong", "per_second", "p50", "p95", "p99")
+    lines = [[one["edits"], *(f"{one[name]:,}" for name in names)] for one in found["found"]]
+    head = ["edits", "requests", "errors", "wrong answers", "per second", "p50, ms", "p95, ms", "p99, ms"]
+    return f"{_table(head, lines)}\n\n{found['clients']} clients, {found['seconds']} s. {_where(found)}"
+
+
 def cost_model(_found: dict[str, Any]) -> str:
     return _table(COLUMNS, rows())
 
@@ -131,6 +178,10 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "edit_rate": edit_rate,
     "compare": compare,
     "tuned": tuned,
+    "shipping/export_equality": export_equality,
+    "shipping/merged_edits": merged_edits,
+    "shipping/export_memory": export_memory,
+    "shipping/serve_load": serve_load,
 }
 
 
@@ -147,10 +198,13 @@ def filled(page: str) -> str:
     """The page with each `<!-- table: NAME -->` ... `<!-- end -->` made from its file."""
 
     def fill(match: re.Match[str]) -> str:
-        kind, _, of = match[1].partition("/")
-        file = FOLDER / "compare" / f"{of}.json" if of else FOLDER / "speed" / f"{kind}.json"
+        name = match[1]
+        kind, _, of = name.partition("/")
+        where = name if kind == "shipping" else f"compare/{of}" if of else f"speed/{kind}"
+        file = FOLDER / f"{where}.json"
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        return f"<!-- table: {match[1]} -->\n\n{TABLES[kind](found)}\n\n<!-- end -->"
+        table = TABLES[name if kind == "shipping" else kind](found)
+        return f"<!-- table: {name} -->\n\n{table}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", fill, page, flags=re.S)
 

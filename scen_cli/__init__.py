@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from scen_cli.editor import Editor
     from scen_cli.errors import ScenError
     from scen_cli.evaluation.evaluate import evaluate
+    from scen_cli.export.adapters import export_adapters
     from scen_cli.export.checkpoint import export_checkpoint
+    from scen_cli.export.merged import export_merged
     from scen_cli.method_editor import MethodEditor, new_method_project
     from scen_cli.model.base import Base, load_base
     from scen_cli.patched_model import PatchedModel
@@ -41,7 +43,9 @@ _HOMES = {
     "ScenError": "errors",
     "Suite": "data.suites",
     "evaluate": "evaluation.evaluate",
+    "export_adapters": "export.adapters",
     "export_checkpoint": "export.checkpoint",
+    "export_merged": "export.merged",
     "load_base": "model.base",
     "load_suite": "data.suites",
     "new_method_project": "method_editor",
@@ -58,7 +62,9 @@ __all__ = [
     "Suite",
     "__version__",
     "evaluate",
+    "export_adapters",
     "export_checkpoint",
+    "export_merged",
     "load_base",
     "load_suite",
     "new_method_project",

@@ -1,0 +1,21 @@
+"""Edits folded into one plain checkpoint, and what that costs: `python examples/merge_into_weights.py [FOLDER]`."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM
+
+from scen_cli import Editor, EditRecord, export_merged, new_project
+
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+project = new_project(folder / "facts", "demo")
+editor = Editor(project)
+with project.writing():
+    editor.edit(EditRecord(prompt="In which country is Pesustad?", target="Kenya"))
+    editor.edit(EditRecord(prompt="Where was Ivan Gromener born?", target="Seoul"))
+    project.merge()
+_files, folded = export_merged(editor, folder / "plain")
+for name, figure in folded.figures.items():
+    print(f"{name}: folded {figure.patched}, routed {folded.routed[name].patched}")
+print(type(AutoModelForCausalLM.from_pretrained(folder / "plain")).__name__)  # no code of scen's
