@@ -141,3 +141,14 @@ def save_surroundings(patched: PatchedModel, draft: Path) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(draft)
+    _by_older_names(draft / "tokenizer_config.json")
+
+
+def _by_older_names(file: Path) -> None:
+    """A tokenizer's config by the names that transformers 4 knows; transformers 5 knows both."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    if told.get("tokenizer_class") == "TokenizersBackend":
+        told["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(told.get("extra_special_tokens"), list):
+        told["additional_special_tokens"] = told.pop("extra_special_tokens")
+    file.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedConfig
+from transformers import GenerationConfig, LlamaForCausalLM
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
@@ -112,9 +113,16 @@ class StoredBank(nn.Module):
 class ScenForCausalLM(LlamaForCausalLM):
     """The base class, with SCEN's routing around `forward` and `generate`."""
 
-    _keep_in_fp32_modules_strict = {"scen"}  # noqa: RUF012 (transformers reads the class attribute)
+    _auto_class = "AutoModelForCausalLM"  # `save_pretrained` is to write these files of code too
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: Any) -> None:
+        told = getattr(config, "rope_parameters", None) or {}
+        if int(transformers.__version__.split(".")[0]) < 5 and (
+            told.get("rope_type", "default") != "default" or told.get("rope_theta", 10000.0) != config.rope_theta
+        ):
+            raise ValueError(
+                "transformers 4 misreads this base's rotary embedding, as 5 has written it: load it with 5"
+            )
         super().__init__(config)
         if config.scen.get("base") is None:  # else `from_pretrained` attaches what it read from a file of its own
             self._attach(StoredBank(config.scen))
@@ -122,6 +130,8 @@ class ScenForCausalLM(LlamaForCausalLM):
     def _attach(self, bank: StoredBank) -> None:
         settings = self.config.scen
         self.scen = bank
+        # Said here, not of the class: transformers 4 looks for the module while the base class is made.
+        self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), "scen"}
         projection, down_proj = (self.get_submodule(settings[name]) for name in ("module", "keys_at"))
         read = dict(settings["reading"])
         for name in ("start", "opening", "closing"):
