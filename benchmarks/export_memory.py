@@ -1,7 +1,7 @@
 """The most memory that an export takes: `python -m benchmarks.export_memory [--edits 1000] [--json FILE]`
 
-A Llama of 0.9 B parameters in bfloat16 with random weights, and a project of so many edits with real keys and random
-low-rank experts. Each kind of export runs in a process of its own; idle is that process with torch, transformers and
+A Llama of 0.9 B parameters in bfloat16 with random weights, and a project of so many edits with random keys, neurons
+and low-rank experts. Each kind of export runs in a process of its own; idle is that process with torch, transformers and
 scen imported, before the base is loaded.
 """
 
@@ -18,18 +18,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measuring import show, write
-from benchmarks.synthetic import make_project
-from scen_cli import Project, load_base
-from scen_cli.demo.world import further_facts
+from benchmarks.synthetic import RANK
+from scen_cli import EditRecord, Project, load_base, new_project
+from scen_cli.data.records import SourceLine
 from scen_cli.model.base import DEMO
 from scen_cli.patched_model import PatchedModel
+from scen_cli.project.store import EditTensors, LowRankArrays
+from scen_cli.project.trained import Trained, Training
 
 SHAPE = {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 17, "num_attention_heads": 16}
+LAYER = 8
 KINDS = ("checkpoint", "float16", "patch", "peft", "edit")
 
 
@@ -45,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base, project = Path(folder) / "base", Path(folder) / "project"
         size = _make_base(base)
-        make_project(project, further_facts(chosen.edits), load_base(str(base), device="cpu"), str(base), 8).close()
+        _make_project(project, base, chosen.edits)
         found = []
         for kind in KINDS:
             command = [sys.executable, "-m", "benchmarks.export_memory", "--one", kind, str(project)]
@@ -75,6 +79,23 @@ def _make_base(folder: Path) -> int:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return sum(one.numel() * one.element_size() for one in model.parameters())
+
+
+def _make_project(folder: Path, base_folder: Path, edits: int) -> None:
+    base, rng = load_base(str(base_folder), device="cpu"), np.random.default_rng(0)
+    changes: dict[str, str | float | None] = {"expert": "low-rank", "rank": RANK}
+    project = new_project(folder, str(base_folder), LAYER, recipe="key", changes=changes, base=base)
+    d, h = SHAPE["hidden_size"], SHAPE["intermediate_size"]
+    project.ledger.db.execute("pragma synchronous = off")  # nothing here need outlast a power cut
+    with project.writing():
+        for number in range(edits):
+            record = EditRecord(prompt=f"Question {number}?", target=f"answer {number}")
+            parts = (rng.standard_normal(shape, np.float32) / 100 for shape in ((RANK, h), (d, RANK), (2, h)))
+            a, b, (neuron, key) = parts
+            trained = Trained(record, SourceLine("synthetic", number), True, 1.0)
+            project.commit([trained], Training(0, 0.0), EditTensors(LowRankArrays(a, b), neuron, key))
+        project.merge()
+    project.close()
 
 
 class Watch:
