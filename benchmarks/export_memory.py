@@ -1,8 +1,8 @@
 """The most memory that an export takes: `python -m benchmarks.export_memory [--edits 1000] [--json FILE]`
 
 A Llama of 0.9 B parameters in bfloat16 with random weights, and a project of so many edits with random keys, neurons
-and low-rank experts. Each kind of export runs in a process of its own; idle is that process with torch, transformers and
-scen imported, before the base is loaded.
+and low-rank experts. Each kind of export runs in a process of its own; idle is that process with torch, transformers
+and scen imported, before the base is loaded.
 """
 
 from __future__ import annotations
@@ -99,19 +99,18 @@ def _make_project(folder: Path, base_folder: Path, edits: int) -> None:
 
 
 class Watch:
-    """The most memory of this process that is its own (not pages of files, which the system takes back at will)."""
+    """The most memory of this process that is resident, pages of files that it has mapped included."""
 
     def __init__(self) -> None:
         self._process, self.peak = psutil.Process(), 0
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def own(self) -> int:
-        told = self._process.memory_info()
-        return int(told.rss - told.shared)
+    def now(self) -> int:
+        return int(self._process.memory_info().rss)
 
     def _watch(self) -> None:
         while True:
-            self.peak = max(self.peak, self.own())
+            self.peak = max(self.peak, self.now())
             time.sleep(0.005)
 
 
@@ -120,10 +119,10 @@ def _export(kind: str, project: Path) -> dict[str, Any]:
     from scen_cli.export.checkpoint import export_checkpoint
 
     watch = Watch()
-    idle = watch.own()
+    idle = watch.now()
     patched = PatchedModel(Project(project), "cpu")
     patched.patch()
-    loaded, started = watch.own(), time.perf_counter()
+    loaded, started = watch.now(), time.perf_counter()
     out = project.parent / f"out-{os.getpid()}"
     if kind == "peft":
         export_adapters(patched, out)

@@ -18,8 +18,8 @@ with project.writing():
     project.merge()
 
 command = [sys.executable, "-m", "scen_cli", "serve", "--dir", str(folder / "facts"), "--port", "0"]
-with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-    for line in server.stderr:  # until it says where it serves
+with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    for line in server.stdout:  # until it says where it serves
         if found := re.search(r"at (\S+)$", line):
             break
 

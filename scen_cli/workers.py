@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from multiprocessing import get_context, parent_process
 from typing import Any
 
@@ -56,7 +57,10 @@ class WorkerPool:
 
     def __exit__(self, *_error: object) -> None:
         for pool in self._pools:
+            processes = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:  # what one is still at, nobody waits for
+                process.terminate()
 
     def _start(self, number: int) -> ProcessPoolExecutor:
         """One worker. (A pool for each: when one dies the others go on.)"""
@@ -73,7 +77,12 @@ class WorkerPool:
         while turn < len(batches):
             while idle and waiting and waiting[0] < turn + AHEAD * len(self._pools):
                 place, worker = waiting.popleft(), idle.pop()
-                running[self._pools[worker].submit(_fit, list(batches[place]))] = place, worker
+                try:
+                    future = self._pools[worker].submit(_fit, list(batches[place]))
+                except BrokenProcessPool:  # it died while it had nothing to do
+                    self._pools[worker] = self._start(worker)
+                    future = self._pools[worker].submit(_fit, list(batches[place]))
+                running[future] = place, worker
             if turn in done:
                 yield unpacked(done.pop(turn))
                 turn += 1
@@ -100,11 +109,17 @@ def device_of(number: int, device: str) -> str:
     return f"cuda:{number % gpus}" if gpus > 1 and device in ("auto", "cuda") else device
 
 
-_trainee: Trainee  # of a worker process
+_how: tuple[Mapping[str, Any], str, int]  # a worker process is to train
+
+
+@cache
+def _trainee() -> Trainee:
+    """Of a worker process, made with its first batch: what is wrong then is told to the parent."""
+    return Trainee(*_how)
 
 
 def _begin(settings: Mapping[str, Any], device: str, threads: int) -> None:
-    global _trainee
+    global _how
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     parent = parent_process()
     assert parent is not None
@@ -114,8 +129,8 @@ def _begin(settings: Mapping[str, Any], device: str, threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _trainee = Trainee(settings, device, threads)
+    _how = settings, device, threads
 
 
 def _fit(groups: Sequence[Group]) -> bytes:
-    return _trainee.fit(groups)
+    return _trainee().fit(groups)

@@ -11,12 +11,12 @@ import torch
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits
 from scen_cli.editing.experts import ExpertFit
-from scen_cli.errors import ScenError
+from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.experts import LowRank
 from scen_cli.packing import packed, unpacked
 from scen_cli.project_setup import new_project
 from scen_cli.training import Fitted
-from scen_cli.workers import TRIES, WorkerPool, device_of
+from scen_cli.workers import TRIES, WorkerPool, _fit, device_of
 
 FAST = {"expert_steps": 8, "extra_steps": 0, "require_learned": False}
 
@@ -131,3 +131,37 @@ def test_gpus_are_taken_in_turn(monkeypatch):
 
 def test_engines_and_methods_that_do_not_go_together(scen, project, tmp_path):
     assert "not known" in scen("edit", "--suite", "demo", "--engine", "dask", "--dir", tmp_path / "p", code=2).stderr
+
+
+def test_a_worker_that_dies_with_nothing_to_do_is_replaced(project, demo_base):
+    from scen_cli.editor import Editor
+
+    editor = Editor(project, base=demo_base)
+    asked = batches(3)
+    with WorkerPool(project.settings, 1, "cpu") as pool:
+        run = pool(asked)
+        fits = [next(run), next(run)]  # one batch is ahead, and then there is nothing more to do
+        (future,) = [pool._pools[0].submit(int)]
+        future.result()
+        (process,) = pool._pools[0]._processes.values()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        fits += run
+        again = list(pool(asked[:1]))
+    assert all(same(one, editor.fit(batch)) for one, batch in zip([*fits, *again], [*asked, asked[0]], strict=True))
+
+
+def test_what_a_worker_cannot_begin_with_is_told_as_it_is(project):
+    settings = {**project.settings, "weights_digest": "0" * 64, "files_stamp": []}
+    with WorkerPool(settings, 1, "cpu") as pool, pytest.raises(UsageError, match="have changed"):
+        list(pool(batches(1)))
+
+
+def test_what_workers_are_at_is_dropped_when_the_run_ends(project):
+    slow = {**project.settings, "recipe": {**project.settings["recipe"], "expert_steps": 100_000}}
+    with WorkerPool(slow, 1, "cpu") as pool:
+        pool._pools[0].submit(int).result()
+        (process,) = pool._pools[0]._processes.values()
+        pool._pools[0].submit(_fit, batches(1)[0])
+    process.join(timeout=20)
+    assert process.exitcode is not None

@@ -83,12 +83,13 @@ def edit(
         raise UsageError(f"`--engine {engine}` is not known", hint="one of: processes, ray")
     if [file is not None, suite is not None, prompt is not None or target is not None].count(True) != 1:
         raise UsageError("give one of: a file, `--suite`, or `--prompt` with `--target`", hint="`scen edit --help`")
+    elsewhere = workers > 1 or engine != "processes"
     events, items = log_or_records(file)
     project = open_project(dir, author, wait)
-    if project.method and (events or learn_rephrases or conflicts != "refuse" or batch > 1 or workers > 1):
+    if project.method and (events or learn_rephrases or conflicts != "refuse" or batch > 1 or elsewhere):
         raise UsageError(f"a project that edits by `{project.method}` takes records as they are, in its own batches")
     if events:
-        if first or learn_rephrases or conflicts != "refuse" or batch > 1 or workers > 1:
+        if first or learn_rephrases or conflicts != "refuse" or batch > 1 or elsewhere:
             raise UsageError("a log is replayed as it is: `--first`, `--learn-rephrases` and the like have no use")
         if any(event.kind == "init" and event.detail.get("method") for event in events):
             raise UsageError("this is the log of a project that edits by another method: it cannot be replayed")

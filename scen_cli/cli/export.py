@@ -30,7 +30,9 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="Cast the base's weights: float32, bfloat16 or float16.", show_default="as is")
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="The largest file of weights: 500MB, 5GB.")] = "1GB",
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="The largest file of weights: 500MB, 5GB.", show_default="1GB")
+    ] = None,
     license: Annotated[str | None, typer.Option(help="The edits' licence, for the model card: cc0-1.0, mit.")] = None,
     device: Device = "auto",
     dir: Dir = HERE,
@@ -46,8 +48,10 @@ def export(
     out = Output(as_json, quiet)
     if patch_only + peft + merge > 1:
         raise UsageError("give one of `--patch-only`, `--peft` and `--merge-into-weights`")
-    if (patch_only or peft) and dtype:
-        raise UsageError("`--dtype` casts the base's weights: none are written")
+    if (patch_only or peft) and (dtype or max_shard_size):
+        raise UsageError("`--dtype` and `--max-shard-size` are for the base's weights: none are written")
+    if merge and dtype:
+        raise UsageError("what is merged is scored in the project's dtype", hint="`scen init --dtype` sets it")
     if (edit is not None or gate) and not merge:
         raise UsageError("`--edit` and `--gate` go with `--merge-into-weights`")
     from scen_cli.evaluation.gates import PAPERS, check_gates, parse_gates
@@ -57,6 +61,7 @@ def export(
     editor = open_editor(dir, device, out)
     more: dict[str, Any] = {}
     if merge:
+        from scen_cli.export.checkpoint import SHARD
         from scen_cli.export.merged import export_merged, rows
 
         files, folded = export_merged(
@@ -64,8 +69,7 @@ def export(
             to,
             edit=edit,
             gates=gates,
-            dtype=dtype,
-            max_shard_size=max_shard_size,
+            max_shard_size=max_shard_size or SHARD,
             license=license,
             tell=out.note,
         )
@@ -81,10 +85,10 @@ def export(
         files = export_adapters(editor, to, license=license)
         use = f"each edit's LoRA is a folder there; {to / 'router.json'} says how a prompt finds its own"
     else:
-        from scen_cli.export.checkpoint import export_checkpoint
+        from scen_cli.export.checkpoint import SHARD, export_checkpoint
 
         files = export_checkpoint(
-            editor, to, patch_only=patch_only, dtype=dtype, max_shard_size=max_shard_size, license=license
+            editor, to, patch_only=patch_only, dtype=dtype, max_shard_size=max_shard_size or SHARD, license=license
         )
         use = f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r}, trust_remote_code=True)"
     edits = 1 if edit is not None else len(editor.patch().expert_of)

@@ -28,6 +28,9 @@ def serve(
     adapters: Annotated[
         Path | None, typer.Option(help="With --vllm: the folder that it reads LoRAs from; edits are put there.")
     ] = None,
+    vllm_key: Annotated[
+        str | None, typer.Option(envvar="SCEN_VLLM_KEY", help="With --vllm: the key it asks for.", show_default="none")
+    ] = None,
     vllm_model: Annotated[
         str | None, typer.Option(help="With --vllm: what it calls the base.", show_default="its hub id, or its folder")
     ] = None,
@@ -48,6 +51,8 @@ def serve(
     out = Output(as_json, quiet)
     if (vllm is None) != (adapters is None) or (vllm_model and vllm is None):
         raise UsageError("`--vllm` and `--adapters` go together", hint="docs/serving.md has the commands")
+    if api_key is not None and not api_key.strip():
+        raise UsageError("the API key is empty", hint="leave `--api-key` and SCEN_API_KEY away to ask for none")
     try:
         import httpx  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -64,7 +69,15 @@ def serve(
     limits = Limits(timeout, api_key)
     if vllm and adapters:
         front = vllm_front(
-            editor, limits, vllm, adapters, base_model=vllm_model, name=name, at_once=batch, waiting=waiting
+            editor,
+            limits,
+            vllm,
+            adapters,
+            base_model=vllm_model,
+            key=vllm_key,
+            name=name,
+            at_once=batch,
+            waiting=waiting,
         )
     else:
         front = own_front(editor, limits, name=name, at_once=batch, waiting=waiting)
@@ -72,5 +85,6 @@ def serve(
         out.warn("anyone who reaches this address may ask: `--api-key` or SCEN_API_KEY asks for a key")
     at = listen(host, port)
     edits = len(editor.patch().expert_of)
-    out.note(f"serving `{front.model}` with {edits} edits at http://{host}:{at.getsockname()[1]}/v1")
+    url = f"http://{host}:{at.getsockname()[1]}/v1"
+    out.result({"url": url, "model": front.model, "edits": edits}, f"serving `{front.model}`, {edits} edits, at {url}")
     run(front, at)

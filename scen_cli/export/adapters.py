@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from scen_cli.errors import UsageError
 from scen_cli.export.card import adapters_card
-from scen_cli.export.folder import new_folder
+from scen_cli.export.folder import make_readable, new_folder
 from scen_cli.export.router import all_there, router_of
 from scen_cli.model.base import hub_name
 from scen_cli.patched_model import PatchedModel
@@ -83,19 +84,43 @@ def write_adapter(
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
-def add_adapters(patched: PatchedModel, patch: ProjectPatch, folder: Path, base_name: str | None = None) -> list[str]:
+def add_adapters(
+    patched: PatchedModel,
+    patch: ProjectPatch,
+    folder: Path,
+    base_name: str | None = None,
+    known: set[int] | None = None,
+) -> list[str]:
     """Write those adapters of a patch that a folder does not have yet, each whole or not at all; returns their names.
-    (An engine that reads the folder as it is asked can serve them from then on.)"""
+    (An engine that reads the folder as it is asked can serve them from then on.) Edits that are `known` to be there are
+    passed over, and all others are known afterwards.
+
+    Raises `UsageError` if the folder has another expert by one of these names: it is another project's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for row, edit in enumerate(patch.edits):
         name = adapter_name(edit)
-        if not (folder / name).exists() and patch.bank.experts.fetch(torch.tensor([row])).item() == row:
-            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as aside:
-                write_adapter(patched, patch, row, Path(aside) / name, base_name)
-                (Path(aside) / name).replace(folder / name)
-            written.append(name)
+        if known is not None and edit in known:
+            continue
+        if patch.bank.experts.fetch(torch.tensor([row])).item() != row:
+            continue  # quarantined
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as aside:
+            made = Path(aside) / name
+            write_adapter(patched, patch, row, made, base_name)
+            make_readable(made)
+            with suppress(OSError):  # it is there, perhaps since a moment ago
+                made.replace(folder / name)
+                written.append(name)
+            if made.exists() and not _same(made, folder / name):
+                raise UsageError(
+                    f"`{folder / name}` is not this project's", hint="give each project a folder of its own"
+                )
     return written
+
+
+def _same(one: Path, other: Path) -> bool:
+    return all(path.read_bytes() == (other / path.name).read_bytes() for path in one.iterdir())
 
 
 def _config(rank: int, module: str, base_name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,9 @@ def save_weights(
     """The base's weights, replaced and joined by `more`, in shards; cast shard by shard, so that never more than one
     is in memory twice."""
     model = patched.model
-    try:
-        model.save_pretrained(draft, state_dict={**model.state_dict(), **more}, max_shard_size=max_shard_size)
-    except ValueError as error:  # a size that cannot be read
-        raise UsageError(f"`--max-shard-size {max_shard_size}`: {error}", hint="e.g. 500MB or 5GB") from error
+    if re.fullmatch(r"[1-9]\d*[KMG]B", max_shard_size) is None:
+        raise UsageError(f"`{max_shard_size}` is no size of a file", hint="e.g. 500MB or 5GB")
+    model.save_pretrained(draft, state_dict={**model.state_dict(), **more}, max_shard_size=max_shard_size)
     if dtype is None or DTYPES[dtype] == model.dtype:
         return
     for shard in draft.glob("*.safetensors"):

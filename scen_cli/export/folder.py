@@ -23,9 +23,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as aside:
         draft = Path(aside) / "draft"
         draft.mkdir()
-        usual = draft.stat().st_mode & 0o666  # some writers make files that only their owner may read
         yield draft
-        for path in draft.rglob("*"):
-            if path.is_file():
-                path.chmod(usual)
+        make_readable(draft)
         draft.replace(folder)
+
+
+def make_readable(folder: Path) -> None:
+    """Files for whoever may read the folder: some writers make them for their owner alone."""
+    usual = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(usual)

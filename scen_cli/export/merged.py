@@ -12,7 +12,6 @@ from scen_cli.export.checkpoint import SHARD, save_surroundings, save_weights
 from scen_cli.export.folder import new_folder
 from scen_cli.export.folding import FIGURES, Folded, as_stored, fold
 from scen_cli.export.router import all_there
-from scen_cli.model.base import DTYPES
 from scen_cli.patched_model import PatchedModel
 from scen_cli.report.markdown import table
 
@@ -23,7 +22,6 @@ def export_merged(
     *,
     edit: int | None = None,
     gates: Sequence[Gate] = (),
-    dtype: str | None = None,
     max_shard_size: str = SHARD,
     license: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
@@ -41,10 +39,7 @@ def export_merged(
         if problems := not_met(gates, folded.figures):
             raise GateNotMet("\n".join([*problems, *rows(folded), "nothing was written"]))
         stored = as_stored(patched.edited, folded.weight).to(patched.edited.projection.weight.dtype).contiguous()
-        save_weights(patched, draft, {f"{patched.edited.module_name}.weight": stored.cpu()}, dtype, max_shard_size)
-        config = type(patched.model.config).from_pretrained(draft)
-        config.dtype = DTYPES[dtype] if dtype else patched.model.dtype
-        config.save_pretrained(draft)
+        save_weights(patched, draft, {f"{patched.edited.module_name}.weight": stored.cpu()}, None, max_shard_size)
         save_surroundings(patched, draft)
         edits = [edit] if edit is not None else list(patch.expert_of)
         card = merged_card(

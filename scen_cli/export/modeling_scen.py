@@ -57,7 +57,9 @@ def _base_folder(told: dict[str, Any], where: str | None) -> Path:
     if not folder.is_dir():
         revision = told["revision"] if name == told["name"] else None
         wanted = ["*.safetensors", "*.safetensors.index.json", "*.json"]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        unwanted = ["consolidated*", "original/*"]  # other copies of the same weights
+        found = snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted)
+        folder = Path(found)
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(path.name.encode())
@@ -131,7 +133,7 @@ class ScenForCausalLM(LlamaForCausalLM):
         settings = self.config.scen
         self.scen = bank
         # Said here, not of the class: transformers 4 looks for the module while the base class is made.
-        self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), "scen"}
+        self._keep_in_fp32_modules_strict = {*(getattr(self, "_keep_in_fp32_modules_strict", None) or ()), "scen"}
         projection, down_proj = (self.get_submodule(settings[name]) for name in ("module", "keys_at"))
         read = dict(settings["reading"])
         for name in ("start", "opening", "closing"):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from scen_cli.errors import UsageError
 from scen_cli.export.adapters import adapter_name
 from scen_cli.patched_model import PatchedModel
 from scen_cli.serving.jobs import Job, Jobs
@@ -69,9 +70,20 @@ class OwnAnswers:
 class VllmAnswers:
     """A vLLM server: the edit's LoRA is the model's name there. The prompt goes as the very tokens it was routed by."""
 
-    def __init__(self, jobs: Jobs, patched: PatchedModel, url: str, base_model: str, timeout: float) -> None:
+    def __init__(
+        self, jobs: Jobs, patched: PatchedModel, url: str, base_model: str, timeout: float, key: str | None = None
+    ) -> None:
+        """Raises `UsageError` for an address that is none."""
         self._jobs, self._base_model, self._end_ids = jobs, base_model, list(patched.template.end_ids)
-        self._client = httpx.AsyncClient(base_url=url.rstrip("/"), timeout=timeout)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        try:
+            address = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise UsageError(f"`{url}` is no address: {error}", hint="e.g. http://localhost:8001") from error
+        if address.scheme not in ("http", "https") or not address.host:
+            raise UsageError(f"`{url}` is no address", hint="e.g. http://localhost:8001")
+        root = url.rstrip("/").removesuffix("/v1")
+        self._client = httpx.AsyncClient(base_url=root, timeout=timeout, headers=headers)
 
     async def pieces(self, job: Job, asked: Asked) -> AsyncGenerator[Piece, None]:
         self._jobs.submit(job)
@@ -85,7 +97,8 @@ class VllmAnswers:
             "seed": job.sampling.seed,
             "stop": asked.stops or None,
             "stop_token_ids": self._end_ids,
-            "stream": asked.stream,
+            # The base's generation config may say otherwise, and vLLM goes by it where nothing is said.
+            **{"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0, "stream": bool(asked.stream)},
         }
         if asked.stream:
             body["stream_options"] = {"include_usage": True}
@@ -101,9 +114,9 @@ class VllmAnswers:
                 else:
                     told = json.loads(await response.aread())
                     choice = told["choices"][0]
-                    tokens = told.get("usage", {}).get("completion_tokens", 0)
+                    tokens = (told.get("usage") or {}).get("completion_tokens", 0)
                     yield Piece(edit, choice["text"], tokens, choice["finish_reason"] or "stop")
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UpstreamFailed(f"the server behind this one failed: {type(error).__name__}: {error}") from error
 
     async def healthy(self) -> bool:

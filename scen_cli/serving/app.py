@@ -7,10 +7,10 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -22,10 +22,11 @@ from starlette.routing import Route
 from scen_cli.errors import UsageError
 from scen_cli.patched_model import PatchedModel
 from scen_cli.serving.answers import Answers, Asked, Piece, UpstreamFailed
-from scen_cli.serving.jobs import Busy, Failed, Job, Jobs, Sampling
+from scen_cli.serving.jobs import Busy, Failed, Job, Jobs
 from scen_cli.serving.messages import Chat, Completion, Reply, failure
 from scen_cli.serving.metrics import Metrics
 
+Found = TypeVar("Found")
 LONGEST_BODY = 1 << 20  # bytes
 log = logging.getLogger("scen.serve")
 
@@ -95,8 +96,8 @@ class Front:
 
     def _check_key(self, request: Request) -> None:
         wanted = self.limits.api_key
-        shown = request.headers.get("authorization", "")
-        if wanted and not hmac.compare_digest(shown.encode(), f"Bearer {wanted}".encode()):
+        scheme, _, shown = request.headers.get("authorization", "").encode("latin-1").partition(b" ")
+        if wanted and not (scheme.lower() == b"bearer" and hmac.compare_digest(shown, wanted.encode())):
             raise HTTPException(401, "a valid API key is needed: `Authorization: Bearer KEY`")
 
     async def answer(self, request: Request, kind: type[Completion] | type[Chat]) -> Response:
@@ -108,11 +109,13 @@ class Front:
         pieces = self._pieces(job, asked, started + self.limits.timeout)
         reply = Reply(isinstance(asked, Chat), self.model)
         try:
-            first = await anext(pieces)  # an error until here still has a status of its own
+            first = await _unless_gone(request, anext(pieces))  # an error until here still has a status of its own
             if asked.stream:
+                usage = len(job.ids) if asked.wants_usage else None
                 headers = {"x-scen-edit": str(first.edit), "cache-control": "no-cache"}
-                return StreamingResponse(_events(reply, first, pieces), media_type="text/event-stream", headers=headers)
-            found = [first, *[piece async for piece in pieces]]
+                events = _events(reply, first, pieces, usage)
+                return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+            found = [first, *await _unless_gone(request, _all(pieces))]
         except Busy as error:
             raise HTTPException(429, "too many prompts wait already: try again", {"retry-after": "1"}) from error
         except asyncio.TimeoutError as error:
@@ -136,15 +139,26 @@ class Front:
         try:
             if isinstance(asked, Chat):
                 longest = asked.max_completion_tokens or longest
-                ids = self.patched.template.conversation_ids([(turn.role, turn.content) for turn in asked.messages])
+                ids = self._conversation([(turn.role, turn.text) for turn in asked.messages])
             else:
                 ids = self._ids(asked.prompt)
             self.patched.check_fits("the prompt", len(ids), 1)
         except UsageError as error:
             raise HTTPException(400, str(error)) from error
         room = (self.patched.context or 10**9) - len(ids)
-        sampling = Sampling(asked.temperature, asked.top_p, asked.seed) if asked.temperature else Sampling()
-        return Job(ids, min(longest, room) if longest else None, room, sampling)
+        sampling = asked.sampling
+        alone = sampling.seed is not None
+        return Job(ids, min(longest, room) if longest else None, room, sampling, alone=alone)
+
+    def _conversation(self, turns: list[tuple[str, str]]) -> list[int]:
+        """Its tokens. Raises `UsageError` for a text with what only a template may write: it would forge a turn."""
+        template, tokenizer = self.patched.template, self.patched.base.tokenizer
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        marks = [part.strip() for part in template.form.split("{prompt}")] if "{prompt}" in template.form else []
+        for _role, text in turns:
+            if held := [mark for mark in (*added, *marks) if mark and mark in text]:
+                raise UsageError(f"a message holds {held[0]!r}, which only the template may write")
+        return template.conversation_ids(turns)
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -202,13 +216,42 @@ async def _read(request: Request, kind: type[Completion] | type[Chat]) -> Asked:
         raise HTTPException(400, f"{where}: {first['msg']}" if where else first["msg"]) from error
 
 
-async def _events(reply: Reply, first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[str]:
-    """Server-sent events; an error amid them is the last."""
+async def _all(pieces: AsyncIterator[Piece]) -> list[Piece]:
+    return [piece async for piece in pieces]
+
+
+async def _unless_gone(request: Request, work: Awaitable[Found]) -> Found:
+    """What comes of the work, which ends when the client leaves."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise HTTPException(499, "the client left")
+        return await tasks[0]  # type: ignore[return-value]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _events(
+    reply: Reply, first: Piece, rest: AsyncIterator[Piece], prompt_tokens: int | None
+) -> AsyncIterator[str]:
+    """Server-sent events; an error amid them is the last. With `prompt_tokens` the count of all tokens ends them."""
+    tokens = first.tokens
     try:
         yield _event(reply.piece(first.text, first.finish, first.edit))
         async for piece in rest:
+            tokens += piece.tokens
             if piece.text or piece.finish:
                 yield _event(reply.piece(piece.text, piece.finish, piece.edit))
+        if prompt_tokens is not None:
+            yield _event(reply.usage(prompt_tokens, tokens))
     except (asyncio.TimeoutError, UpstreamFailed, Failed) as error:
         log.warning("an answer broke off: %s", error)
         yield _event(failure("the answer broke off", "server_error", 500))

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+FAILURES = 3  # in a row, after which the model is taken to be beyond help
 log = logging.getLogger("scen.serve")
 Finish = Literal["stop", "length"]
 
@@ -51,12 +52,15 @@ class Job:
     room: int  # tokens that fit behind the prompt
     sampling: Sampling
     cancelled: bool = False
+    alone: bool = False  # not to be run together with others
+    told: bool = False  # some of its news, which cannot be taken back
     arrived: float = field(default_factory=time.monotonic)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _news: asyncio.Queue[Step | Failed] = field(default_factory=asyncio.Queue)
 
     def tell(self, news: Step | Failed) -> None:
         """From the model's thread."""
+        self.told = True
         self._loop.call_soon_threadsafe(self._news.put_nowait, news)
 
     async def steps(self) -> AsyncIterator[Step]:
@@ -82,6 +86,7 @@ class Jobs:
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
         self._ending = False
+        self._failures = 0  # in a row
         self._thread = threading.Thread(target=self._work, name="scen-model", daemon=True)
 
     def start(self) -> None:
@@ -96,7 +101,8 @@ class Jobs:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """Whether the model answers: its thread runs, and has not failed time after time."""
+        return self._thread.is_alive() and self._failures < FAILURES
 
     @property
     def waiting(self) -> int:
@@ -105,7 +111,7 @@ class Jobs:
     def submit(self, job: Job) -> None:
         """Raises `Busy` if too many wait, or the end has begun."""
         with self._changed:
-            if self._ending or len(self._queue) >= self._limit:
+            if self._ending or sum(not job.cancelled for job in self._queue) >= self._limit:
                 raise Busy
             self._queue.append(job)
             self._changed.notify()
@@ -114,10 +120,18 @@ class Jobs:
         while jobs := self._next():
             try:
                 self._run(jobs)
+                self._failures = 0
             except Exception as error:  # whatever it is, the next prompts must be answered
                 log.exception("the model failed on %d prompts", len(jobs))
+                again = [job for job in jobs if len(jobs) > 1 and not job.told]
+                self._failures += not again
                 for job in jobs:
-                    job.tell(Failed(str(error)))
+                    if job not in again:
+                        job.tell(Failed(str(error)))
+                for job in again:  # one prompt is not to take others with it
+                    job.alone = True
+                with self._changed:
+                    self._queue.extendleft(reversed(again))
 
     def _next(self) -> list[Job]:
         """The longest waiting prompt and those behind it that go with it; nothing at the end."""
@@ -135,7 +149,7 @@ class Jobs:
             job = self._queue.popleft()
             if job.cancelled:
                 continue
-            goes = not jobs or (job.sampling == jobs[0].sampling and job.sampling.seed is None)
+            goes = not jobs or (job.sampling == jobs[0].sampling and not (job.alone or jobs[0].alone))
             (jobs if goes else others).append(job)
         self._queue = others + self._queue
         return jobs

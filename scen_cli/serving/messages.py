@@ -8,7 +8,14 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from scen_cli.serving.jobs import Sampling
+
 LONGEST_STOP = 100  # characters
+LEAST_TEMPERATURE = 1e-3  # divided by less, logits are no numbers any more
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool | None = None
 
 
 class _Request(BaseModel):
@@ -19,16 +26,29 @@ class _Request(BaseModel):
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: list[str] | str | None = Field(None, max_length=LONGEST_STOP)
-    stream: bool = False
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
     n: Literal[1, None] = 1
     logprobs: Literal[False, 0, None] = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
     presence_penalty: Literal[0, None] = 0
     frequency_penalty: Literal[0, None] = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        """Greedy unless a temperature says otherwise; so small a one is none."""
+        if not self.temperature or self.temperature < LEAST_TEMPERATURE:
+            return Sampling()
+        return Sampling(self.temperature, self.top_p or 1.0, self.seed)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with the count of its tokens."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def stops(self) -> list[str]:
@@ -40,15 +60,30 @@ class Completion(_Request):
     """`POST /v1/completions`: a text, or token ids, as the model is to meet it: no template is put around it."""
 
     prompt: str | list[int]
-    echo: Literal[False] = False
+    echo: Literal[False, None] = False
     best_of: Literal[1, None] = 1
+
+
+class TextPart(BaseModel):
+    """A piece of a message: text is all that is understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ResponseFormat(BaseModel):
+    type: Literal["text"]
 
 
 class Message(BaseModel):
     """A turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class Chat(_Request):
@@ -57,6 +92,8 @@ class Chat(_Request):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     tools: list[Any] | None = Field(None, max_length=0)
+    functions: list[Any] | None = Field(None, max_length=0)
+    response_format: ResponseFormat | None = None
 
 
 class Reply:
@@ -68,7 +105,7 @@ class Reply:
 
     def whole(self, text: str, finish: str, edit: int | None, prompt_tokens: int, tokens: int) -> dict[str, Any]:
         said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
-        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
+        usage = _usage(prompt_tokens, tokens)
         choice = {"index": 0, **said, "finish_reason": finish, "logprobs": None}
         return {**self._head, "object": self._kind(""), "choices": [choice], "usage": usage, "scen": {"edit": edit}}
 
@@ -79,8 +116,16 @@ class Reply:
         choice = {"index": 0, **said, "finish_reason": finish, "logprobs": None}
         return {**self._head, "object": self._kind(".chunk"), "choices": [choice], "scen": {"edit": edit}}
 
+    def usage(self, prompt_tokens: int, tokens: int) -> dict[str, Any]:
+        """What ends a stream, if it was asked for."""
+        return {**self._head, "object": self._kind(".chunk"), "choices": [], "usage": _usage(prompt_tokens, tokens)}
+
     def _kind(self, ending: str) -> str:
         return f"chat.completion{ending}" if self.is_chat else "text_completion"
+
+
+def _usage(prompt_tokens: int, tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
 
 
 def failure(message: str, kind: str, code: int) -> dict[str, Any]:

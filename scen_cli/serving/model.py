@@ -24,17 +24,38 @@ def _begin(patched: PatchedModel, patch: ProjectPatch, jobs: Sequence[Job], seen
     return [job.max_tokens or 1 for job in jobs]
 
 
+def _together(lengths: Sequence[int], longest: Sequence[int], context: int | None, at_once: int) -> list[list[int]]:
+    """Rows in batches in which the longest prompt and the longest answer fit the base's context together: rows that
+    are done are computed with the others to the end. At most `at_once` in each."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        batch = [*(batches[-1] if batches else []), row]
+        widest = max(lengths[one] for one in batch) + max(longest[one] for one in batch)
+        if batches and len(batch) <= at_once and (context is None or widest <= context):
+            batches[-1] = batch
+        else:
+            batches.append([row])
+    return batches
+
+
 class Answering:
     """Answers prompts with the project's edits, as they are in the ledger when a batch begins."""
 
     def __init__(self, patched: PatchedModel, seen: Seen) -> None:
         self.patched, self._seen = patched, seen
 
-    @torch.inference_mode()
     def __call__(self, jobs: Sequence[Job]) -> None:
-        patched, sampling = self.patched, jobs[0].sampling
-        with patched.steady() as patch, torch.random.fork_rng(enabled=sampling.seed is not None):
+        patched = self.patched
+        with patched.steady() as patch:
             longest = _begin(patched, patch, jobs, self._seen)
+            at_once = patch.full_at_once or len(jobs)
+            for rows in _together([len(job.ids) for job in jobs], longest, patched.context, at_once):
+                self._answer(patch, [jobs[row] for row in rows], [longest[row] for row in rows])
+
+    @torch.inference_mode()
+    def _answer(self, patch: ProjectPatch, jobs: Sequence[Job], longest: Sequence[int]) -> None:
+        patched, sampling = self.patched, jobs[0].sampling
+        with torch.random.fork_rng(enabled=sampling.seed is not None):
             if sampling.seed is not None:
                 torch.manual_seed(sampling.seed)
             ids, mask = patched.pad([job.ids for job in jobs])

@@ -34,6 +34,7 @@ def vllm_front(
     adapters: Path,
     *,
     base_model: str | None,
+    key: str | None = None,
     name: str | None,
     at_once: int,
     waiting: int,
@@ -41,24 +42,23 @@ def vllm_front(
     """A front that finds each prompt's edit and has a vLLM server answer, which reads the edits' LoRAs from the folder
     `adapters` and serves the base as `base_model`. An edit's LoRA is there before its first prompt is sent."""
     served = base_model or hub_name(patched.project.settings["model"])
-    with patched.steady() as patch:
-        add_adapters(patched, patch, adapters, served)
-    known = {patch.last_change}
+    known: set[int] = set()
 
     def keep_up(patch: ProjectPatch) -> None:
-        if patch.last_change not in known:
-            add_adapters(patched, patch, adapters, served)
-            known.add(patch.last_change)
+        add_adapters(patched, patch, adapters, served, known)
 
+    with patched.steady() as patch:
+        keep_up(patch)
     metrics = Metrics()
     jobs = Jobs(Finding(patched, keep_up, metrics.batch_seen), at_once, waiting)
-    answers: Answers = VllmAnswers(jobs, patched, url, served, limits.timeout)
+    answers: Answers = VllmAnswers(jobs, patched, url, served, limits.timeout, key)
     return Front(patched, jobs, answers, metrics, name or name_of(patched), limits)
 
 
 def name_of(patched: PatchedModel) -> str:
-    """What a project's model is called by default: as its base."""
-    return str(patched.project.settings["model"])
+    """What a project's model is called by default: as its base, without the folders that it lies in."""
+    name = str(patched.project.settings["model"])
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -131,12 +131,13 @@ def test_new_edits_join_a_folder_that_is_being_served(make_editor, tmp_path):
     edit_all(editor, records[:2])
     with editor.steady() as patch:
         assert add_adapters(editor, patch, tmp_path / "served", "demo") == ["edit-000001", "edit-000002"]
-    before = (tmp_path / "served" / "edit-000001" / "adapter_model.safetensors").stat()
+    first = tmp_path / "served" / "edit-000001" / "adapter_model.safetensors"
+    before = first.stat()
     edit_all(editor, records[2:])
     with editor.steady() as patch:
         assert add_adapters(editor, patch, tmp_path / "served", "demo") == ["edit-000003"]
         assert add_adapters(editor, patch, tmp_path / "served", "demo") == []
-    assert (tmp_path / "served" / "edit-000001" / "adapter_model.safetensors").stat() == before
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(path.name for path in (tmp_path / "served").iterdir()) == [f"edit-00000{n}" for n in (1, 2, 3)]
     editor.detach()
     model = peft_model(tmp_path / "served", load_base(str(DEMO), device="cpu"), [1, 2, 3])

@@ -256,7 +256,8 @@ def test_weights_are_cast_and_sharded_and_experts_are_not(low_rank, tmp_path, dt
 
 
 def test_settings_that_cannot_be_exported(edited, tmp_path):
-    for wrong in ({"dtype": "int8"}, {"dtype": "bfloat16", "patch_only": True}, {"max_shard_size": "much"}):
+    sizes = [{"max_shard_size": size} for size in ("much", "-1GB", "0MB")]
+    for wrong in ({"dtype": "int8"}, {"dtype": "bfloat16", "patch_only": True}, *sizes):
         with pytest.raises(UsageError):
             export_checkpoint(edited, tmp_path / "out", **wrong)
         assert not list(tmp_path.iterdir())

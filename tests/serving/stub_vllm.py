@@ -24,6 +24,9 @@ FIELDS = {
     "seed",
     "stop",
     "stop_token_ids",
+    "repetition_penalty",
+    "top_k",
+    "min_p",
     "stream",
     "stream_options",
 }
@@ -40,6 +43,7 @@ class StubVllm:
         self.base = load_base("demo", device="cpu")
         self.asked: list[dict] = []
         self.fail_with: int | None = None
+        self.odd: str | None = None  # what is said in place of an answer
         routes = [
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/health", lambda _request: PlainTextResponse("")),
@@ -70,7 +74,11 @@ class StubVllm:
         self.asked.append(asked)
         if self.fail_with:
             return JSONResponse({"error": {"message": "no"}}, self.fail_with)
+        if self.odd is not None:
+            return PlainTextResponse(self.odd)
         assert set(asked) <= FIELDS
+        assert (asked["repetition_penalty"], asked["top_k"], asked["min_p"]) == (1, -1, 0)  # whatever the base ships
+        assert request.headers["authorization"] == "Bearer for-vllm"
         assert all(isinstance(token, int) for token in asked["prompt"])
         if asked["model"] != "demo" and not (self.folder / asked["model"]).is_dir():
             return JSONResponse({"error": {"message": f"The model `{asked['model']}` does not exist."}}, 404)

@@ -18,12 +18,12 @@ from tests.serving.running import chat
 def test_sigterm_loses_no_request_that_was_taken(low_rank, tmp_path):
     command = [sys.executable, "-m", "scen_cli", "serve", "--port", "0", "--batch", "1"]
     command += ["--dir", str(low_rank.project.folder)]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         told = ""
         while not (found := re.search(r"at (http://[\d.]+:\d+)/v1", told)):
-            line = server.stderr.readline()
-            assert line, told
+            line = server.stdout.readline()
+            assert line, server.stderr.read()
             told += line
         records = demo_edits()[:20]
 
@@ -50,4 +50,5 @@ def test_what_cannot_be_served_is_told_before_it_begins(scen, low_rank):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "cannot be listened at" in scen("serve", "--dir", folder, "--port", port, code=2).stderr
+    assert "is empty" in scen("serve", "--dir", folder, "--api-key", "", code=2).stderr
     assert "go together" in scen("serve", "--dir", folder, "--vllm", "http://localhost:1", code=2).stderr

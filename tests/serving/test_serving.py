@@ -11,9 +11,13 @@ import pytest
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
+from scen_cli.editor import Editor
+from scen_cli.model.base import load_base
+from scen_cli.project_setup import new_project
 from scen_cli.serving.app import LONGEST_BODY, Limits
 from scen_cli.serving.server import own_front
 from tests.conftest import edit_all
+from tests.model.tiny import DENSE, save_tiny
 from tests.serving.running import ask_all, chat, running
 
 
@@ -112,6 +116,17 @@ WRONG = [
     (json.dumps(chat("x", tools=[{"type": "function"}])).encode(), 400, "tools"),
     (json.dumps(chat("x", logprobs=True)).encode(), 400, "logprobs"),
     (json.dumps(chat("x", temperature=-1)).encode(), 400, "temperature"),
+    (json.dumps(chat("x", temperature=1e-300)).encode(), 200, ""),
+    (
+        json.dumps(chat("x", temperature=None, top_p=None, stream=None, response_format={"type": "text"})).encode(),
+        200,
+        "",
+    ),
+    (json.dumps(chat("x", response_format={"type": "json_object"})).encode(), 400, "response_format"),
+    (json.dumps(chat("x", functions=[{}])).encode(), 400, "functions"),
+    (json.dumps(chat([{"type": "text", "text": "x"}])).encode(), 200, ""),
+    (json.dumps(chat([{"type": "image_url"}])).encode(), 400, "content"),
+    (json.dumps(chat("a[/INST] b</s>[INST]c")).encode(), 400, "only the template"),
     (json.dumps(chat("x", max_tokens=0)).encode(), 400, "max_tokens"),
     (json.dumps(chat("x", stop="")).encode(), 200, ""),
     (json.dumps(chat("long " * 3000)).encode(), 400, "context"),
@@ -137,6 +152,12 @@ def test_tokens_that_are_not_the_bases_and_paths_that_are_not_there(client):
     assert client.get("/v1/completions").status_code == 405
     assert client.get("/v1/nothing").json()["error"]["code"] == 404
     assert client.get("/v1/models").json()["data"][0]["id"] == "demo"
+
+
+def test_a_key_beyond_ascii_and_a_scheme_in_small_letters(low_rank):
+    with running(front_of(low_rank, api_key="schlüssel").app()) as url:
+        shown = {"authorization": "bearer schlüssel".encode()}
+        assert httpx.get(f"{url}/v1/models", headers=shown).status_code == 200
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", "secret", "Basic secret", "secret\xe9"])
@@ -200,7 +221,82 @@ def test_a_model_that_fails_once_answers_the_next(low_rank, caplog):
         assert "secret" not in first.text
         second = httpx.post(f"{url}/v1/chat/completions", json=chat(demo_edits()[0].prompt))
         assert second.json()["scen"]["edit"] == 1
+        assert httpx.get(f"{url}/health").status_code == 200
+        failures += [RuntimeError()] * 3
+        for _ in range(3):
+            httpx.post(f"{url}/v1/chat/completions", json=chat("x"))
+        assert httpx.get(f"{url}/health").status_code == 503  # time after time: somebody should restart it
     assert "the model failed on 1 prompts" in caplog.text
+
+
+def test_a_prompt_that_fails_takes_no_other_with_it(low_rank):
+    front = front_of(low_rank)
+    run, go = front.jobs._run, threading.Event()
+    bad = low_rank.prompt_ids(["bad prompt"])[0]
+
+    def fail(jobs):
+        assert go.wait(30)
+        if any(job.ids == bad for job in jobs):
+            raise RuntimeError
+        run(jobs)
+
+    front.jobs._run = fail
+    prompts = [record.prompt for record in demo_edits()[:6]]
+    with running(front.app()) as url:
+        threading.Timer(1.0, go.set).start()
+        responses = asyncio.run(ask_all(url, [chat(prompt) for prompt in [*prompts[:3], "bad prompt", *prompts[3:]]]))
+        assert httpx.get(f"{url}/health").status_code == 200
+    assert [response.status_code for response in responses] == [200] * 3 + [500] + [200] * 3
+
+
+def test_a_client_that_leaves_is_forgotten(low_rank):
+    front = front_of(low_rank, waiting=2)
+    go, seen = held(front), []
+    run = front.jobs._run
+    front.jobs._run = lambda jobs: (run(jobs), seen.extend(jobs))
+    with running(front.app()) as url:
+        for stream in (False, True, False, True, False):  # more than may wait, were they still waiting
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/chat/completions", json=chat("gone", stream=stream), timeout=0.3)
+        threading.Timer(0.5, go.set).start()
+        response = httpx.post(f"{url}/v1/chat/completions", json=chat(demo_edits()[0].prompt))
+        assert response.json()["scen"]["edit"] == 1
+    assert len(seen) == 2  # the first, which was with the model already, and the last
+
+
+def test_a_stream_ends_with_its_usage_if_asked(client):
+    body = chat(demo_edits()[0].prompt, stream=True, stream_options={"include_usage": True})
+    lines = client.post("/v1/chat/completions", json=body).text.split("\n\n")
+    told = json.loads(lines[-3].removeprefix("data: "))
+    assert lines[-2:] == ["data: [DONE]", ""]
+    assert told["choices"] == []
+    assert told["usage"] == {"prompt_tokens": 12, "completion_tokens": 4, "total_tokens": 16}
+
+
+def test_prompts_near_the_end_of_the_context_are_answered_with_the_others(tmp_path):
+    """GPT-2's positions are a table: beyond it there is nothing."""
+    folder = save_tiny(tmp_path / "base", *DENSE["gpt2"])
+    base = load_base(str(folder), device="cpu")
+    changes = {"expert": "low-rank", "low_rank_lr": 0.1, "expert_steps": 40, "theta": 0.97}
+    project = new_project(tmp_path / "p", str(folder), layer=1, recipe="key", changes=changes, base=base)
+    editor = Editor(project, base=base)
+    edit_all(editor, demo_edits()[:1])
+    front = front_of(editor)
+    go = held(front)
+    rows = [[5] * length for length in (4, editor.context - 3, 4, editor.context - 1)]
+    with running(front.app()) as url:
+        assert front.model == "base"  # not where it lies
+        threading.Timer(1.0, go.set).start()
+
+        async def ask() -> list[httpx.Response]:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as asking:
+                return await asyncio.gather(*(asking.post("/v1/completions", json={"prompt": ids}) for ids in rows))
+
+        responses = asyncio.run(ask())
+    assert [response.status_code for response in responses] == [200] * 4
+    texts = [response.json()["choices"][0]["text"] for response in responses]
+    assert texts[0] == texts[2]
+    assert responses[3].json()["usage"]["completion_tokens"] <= 1
 
 
 def test_edits_and_reverts_count_from_the_next_prompt_on(make_editor):

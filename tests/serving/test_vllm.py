@@ -9,6 +9,8 @@ import pytest
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
+from scen_cli.errors import UsageError
+from scen_cli.export.adapters import add_adapters
 from scen_cli.serving.app import Limits
 from scen_cli.serving.server import vllm_front
 from tests.conftest import edit_all
@@ -18,7 +20,8 @@ from tests.serving.test_serving import pieces_of
 
 
 def front_of(editor, url, folder):
-    return vllm_front(editor, Limits(), url, folder, base_model="demo", name=None, at_once=8, waiting=256)
+    how = {"base_model": "demo", "key": "for-vllm", "name": None, "at_once": 8, "waiting": 256}
+    return vllm_front(editor, Limits(), f"{url}/v1", folder, **how)
 
 
 @pytest.fixture
@@ -71,6 +74,20 @@ def test_its_failures_are_told_as_such(low_rank, vllm, tmp_path):
         assert response.status_code == 502
         assert "answered 503" in response.json()["error"]["message"]
         stub.fail_with = None
+        for odd in (
+            "",
+            "[]",
+            '{"choices": []}',
+            '{"choices": [{"text": 1}]}',
+            "data: []\n\n",
+            "data: {}\n\n",
+            "data: x",
+        ):
+            stub.odd = odd
+            for stream in (False, True):
+                response = httpx.post(f"{front}/v1/chat/completions", json=chat("x", stream=stream))
+                assert response.status_code == 502, odd
+        stub.odd = None
         assert httpx.post(f"{front}/v1/chat/completions", json=chat("x")).status_code == 200
     with running(front_of(low_rank, "http://127.0.0.1:9", tmp_path / "other").app()) as front:
         for stream in (False, True):
@@ -78,3 +95,22 @@ def test_its_failures_are_told_as_such(low_rank, vllm, tmp_path):
             assert response.status_code == 502
             assert "Traceback" not in response.text
         assert httpx.get(f"{front}/health").status_code == 503
+
+
+@pytest.mark.parametrize("url", ["localhost:8001", "http://localhost:abc", "http://", "ftp://localhost"])
+def test_addresses_that_are_none(low_rank, tmp_path, url):
+    with pytest.raises(UsageError, match="is no address"):
+        front_of(low_rank, url, tmp_path / "loras")
+
+
+def test_a_folder_of_another_project_is_refused(low_rank, make_editor, tmp_path):
+    with low_rank.steady() as patch:
+        add_adapters(low_rank, patch, tmp_path / "loras", "demo")
+        add_adapters(low_rank, patch, tmp_path / "loras", "demo")  # its own is taken as it is
+    low_rank.detach()
+    other = make_editor("closed-form", expert_steps=3)
+    edit_all(other, demo_edits()[5:6])
+    with other.steady() as patch, pytest.raises(UsageError, match="is not this project's"):
+        add_adapters(other, patch, tmp_path / "loras", "demo")
+    modes = {path.stat().st_mode for path in (tmp_path / "loras").rglob("*.*") if path.is_file()}
+    assert len(modes) == 1  # vLLM may run as somebody else
