@@ -155,6 +155,12 @@ EXPORTS = {
 }
 
 
+def compatibility(found: dict[str, Any]) -> str:
+    lines = [[one["version"], *("yes" if ok else "no" for ok in one["runs"].values())] for one in found["found"]]
+    head = ["transformers", "export", "`--patch-only`", "plain checkpoint", "scen itself"]
+    return f"{_table(head, lines)}\n\n{_where(found)}"
+
+
 def serve_load(found: dict[str, Any]) -> str:
     names = ("requests", "errors", "wrong", "per_second", "p50", "p95", "p99")
     lines = [[one["edits"], *(f"{one[name]:,}" for name in names)] for one in found["found"]]
@@ -182,6 +188,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "shipping/merged_edits": merged_edits,
     "shipping/export_memory": export_memory,
     "shipping/serve_load": serve_load,
+    "shipping/compatibility": compatibility,
 }
 
 

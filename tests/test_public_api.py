@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import scen_cli
 
 
@@ -21,3 +24,14 @@ def test_library_use_from_project_to_answer(tmp_path, demo_base):
     again = scen_cli.Editor(scen_cli.Project(tmp_path / "facts"), base=demo_base)
     assert again.answer(["In which country is Pesustad?"]).texts == ["Kenya"]
     again.detach()
+
+
+def test_the_page_of_the_api_is_what_the_docstrings_say():
+    path = Path(__file__).parents[1] / "docs" / "make_api.py"
+    spec = importlib.util.spec_from_file_location("make_api", path)
+    make_api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_api)
+    assert make_api.PAGE.read_text(encoding="utf-8") == make_api.page(), "run `python docs/make_api.py`"
+    for name in scen_cli.__all__:
+        assert name.startswith("_") or f"## `{name}`" in make_api.page()
+    assert "## `Editor.edit`\n\n```python\nedit(record: EditRecord" in make_api.page()
