@@ -3,6 +3,7 @@
 # comparison after another so that their times can be compared; without DATA, a folder with zsre/ZsRE-test-all.json,
 # the demo's part alone). Run again, it goes on where it was stopped.
 set -euo pipefail
+mkdir -p "$(dirname "$0")/compare"
 work=${1:?usage: bash benchmarks/compare.sh WORK [DATA]} data=${2:-}
 here=$(dirname "$0")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,12 +13,17 @@ from scen_cli.model.reading import padded
 from scen_cli.model.template import Prompt, Template
 from scen_cli.patched_model import BATCH, MAX_NEW_TOKENS
 
-if TYPE_CHECKING:
-    from scen_cli.rivals.method import Method
+
+class Answers(Protocol):
+    """A method on a base, as far as it is asked here."""
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]: ...
+
+    def generate(self, ids: Tensor, mask: Tensor, **options: Any) -> Tensor: ...
 
 
 def answer(
-    base: Base, template: Template, prompts: Sequence[Prompt], method: Method | None = None, **options: Any
+    base: Base, template: Template, prompts: Sequence[Prompt], method: Answers | None = None, **options: Any
 ) -> list[str]:
     """Greedy answers, or as `options` for `generate` say, by a method as it stands, or by the base alone. Prompts of
     like lengths are generated together."""
