@@ -13,7 +13,7 @@ from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.loaded_base import LoadedProject
 from scen_cli.project.rows import Edit
-from scen_cli.training import FitAll
+from scen_cli.training.fitting import FitAll
 
 
 @dataclass(frozen=True)

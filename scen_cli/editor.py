@@ -22,7 +22,7 @@ from scen_cli.project.project import Project
 from scen_cli.project.rows import Edit
 from scen_cli.project.store import EditTensors, LowRankArrays
 from scen_cli.project.trained import Trained, Training
-from scen_cli.training import Fitted, Group, fit
+from scen_cli.training.fitting import Fitted, Group, fit
 
 FROM_LIBRARY = SourceLine("library", 0)  # where an edit made by a program of one's own came from
 

@@ -13,10 +13,10 @@ from scen_cli.data.suites import demo_edits
 from scen_cli.editing.experts import ExpertFit
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.experts import LowRank
-from scen_cli.packing import packed, unpacked
 from scen_cli.project_setup import new_project
-from scen_cli.training import Fitted
-from scen_cli.workers import TRIES, WorkerPool, _fit, device_of
+from scen_cli.training.fitting import Fitted
+from scen_cli.training.packing import packed, unpacked
+from scen_cli.training.workers import TRIES, WorkerPool, _fit, device_of
 
 FAST = {"expert_steps": 8, "extra_steps": 0, "require_learned": False}
 
@@ -93,7 +93,7 @@ def test_edits_that_kill_every_worker_are_told(project):
 def test_ray_gives_the_same_and_restarts_what_dies(project, demo_base):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     from scen_cli.editor import Editor
-    from scen_cli.ray_workers import RayPool
+    from scen_cli.training.ray_workers import RayPool
 
     editor = Editor(project, base=demo_base)
     asked = batches(6)

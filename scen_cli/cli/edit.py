@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scen_cli.editor import Editor
     from scen_cli.method_editor import MethodEditor
     from scen_cli.project.project import Project
-    from scen_cli.training import FitAll
+    from scen_cli.training.fitting import FitAll
 
 
 def edit(
@@ -154,12 +154,12 @@ def _what_may_help(outcomes: list[Outcome]) -> str:
 def _elsewhere(editor: Editor, workers: int, engine: str, device: str) -> AbstractContextManager[FitAll | None]:
     """Where experts are trained: in other processes, or (None) here."""
     if engine == "ray":
-        from scen_cli.ray_workers import RayPool
+        from scen_cli.training.ray_workers import RayPool
 
         return RayPool(editor.project.settings, workers, device)
     if workers == 1:
         return nullcontext()
-    from scen_cli.workers import WorkerPool
+    from scen_cli.training.workers import WorkerPool
 
     return WorkerPool(editor.project.settings, workers, device)
 

@@ -14,7 +14,7 @@ from scen_cli.editing.recipe import RECIPES, make_recipe
 from scen_cli.editing.trainable import LowRankExperts
 from scen_cli.errors import UsageError
 from scen_cli.model.experts import LowRank
-from scen_cli.training import ways_of
+from scen_cli.training.fitting import ways_of
 from tests.conftest import edit_all
 
 

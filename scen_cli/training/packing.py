@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scen_cli.editing.experts import ExpertFit
 from scen_cli.model.experts import LowRank
-from scen_cli.training import Fitted
+from scen_cli.training.fitting import Fitted
 
 _TOLD = "told"  # the tensor of bytes that holds the rest, as JSON
 

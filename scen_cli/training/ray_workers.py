@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from scen_cli.errors import UsageError
-from scen_cli.packing import unpacked
-from scen_cli.training import Fitted, Group
-from scen_cli.workers import TRIES, Trainee
+from scen_cli.training.fitting import Fitted, Group
+from scen_cli.training.packing import unpacked
+from scen_cli.training.workers import TRIES, Trainee
 
 try:
     import ray

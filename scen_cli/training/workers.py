@@ -22,8 +22,8 @@ import torch
 from scen_cli.editing.recipe import stored_recipe
 from scen_cli.errors import ScenError
 from scen_cli.loaded_base import LoadedBase
-from scen_cli.packing import packed, unpacked
-from scen_cli.training import Fitted, Group, fit
+from scen_cli.training.fitting import Fitted, Group, fit
+from scen_cli.training.packing import packed, unpacked
 
 AHEAD = 2  # batches per worker that may wait to be committed: full experts are large
 TRIES = 3  # times that a batch may end with its worker's death

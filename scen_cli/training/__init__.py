@@ -1,0 +1,1 @@
+"""Stage 1 for records, here or in other processes: experts come out, nothing is written."""
