@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
 from scen_cli.errors import UsageError
 from scen_cli.export.card import checkpoint_card
+from scen_cli.export.casting import cast_file
 from scen_cli.export.folder import new_folder
 from scen_cli.export.router import all_there, router_of
 from scen_cli.model.base import DTYPES, hub_name
@@ -30,7 +31,7 @@ MODELING = Path(__file__).parent / "modeling_scen.py"
 _ROUTING = ("reading.py", "second_look.py", "routing.py", "experts.py", "patch.py")
 ROUTING = [Path(__file__).parents[1] / "model" / name for name in _ROUTING]
 PATCH_FILE = "scen.safetensors"
-SHARD = "1GB"  # all that is in memory a second time while weights are cast
+SHARD = "1GB"
 
 
 def export_checkpoint(
@@ -102,8 +103,7 @@ def base_of(patched: PatchedModel) -> dict[str, Any]:
 def save_weights(
     patched: PatchedModel, draft: Path, more: dict[str, Tensor], dtype: str | None, max_shard_size: str
 ) -> None:
-    """The base's weights, replaced and joined by `more`, in shards; cast shard by shard, so that never more than one
-    is in memory twice."""
+    """The base's weights, replaced and joined by `more`, in shards; cast, if they are to be, once they are written."""
     model = patched.model
     if re.fullmatch(r"[1-9]\d*[KMG]B", max_shard_size) is None:
         raise UsageError(f"`{max_shard_size}` is no size of a file", hint="e.g. 500MB or 5GB")
@@ -111,14 +111,7 @@ def save_weights(
     if dtype is None or DTYPES[dtype] == model.dtype:
         return
     for shard in draft.glob("*.safetensors"):
-        tensors = load_file(shard)
-        for name, tensor in tensors.items():
-            if not name.startswith("scen.") and tensor.is_floating_point():
-                tensors[name] = tensor.to(DTYPES[dtype])
-        cast = shard.with_suffix(".cast")
-        save_file(tensors, cast, {"format": "pt"})
-        del tensors  # it is mapped from the file that goes away
-        cast.replace(shard)
+        cast_file(shard, DTYPES[dtype], keep=lambda name: name.startswith("scen."))
     index = draft / "model.safetensors.index.json"
     if index.exists():
         told = json.loads(index.read_text(encoding="utf-8"))
