@@ -1,4 +1,4 @@
-"""A safetensors file in another dtype, tensor by tensor: the library writes whole files at once, from memory."""
+"""A safetensors file in another dtype, piece by piece: the library writes whole files at once, from memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 
 # What can be cast, by the format's names (https://github.com/huggingface/safetensors, "Format").
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PIECE = 16 << 20  # bytes, a whole number of values of any kind
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 
 def cast_file(path: Path, dtype: torch.dtype, keep: Callable[[str], bool]) -> None:
-    """Rewrite a file with its floating tensors in `dtype`, but for those whose name says `keep`. No more than one
-    tensor is in memory, and nothing is mapped."""
+    """Rewrite a file with its floating tensors in `dtype`, but for those whose name says `keep`. Only a piece of a
+    tensor is in memory at a time, and nothing is mapped."""
     cast = path.with_suffix(".cast")
     with path.open("rb") as source, cast.open("wb") as target:
         (length,) = struct.unpack("<Q", source.read(8))
@@ -38,10 +39,11 @@ def cast_file(path: Path, dtype: torch.dtype, keep: Callable[[str], bool]) -> No
         for name, tensor in in_order:
             begin, end = tensor["data_offsets"]
             source.seek(8 + length + begin)
-            data = bytearray(source.read(end - begin))
-            if data and tensor["dtype"] in FLOATS and not keep(name):
-                values = torch.frombuffer(data, dtype=FLOATS[tensor["dtype"]]).to(dtype)
-                target.write(values.view(torch.uint8).numpy().data)
-            else:
-                target.write(data)
+            for start in range(begin, end, PIECE):
+                piece = bytearray(source.read(min(PIECE, end - start)))
+                if tensor["dtype"] in FLOATS and not keep(name):
+                    values = torch.frombuffer(piece, dtype=FLOATS[tensor["dtype"]]).to(dtype)
+                    target.write(values.view(torch.uint8).numpy().data)
+                else:
+                    target.write(piece)
     cast.replace(path)

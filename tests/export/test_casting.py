@@ -40,6 +40,16 @@ def test_it_is_the_file_that_casting_each_tensor_would_give(tmp_path_factory, ki
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
+def test_tensors_larger_than_a_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr("scen_cli.export.casting.PIECE", 64)
+    tensors = {"one": torch.randn(7, 9), "scen.two": torch.randn(50)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    cast_file(tmp_path / "model.safetensors", torch.bfloat16, keep=lambda name: name.startswith("scen."))
+    found = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(found["one"], tensors["one"].bfloat16())
+    assert torch.equal(found["scen.two"], tensors["scen.two"])
+
+
 @pytest.mark.parametrize("dtype", list(FLOATS.values()))
 def test_what_has_the_dtype_already_stays_as_it_is(tmp_path, dtype):
     path = tmp_path / "model.safetensors"
