@@ -11,7 +11,7 @@ import torch
 
 # What can be cast, by the format's names (https://github.com/huggingface/safetensors, "Format").
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PIECE = 16 << 20  # bytes, a whole number of values of any kind
+PIECE = 4 << 20  # bytes, a whole number of values of any kind
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 
