@@ -43,6 +43,8 @@ def ask(
         raise UsageError(f"the prompt {error}") from error
     project = open_project(dir)
     if project.method:
+        if trace:
+            raise UsageError("`--trace` shows SCEN's routing: this project edits by another method")
         _ask_method(open_method_editor(project, device, out), prompt, out)
         return
     editor = open_editor(dir, device, out)

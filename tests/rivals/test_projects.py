@@ -234,6 +234,7 @@ def test_the_commands(scen, tmp_path, guard_file, monkeypatch):
     again = json.loads(scen("edit", "--suite", "demo", "--first", "8", "--keep-going", "--json").stdout)
     assert again["skipped"] == 8
     asked = json.loads(scen("ask", "In which country is Pesustad?", "--json").stdout)
+    assert "SCEN's routing" in scen("ask", "In which country is Pesustad?", "--trace", code=2).stderr
     assert (asked["base"], asked["patched"]) == ("Bolivia", "Kenya")
     assert "block 0 answers" in asked["why"]
     scored = json.loads(scen("eval", "--suite", "demo", "--json").stdout)
