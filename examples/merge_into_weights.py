@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scen_cli import Editor, EditRecord, export_merged, new_project
 
@@ -18,4 +18,8 @@ with project.writing():
 _files, folded = export_merged(editor, folder / "plain")
 for name, figure in folded.figures.items():
     print(f"{name}: folded {figure.patched}, routed {folded.routed[name].patched}")
-print(type(AutoModelForCausalLM.from_pretrained(folder / "plain")).__name__)  # no code of scen's
+
+model = AutoModelForCausalLM.from_pretrained(folder / "plain")  # no code of scen's
+tokenizer = AutoTokenizer.from_pretrained(folder / "plain")
+inputs = tokenizer("[INST]In which country is Pesustad?[/INST]", return_tensors="pt", return_token_type_ids=False)
+print(type(model).__name__, tokenizer.decode(model.generate(**inputs)[0]))

@@ -190,8 +190,8 @@ def test_more_than_may_wait_are_refused_and_the_others_answered(low_rank):
         threading.Timer(1.0, go.set).start()
         responses = asyncio.run(ask_all(url, [chat(record.prompt) for record in demo_edits()[:10]]))
     statuses = [response.status_code for response in responses]
-    assert statuses.count(200) == 4  # one with the model, three that wait
-    assert statuses.count(429) == 6
+    assert statuses.count(200) in (3, 4)  # those that wait, and one that the model has taken, if it was in time
+    assert statuses.count(200) + statuses.count(429) == 10
     assert all(response.headers["retry-after"] for response in responses if response.status_code == 429)
 
 
