@@ -122,7 +122,7 @@ def export_equality(found: dict[str, Any]) -> str:
             one["way"],
             f"{one['same_mixed']:,}",
             f"{one['same_alone']:,}",
-            f"{one['logits']:.1e}" if one["logits"] else "",
+            f"{one['logits']:.1e}" if "texts" not in one["way"] else "",
         ]
         for one in found["ways"]
     ]
