@@ -51,12 +51,12 @@ def test_every_answer_of_the_demo_suite_is_scens_own(edited, tmp_path):
     assert size < sum(path.stat().st_size for path in files) - 4 * edited.model.num_parameters()
     edited.detach()
     for folder in ("out", "patch"):
-        alone = prompts if folder == "out" else prompts[:60]
+        alone = prompts[::3] if folder == "out" else prompts[:60]  # all of them: benchmarks/export_equality.py
         read = read_export(tmp_path / folder, {"prompts": prompts, "alone": alone, "pipeline": prompts[:60]})
         assert read["scen_importable"] is False
         assert read["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
         assert read["mixed"] == own
-        assert read["alone"] == own[: len(alone)]
+        assert read["alone"] == (own[::3] if folder == "out" else own[:60])
         assert read["pipeline"] == own[:60]
         assert read["forward"] == FORWARD
 
