@@ -16,7 +16,8 @@ from scen_cli.editing.recipe import (
 )
 from scen_cli.errors import UsageError
 from scen_cli.guarding import make_guard, read_anew, reading_of
-from scen_cli.model.base import DTYPES, Base, commit_of, digest_of, files_stamp, load_base
+from scen_cli.model.base import DTYPES, Base, commit_of, files_stamp, load_base
+from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer, find_layer
 from scen_cli.model.template import Template, make_template
 from scen_cli.project.guard import Guard, NewGuard

@@ -59,9 +59,10 @@ def export(
     gates = parse_gates(gate or [])
     check_gates(gates, PAPERS[:3])
     editor = open_editor(dir, device, out)
+    from scen_cli.export.checkpoint import SHARD
+
     more: dict[str, Any] = {}
     if merge:
-        from scen_cli.export.checkpoint import SHARD
         from scen_cli.export.merged import export_merged, rows
 
         files, folded = export_merged(
@@ -85,7 +86,7 @@ def export(
         files = export_adapters(editor, to, license=license)
         use = f"each edit's LoRA is a folder there; {to / 'router.json'} says how a prompt finds its own"
     else:
-        from scen_cli.export.checkpoint import SHARD, export_checkpoint
+        from scen_cli.export.checkpoint import export_checkpoint
 
         files = export_checkpoint(
             editor, to, patch_only=patch_only, dtype=dtype, max_shard_size=max_shard_size or SHARD, license=license

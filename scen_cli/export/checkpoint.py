@@ -28,7 +28,7 @@ from scen_cli.patched_model import PatchedModel
 from scen_cli.project_patch import ProjectPatch
 
 MODELING = Path(__file__).parent / "modeling_scen.py"
-_ROUTING = ("reading.py", "second_look.py", "routing.py", "experts.py", "patch.py")
+_ROUTING = ("digest.py", "reading.py", "second_look.py", "routing.py", "experts.py", "patch.py")
 ROUTING = [Path(__file__).parents[1] / "model" / name for name in _ROUTING]
 PATCH_FILE = "scen.safetensors"
 SHARD = "1GB"

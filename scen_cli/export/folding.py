@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from scen_cli.editing.least_squares import written
 from scen_cli.evaluation.metrics import Figure, Share
@@ -60,7 +59,7 @@ def fold(patched: PatchedModel, patch: ProjectPatch, only: int | None, tell: Cal
     edits = [patched.project.find(edit) for edit in patch.expert_of]
     edits = [edit for edit in edits if only in (None, edit.id)]
     guard, answers = _guard(patched)
-    fitting, held_out = _halves(guard), _halves(guard, held_out=True)
+    fitting, held_out = _divided(guard)
     own = dict(zip(guard, answers, strict=True))
     asked = _questions(edits, held_out, {prompt: patched.template.answer(tokens) for prompt, tokens in own.items()})
     routed = asked.figures(patched.answer(asked.prompts).texts)
@@ -85,17 +84,12 @@ def standing_in(edited: EditedLayer, weight: Tensor) -> Iterator[None]:
     parameter = edited.projection.weight
     own = parameter.detach().clone()
     with torch.no_grad():
-        parameter.copy_(as_stored(edited, weight))
+        parameter.copy_(edited.as_stored(weight))
     try:
         yield
     finally:
         with torch.no_grad():
             parameter.copy_(own)
-
-
-def as_stored(edited: EditedLayer, weight: Tensor) -> Tensor:
-    """A weight (out, in) as the projection stores it: GPT-2's Conv1D keeps it transposed."""
-    return weight.T if isinstance(edited.projection, Conv1D) else weight
 
 
 def _score(
@@ -118,8 +112,10 @@ def _guard(patched: PatchedModel) -> tuple[list[str], list[list[int]]]:
     return prompts, patched.answer(prompts, patched=False).tokens
 
 
-def _halves(prompts: Sequence[str], held_out: bool = False) -> list[str]:
-    return [prompt for place, prompt in enumerate(prompts) if (place % HELD_OUT == 0) == held_out]
+def _divided(guard: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The prompts that the fit goes by, and those that are held out of it."""
+    held_out = list(guard[::HELD_OUT])
+    return [prompt for place, prompt in enumerate(guard) if place % HELD_OUT], held_out
 
 
 def _questions(edits: Sequence[Edit], guard: Sequence[str], by_base: dict[str, str]) -> _Questions:

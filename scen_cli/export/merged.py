@@ -10,7 +10,7 @@ from scen_cli.evaluation.gates import Gate, not_met
 from scen_cli.export.card import merged_card
 from scen_cli.export.checkpoint import SHARD, save_surroundings, save_weights
 from scen_cli.export.folder import new_folder
-from scen_cli.export.folding import FIGURES, Folded, as_stored, fold
+from scen_cli.export.folding import FIGURES, Folded, fold
 from scen_cli.export.router import all_there
 from scen_cli.patched_model import PatchedModel
 from scen_cli.report.markdown import table
@@ -38,7 +38,7 @@ def export_merged(
         folded = fold(patched, patch, edit, tell)
         if problems := not_met(gates, folded.figures):
             raise GateNotMet("\n".join([*problems, *rows(folded), "nothing was written"]))
-        stored = as_stored(patched.edited, folded.weight).to(patched.edited.projection.weight.dtype).contiguous()
+        stored = patched.edited.as_stored(folded.weight).to(patched.edited.projection.weight.dtype).contiguous()
         save_weights(patched, draft, {f"{patched.edited.module_name}.weight": stored.cpu()}, None, max_shard_size)
         save_surroundings(patched, draft)
         edits = [edit] if edit is not None else list(patch.expert_of)

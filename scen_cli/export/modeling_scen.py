@@ -17,7 +17,6 @@ becomes the base's own class. Nothing of scen needs to be installed there.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 from contextlib import AbstractContextManager
@@ -34,6 +33,7 @@ from transformers import GenerationConfig, LlamaForCausalLM
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
+from scen_cli.model.digest import digest_of
 from scen_cli.model.experts import Experts
 from scen_cli.model.patch import Patch, mask_of
 from scen_cli.model.reading import Reading, positions_of
@@ -60,13 +60,7 @@ def _base_folder(told: dict[str, Any], where: str | None) -> Path:
         unwanted = ["consolidated*", "original/*"]  # other copies of the same weights
         found = snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted)
         folder = Path(found)
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-    if digest.hexdigest() != told["digest"]:
+    if digest_of(folder) != told["digest"]:
         raise ValueError(f"the weights in `{folder}` are not those that these edits were made for: another digest")
     return folder
 

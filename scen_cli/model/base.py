@@ -5,7 +5,6 @@ Weights are read from safetensors only, and no code from a checkpoint ever runs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.checking import check_files, needs_code
+from scen_cli.model.digest import digest_of
 
 DEMO = Path(__file__).parent.parent / "demo" / "base"
 ALIASES = {
@@ -124,17 +124,6 @@ def pick_device(device: str) -> torch.device:
 def commit_of(folder: Path) -> str | None:
     """The hub commit a fetched folder holds; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
-
-
-def digest_of(folder: Path) -> str:
-    """sha256 over the base's weight files, in name order: another digest is another base."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def _fetch(repo: str, revision: str | None) -> Path:

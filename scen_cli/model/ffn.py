@@ -61,6 +61,10 @@ class EditedLayer:
         weight = weight.T if isinstance(self.projection, Conv1D) else weight
         return weight.float().clone(memory_format=torch.contiguous_format)
 
+    def as_stored(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight of the projection, (out, in), as the base stores it: the way back from `base_weight`."""
+        return weight.T if isinstance(self.projection, Conv1D) else weight
+
     @property
     def projection_shape(self) -> tuple[int, int]:
         """(out, in) of the projection: (d, h) for W_down."""

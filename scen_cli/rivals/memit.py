@@ -14,7 +14,7 @@ from scen_cli.editing.least_squares import written
 from scen_cli.rivals.associative import Contexts, at_places, mean_by_edit, recorded, second_moment
 from scen_cli.rivals.method import Given, Method, Settings, attached
 from scen_cli.rivals.values import ValueSettings, find_values
-from scen_cli.rivals.weights import WeightMethod, as_stored, weight_name
+from scen_cli.rivals.weights import WeightMethod, weight_name
 
 
 class MemitSettings(ValueSettings):
@@ -51,7 +51,7 @@ class Memit(WeightMethod):
                 keys, residual = read(self, contexts, layer.down_proj, last.layers[last.index], values)
                 delta = written(c, keys.T, residual.T / (len(self.layers) - number))
                 name = weight_name(layer)
-                self.learned({**self.weights, name: self.weights[name] + as_stored(layer, delta).float()})
+                self.learned({**self.weights, name: self.weights[name] + layer.as_stored(delta).float()})
 
     def state(self) -> dict[str, Tensor]:
         return {**super().state(), **{f"{one.index}.c": c for one, c in zip(self.layers, self.c, strict=True)}}

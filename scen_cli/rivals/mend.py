@@ -23,7 +23,7 @@ from scen_cli.model.ffn import EditedLayer, find_layer
 from scen_cli.rivals.associative import recorded
 from scen_cli.rivals.examples import IGNORED, Examples
 from scen_cli.rivals.method import Given, Method, Settings, attached
-from scen_cli.rivals.weights import WeightMethod, as_stored, weight_name
+from scen_cli.rivals.weights import WeightMethod, weight_name
 
 AT_ONCE = 64  # texts run together
 SMALL = 1e-7  # beside a deviation
@@ -105,7 +105,7 @@ class Mend(WeightMethod):
         with torch.no_grad():
             moves = self.editor(*factors)
         name = weight_name(self.layer)
-        self.learned({name: self.weights[name] + as_stored(self.layer, (moves.b @ moves.a).sum(dim=0))})
+        self.learned({name: self.weights[name] + self.layer.as_stored((moves.b @ moves.a).sum(dim=0))})
 
     def _factors(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """What enters `down_proj` (n, tokens, h), float32, and the gradient (n, tokens, d) of each text's loss with

@@ -17,7 +17,7 @@ from scen_cli.data.records import EditRecord
 from scen_cli.rivals.associative import recorded
 from scen_cli.rivals.examples import IGNORED, Examples
 from scen_cli.rivals.method import Given, Method, Settings, attached
-from scen_cli.rivals.weights import WeightMethod, as_stored, weight_name
+from scen_cli.rivals.weights import WeightMethod, weight_name
 
 
 class UltraEditSettings(Settings):
@@ -76,7 +76,7 @@ class UltraEdit(WeightMethod):
             ridge = torch.eye(h.shape[1], dtype=h.dtype, device=h.device)
             delta = torch.linalg.solve(h.T @ h + ridge, h.T @ v).T
             name = weight_name(layer)
-            weights[name] = weights[name] + as_stored(layer, delta).float()
+            weights[name] = weights[name] + layer.as_stored(delta).float()
         self.learned(weights)
 
     def _read(self, examples: Examples) -> list[tuple[Tensor, Tensor]]:

@@ -7,7 +7,6 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from transformers.pytorch_utils import Conv1D
 
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.rivals.method import Given, Method, Settings
@@ -69,11 +68,6 @@ class WeightMethod(Method):
             if state[name].shape != own.shape:
                 raise ValueError(f"`{name}` is {list(state[name].shape)}, the base's {list(own.shape)}")
         self.learned({name: state[name].to(self.base.device) for name in self.weights})
-
-
-def as_stored(layer: EditedLayer, weight: Tensor) -> Tensor:
-    """A W_down (d, h) as the base stores it: GPT-2's Conv1D keeps it transposed."""
-    return weight.T if isinstance(layer.down_proj, Conv1D) else weight
 
 
 def weight_name(layer: EditedLayer) -> str:

@@ -25,7 +25,8 @@ from transformers import PreTrainedModel
 from scen_cli.data.records import EditRecord
 from scen_cli.data.writing import digest, write_json, write_lines
 from scen_cli.errors import ScenError, UsageError
-from scen_cli.model.base import Base, digest_of
+from scen_cli.model.base import Base
+from scen_cli.model.digest import digest_of
 from scen_cli.model.reading import positions_of
 from scen_cli.model.template import Template, make_template
 

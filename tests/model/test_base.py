@@ -10,7 +10,8 @@ import torch
 from scen_cli.data.records import EditRecord
 from scen_cli.editor import Editor
 from scen_cli.errors import ScenError, UsageError
-from scen_cli.model.base import DEMO, digest_of, folder_of, load_base, pick_device
+from scen_cli.model.base import DEMO, folder_of, load_base, pick_device
+from scen_cli.model.digest import digest_of
 from scen_cli.model.template import make_template
 from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
