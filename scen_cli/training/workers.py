@@ -60,7 +60,7 @@ class WorkerPool:
             processes = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:  # what one is still at, nobody waits for
-                process.terminate()
+                process.kill()
 
     def _start(self, number: int) -> ProcessPoolExecutor:
         """One worker. (A pool for each: when one dies the others go on.)"""
