@@ -13,7 +13,7 @@ from benchmarks.cost_model import COLUMNS, rows
 
 FOLDER = Path(__file__).parent
 PAGES = [FOLDER / "README.md", FOLDER.parent / "README.md"]
-PAGES += [FOLDER.parent / "docs" / f"{name}.md" for name in ("methods", "shipping", "serving")]
+PAGES += [FOLDER.parent / "docs" / f"{name}.md" for name in ("methods", "shipping", "serving", "large")]
 
 
 def edit_speed(found: dict[str, Any]) -> str:
@@ -161,6 +161,21 @@ def compatibility(found: dict[str, Any]) -> str:
     return f"{_table(head, lines)}\n\n{_where(found)}"
 
 
+def quantized_bases(found: dict[str, Any]) -> str:
+    lines = [
+        [
+            one["base"],
+            f"{one['bytes'] / 1e6:.2f}",
+            *(f"{100 * one[name]:.1f}" for name in ("reliability", "generality", "locality")),
+            *(f"{one[name]:,} of {one['prompts']:,}" for name in ("routes", "texts")),
+        ]
+        for one in found["found"]
+    ]
+    head = [f"{found['edits']} edits, base in", "MB", "Reliability", "Generality", "Locality"]
+    head += ["routes alone as in a batch", "answers"]
+    return f"{_table(head, lines)}\n\n{_where(found)}"
+
+
 def serve_load(found: dict[str, Any]) -> str:
     names = ("requests", "errors", "wrong", "per_second", "p50", "p95", "p99")
     lines = [[one["edits"], *(f"{one[name]:,}" for name in names)] for one in found["found"]]
@@ -189,6 +204,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "shipping/export_memory": export_memory,
     "shipping/serve_load": serve_load,
     "shipping/compatibility": compatibility,
+    "shipping/quantized_bases": quantized_bases,
 }
 
 

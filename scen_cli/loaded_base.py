@@ -28,7 +28,8 @@ class LoadedBase:
 
     def __init__(self, settings: Mapping[str, Any], device: str = "auto", base: Base | None = None) -> None:
         name = os.environ.get("SCEN_BASE") or settings["model"]  # a base that moved is checked like any other
-        self.base = base or load_base(name, settings["revision"], settings["dtype"], device)
+        how = settings.get("quantize"), settings.get("device_map")
+        self.base = base or load_base(name, settings["revision"], settings["dtype"], device, *how)
         check_unchanged(self.base, dict(settings))
         self.model = self.base.model
         try:

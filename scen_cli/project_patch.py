@@ -52,7 +52,7 @@ class ProjectPatch(Patch):
             warn(f"edit {expert} is damaged and quarantined, it calls nothing: {error}")
         experts = StoredExperts(project, merged.experts, rank_of, edited, warn)
         self.full_at_once = experts.at_once if (experts.ranks == 0).any() else None  # None: there are none
-        device = edited.projection.weight.device
+        device = edited.device
         whole = {edit: expert for edit, expert in expert_of.items() if expert in of_expert}
         self.forms = _forms(project, whole, merged.experts, looks) if looks else [[] for _ in merged.experts]
         bank = SimpleNamespace(
@@ -93,7 +93,7 @@ class StoredExperts(Experts):
         edited: EditedLayer,
         warn: Callable[[str], None],
     ) -> None:
-        device = edited.projection.weight.device
+        device = edited.device
         d, h = edited.projection_shape
         told = torch.tensor([min(rank_of[expert], HIGHEST_RANK + 1) for expert in experts], dtype=torch.long)
         can_be = (told >= 0) & (told <= HIGHEST_RANK)

@@ -35,6 +35,8 @@ def new_project(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantize: str | None = None,
+    device_map: str | None = None,
     place: str = "down",
     template: str = DEFAULT_TEMPLATE,
     recipe: str | Recipe = DEFAULT_RECIPE,
@@ -46,6 +48,7 @@ def new_project(
 ) -> Project:
     """Create a project on a base and return it.
 
+    `quantize` (`8bit`, `4bit`) and `device_map` (`auto`, ...) are how the base is loaded from now on (`load_base`).
     `place` says where experts sit: `down`, or for the paper's Table 3 `up` or `attn`.
     `recipe` is a name, or a recipe as it is; `changes` are settings that differ from the named one's
     (`theta`, `expert_steps`, ...). `guard` is a file of prompts that must stay the base's own, a guard made before,
@@ -55,7 +58,7 @@ def new_project(
     anything is wrong:
     raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
     """
-    asked = BaseChoice(model, layer, revision, dtype, device, place, template, seed)
+    asked = BaseChoice(model, layer, revision, dtype, device, place, template, seed, quantize, device_map)
     rates = DEMO_RATES if model == "demo" else {}
     chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, changes or {}, rates)
     ready = asked.load(Path(folder), base)
@@ -82,6 +85,8 @@ class BaseChoice:
     place: str = "down"
     template: str = DEFAULT_TEMPLATE
     seed: int = 0
+    quantize: str | None = None
+    device_map: str | None = None
 
     def load(self, folder: Path, base: Base | None = None) -> ReadyBase:
         """Load the base, unless it is loaded, and check that a project in `folder` can edit it.
@@ -99,7 +104,8 @@ class BaseChoice:
             )
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UsageError(f"dtype `{self.dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
-        base = base or load_base(self.model, self.revision, self.dtype, self.device)
+        how = self.quantize, self.device_map
+        base = base or load_base(self.model, self.revision, self.dtype, self.device, *how)
         edited = find_layer(base.model, layer, self.place)
         template = make_template(base.tokenizer, base.model, self.template)
         is_local = self.model != "demo" and Path(self.model).expanduser().is_dir()
@@ -113,6 +119,8 @@ class BaseChoice:
             "module": edited.module_name,
             "ffn_width": edited.ffn_width,
             "dtype": self.dtype,
+            "quantize": self.quantize,
+            "device_map": self.device_map,
             "template": self.template,
             "seed": self.seed,
         }

@@ -17,7 +17,7 @@ from scen_cli.project.ledger import now
 from scen_cli.project.rows import Threshold
 from scen_cli.reverting import revert
 
-SAME = ("weights_digest", "layer", "place", "template", "recipe", "seed", "dtype")
+SAME = ("weights_digest", "layer", "place", "template", "recipe", "seed", "dtype", "quantize")
 
 
 def differences(editor: Editor, events: Sequence[LogEvent]) -> list[str]:

@@ -153,6 +153,8 @@ def _what_may_help(outcomes: list[Outcome]) -> str:
 
 def _elsewhere(editor: Editor, workers: int, engine: str, device: str) -> AbstractContextManager[FitAll | None]:
     """Where experts are trained: in other processes, or (None) here."""
+    if workers > 1 and device == "auto" and editor.project.settings.get("device_map"):
+        raise UsageError("a base that is spread over the devices leaves none to other workers", hint="`--workers 1`")
     if engine == "ray":
         from scen_cli.training.ray_workers import RayPool
 

@@ -18,6 +18,13 @@ def init(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")] = "auto",
     device: Device = "auto",
+    quantize: Annotated[
+        str | None, typer.Option(help="Load the base in 8bit or 4bit from now on (bitsandbytes). Experts stay float32.")
+    ] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(envvar="SCEN_DEVICE_MAP", help="auto: spread a base larger than one GPU over all there are."),
+    ] = None,
     template: Annotated[
         str, typer.Option(help="A string with {prompt} in it; `chat` for the tokenizer's own template; `none`.")
     ] = "[INST]{prompt}[/INST]",
@@ -61,7 +68,7 @@ def init(
 
     refuse_existing(dir)
     changes: dict[str, str | float | None] = dict(_split(text) for text in setting or [])
-    choice = (model, layer, revision, dtype, device, place, template, seed)
+    choice = (model, layer, revision, dtype, device, place, template, seed, quantize, device_map)
     if method is not None:
         if expert or rank or stop_when or theta is not None or recipe != "closed-form" or place != "down":
             raise UsageError("`--method` has settings of its own: `--set NAME=VALUE`")
@@ -85,6 +92,8 @@ def init(
         revision=revision,
         dtype=dtype,
         device=device,
+        quantize=quantize,
+        device_map=device_map,
         place=place,
         template=template,
         recipe=recipe,
@@ -95,7 +104,7 @@ def init(
     )
     settings = project.settings
     rows = [
-        ("base", settings["model"]),
+        ("base", settings["model"] + (f", in {quantize}" if quantize else "")),
         ("weights", f"sha256 {settings['weights_digest'][:16]}"),
         ("layer", f"{settings['layer']} ({settings['module']}, h = {settings['ffn_width']})"),
         ("template", settings["template"]),

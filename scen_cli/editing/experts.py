@@ -13,6 +13,7 @@ from scen_cli.editing.lessons import Batch, Graded, Lesson
 from scen_cli.editing.prefix import Prefix, in_training, record_prefix, standing_still
 from scen_cli.editing.recipe import Recipe
 from scen_cli.editing.trainable import FullExperts, LowRankExperts, Trainable
+from scen_cli.model.device import device_of
 from scen_cli.model.experts import Expert
 from scen_cli.model.ffn import EditedLayer
 
@@ -69,7 +70,7 @@ def _fit(
     rank: int | str,
     extra_steps: int,
 ) -> list[ExpertFit]:
-    batch = Batch.of(lessons, model.device)
+    batch = Batch.of(lessons, device_of(model))
     prefix = record_prefix(model, edited, batch.input_ids)
     experts = _begin(edited, batch, prefix, recipe, rank)
     pairs = zip(experts.parameters, experts.rates, strict=True)

@@ -48,11 +48,12 @@ class Batch:
         self.width = ids.shape[1]
         self.input_ids = ids.flatten(0, 1).to(device)
         predicts = labels >= 0
-        self.places = predicts.any(dim=0).any(dim=0).nonzero().flatten().to(device)  # where anything is predicted
+        # Where anything is predicted: a list, since the layer that gives the logits may be on another device.
+        self.places: list[int] = predicts.any(dim=0).any(dim=0).nonzero().flatten().tolist()
         tokens, samples = predicts.sum(dim=2, keepdim=True), predicts.any(dim=2).sum(dim=1)[:, None, None]
         self._weights = (1 / (tokens * samples)).expand_as(labels)[predicts].to(device)
         self._targets = labels[predicts].to(device)
-        there = predicts[:, :, self.places.cpu()].flatten(0, 1)
+        there = predicts[:, :, self.places].flatten(0, 1)
         self._rows, self._at = there.nonzero()[:, 0], there.to(device)
 
     @classmethod

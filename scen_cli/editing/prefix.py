@@ -74,7 +74,8 @@ def record_prefix(model: PreTrainedModel, edited: EditedLayer, input_ids: Tensor
             handle.remove()
         _training.reset(token)
     outputs = {module: output for module, (_inputs, output) in seen.items()}
-    return Prefix(entered[0], seen[edited.projection][0], outputs)
+    inputs = seen[edited.projection][0]
+    return Prefix(entered[0].to(inputs.device), inputs, outputs)  # (layer l-1 may be on another device)
 
 
 @contextmanager
@@ -84,6 +85,7 @@ def standing_still(edited: EditedLayer, prefix: Prefix) -> Iterator[None]:
     Other threads that run the model meanwhile meet its layers as they are.
     """
     recorded = dict.fromkeys(list(edited.layers)[: edited.index], prefix.residual) | prefix.outputs
+    before = {module: vars(module).get("forward") for module in recorded}
     token = _training.set(prefix)
 
     def still(compute: Callable[..., Any], recording: Tensor) -> Callable[..., Any]:
@@ -98,8 +100,11 @@ def standing_still(edited: EditedLayer, prefix: Prefix) -> Iterator[None]:
         yield
     finally:
         _training.reset(token)
-        for module in recorded:
-            del module.forward
+        for module, own in before.items():
+            if own is None:
+                del module.forward
+            else:  # accelerate's, of a base that is spread over devices
+                module.forward = own
 
 
 def in_training(prefix: Prefix) -> bool:

@@ -16,19 +16,20 @@ from typing import Any
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from scen_cli.errors import UsageError
 from scen_cli.export.card import checkpoint_card
 from scen_cli.export.casting import cast_file
 from scen_cli.export.folder import new_folder
 from scen_cli.export.router import all_there, router_of
-from scen_cli.model.base import DTYPES, hub_name
+from scen_cli.model.base import DTYPES, hub_name, load_base
+from scen_cli.model.placing import is_whole, quantization
 from scen_cli.patched_model import PatchedModel
 from scen_cli.project_patch import ProjectPatch
 
 MODELING = Path(__file__).parent / "modeling_scen.py"
-_ROUTING = ("digest.py", "reading.py", "second_look.py", "routing.py", "experts.py", "patch.py")
+_ROUTING = ("device.py", "digest.py", "reading.py", "second_look.py", "routing.py", "experts.py", "patch.py")
 ROUTING = [Path(__file__).parents[1] / "model" / name for name in _ROUTING]
 PATCH_FILE = "scen.safetensors"
 SHARD = "1GB"
@@ -57,17 +58,20 @@ def export_checkpoint(
     if dtype is not None and (dtype not in DTYPES or patch_only):
         known = f"one of: {', '.join(DTYPES)}; a patch alone has no weights to cast"
         raise UsageError(f"dtype `{dtype}` cannot be exported", hint=known)
+    quantize = patched.project.settings.get("quantize")
     with all_there(patched) as patch, new_folder(folder) as draft:
         router, tensors = router_of(patched, patch), experts_of(patch)
         tensors = {f"scen.{name}": tensor for name, tensor in {**router.tensors, **tensors}.items()}
         config = copy.deepcopy(patched.model.config)
+        config.dtype = DTYPES[dtype] if dtype else patched.model.dtype
         if patch_only:
             save_file(tensors, draft / PATCH_FILE, {"format": "pt"})
             router.settings["base"] = base_of(patched)
-            config.dtype = patched.model.dtype
         else:
             save_weights(patched, draft, tensors, dtype, max_shard_size)
-            config.dtype = DTYPES[dtype] if dtype else patched.model.dtype
+        if quantize:  # the weights are written whole, and quantised as they are loaded
+            del config.quantization_config
+            router.settings["quantization"] = quantization(quantize, config.dtype)
         config.architectures = ["ScenForCausalLM"]
         config.auto_map = {"AutoModelForCausalLM": "modeling_scen.ScenForCausalLM"}
         config.scen = router.settings
@@ -104,7 +108,7 @@ def save_weights(
     patched: PatchedModel, draft: Path, more: dict[str, Tensor], dtype: str | None, max_shard_size: str
 ) -> None:
     """The base's weights, replaced and joined by `more`, in shards; cast, if they are to be, once they are written."""
-    model = patched.model
+    model = _whole(patched)
     if re.fullmatch(r"[1-9]\d*[KMG]B", max_shard_size) is None:
         raise UsageError(f"`{max_shard_size}` is no size of a file", hint="e.g. 500MB or 5GB")
     model.save_pretrained(draft, state_dict={**model.state_dict(), **more}, max_shard_size=max_shard_size)
@@ -117,6 +121,18 @@ def save_weights(
         told = json.loads(index.read_text(encoding="utf-8"))
         told["metadata"]["total_size"] = sum(path.stat().st_size for path in draft.glob("*.safetensors"))
         index.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def _whole(patched: PatchedModel) -> PreTrainedModel:
+    """The base with its weights as the checkpoint has them: loaded once more if it is quantised or kept elsewhere."""
+    if is_whole(patched.model):
+        return patched.model
+    model = load_base(str(patched.base.folder), dtype=patched.project.settings["dtype"], device="cpu").model
+    if not is_whole(model):
+        raise UsageError(
+            "the base's checkpoint is quantised: its weights are not written anew", hint="`--patch-only`, or `--peft`"
+        )
+    return model
 
 
 def save_surroundings(patched: PatchedModel, draft: Path) -> None:

@@ -29,10 +29,11 @@ import transformers
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import BitsAndBytesConfig, GenerationConfig, LlamaForCausalLM
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
+from scen_cli.model.device import device_of
 from scen_cli.model.digest import digest_of
 from scen_cli.model.experts import Experts
 from scen_cli.model.patch import Patch, mask_of
@@ -63,6 +64,23 @@ def _base_folder(told: dict[str, Any], where: str | None) -> Path:
     if digest_of(folder) != told["digest"]:
         raise ValueError(f"the weights in `{folder}` are not those that these edits were made for: another digest")
     return folder
+
+
+def _at(device: torch.device, bank: StoredBank) -> StoredBank:
+    """The bank on a device, wherever a device map has put it."""
+    if not any(tensor.is_meta for tensor in bank.parameters()):
+        return bank.to(device)
+    from accelerate.hooks import remove_hook_from_module
+    from accelerate.utils import align_module_device
+
+    tensors = {}
+    for prefix, module in bank.named_modules():
+        with align_module_device(module):
+            for name, tensor in module.named_parameters(prefix, recurse=False):
+                tensors[name] = tensor.detach().to(device, copy=True)
+    remove_hook_from_module(bank, recurse=True)
+    bank.load_state_dict(tensors, assign=True)
+    return bank
 
 
 _BASE_PARAMETERS = list(inspect.signature(LlamaForCausalLM.forward).parameters)[1:]  # without `self`
@@ -126,6 +144,8 @@ class ScenForCausalLM(LlamaForCausalLM):
     def _attach(self, bank: StoredBank) -> None:
         settings = self.config.scen
         self.scen = bank
+        if (before := getattr(self, "_patch", None)) is not None:
+            before.detach()
         # Said here, not of the class: transformers 4 looks for the module while the base class is made.
         self._keep_in_fp32_modules_strict = {*(getattr(self, "_keep_in_fp32_modules_strict", None) or ()), "scen"}
         projection, down_proj = (self.get_submodule(settings[name]) for name in ("module", "keys_at"))
@@ -143,10 +163,15 @@ class ScenForCausalLM(LlamaForCausalLM):
         config = options.get("config")
         if config is None:
             config = options["config"] = cls.config_class.from_pretrained(folder)
+        if (how := config.scen.get("quantization")) is not None:  # keys are what they were with the base so held
+            options.setdefault("quantization_config", BitsAndBytesConfig(**how))
         told = config.scen.get("base")
         if told is None:
             loaded = super().from_pretrained(folder, *args, **options)
-            (loaded[0] if isinstance(loaded, tuple) else loaded).scen.halve()
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            where = device_of(model.get_submodule(config.scen["module"]))
+            model._attach(_at(where, model.scen))  # again: modules may have others in their places, quantised ones
+            model.scen.halve()
             return loaded
         hub = {name: options.pop(name, None) for name in ("revision", "token", "cache_dir")}
         known = {name: value for name, value in hub.items() if value is not None}
@@ -156,7 +181,7 @@ class ScenForCausalLM(LlamaForCausalLM):
         bank = StoredBank(config.scen)
         bank.load_state_dict({name.removeprefix("scen."): tensor for name, tensor in load_file(patch_file).items()})
         bank.halve()
-        model._attach(bank.to(model.get_submodule(config.scen["module"]).weight.device))
+        model._attach(bank.to(device_of(model.get_submodule(config.scen["module"]))))
         model.name_or_path = str(folder)
         model.generation_config = GenerationConfig.from_pretrained(folder, **known)
         return loaded

@@ -6,6 +6,7 @@ Weights are read from safetensors only, and no code from a checkpoint ever runs.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.checking import check_files, needs_code
+from scen_cli.model.device import device_of
 from scen_cli.model.digest import digest_of
+from scen_cli.model.placing import loading_options
 
 DEMO = Path(__file__).parent.parent / "demo" / "base"
 ALIASES = {
@@ -41,7 +44,8 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where its input goes."""
+        return device_of(self.model)
 
 
 def hub_name(name: str) -> str:
@@ -72,24 +76,33 @@ def load_base(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantize: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> Base:
     """Load and freeze a base, to decode greedily unless told otherwise.
 
-    `dtype` is `auto` (the checkpoint's own) or a key of `DTYPES`.
+    `dtype` is `auto` (the checkpoint's own) or a key of `DTYPES`. `quantize` (`8bit` or `4bit`) is how its matrices are
+    held; `device_map` is accelerate's, and counts if `device` is `auto`.
 
-    Raises `UsageError` for a base that is missing, not whole, not a causal language model, or needs code of its own.
+    Raises `UsageError` for a base that is missing, not whole, not a causal language model, or needs code of its own,
+    and for a way of loading it that is not known or needs what is not installed.
     """
     where, folder = pick_device(device), folder_of(name, revision)
     check_files(name, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        spread = device_map if device == "auto" else None
+        options = loading_options(folder, DTYPES.get(dtype), where, quantize, spread)
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES.get(dtype, "auto"),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
+    except UsageError:
+        raise
     except Exception as error:  # a bad file can fail in any of four libraries
         if type(error).__name__ == "OutOfMemoryError":
             raise
@@ -106,7 +119,7 @@ def load_base(
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
     )
-    return Base(model.eval().to(where), tokenizer, folder)
+    return Base(model.eval() if options else model.eval().to(where), tokenizer, folder)
 
 
 def pick_device(device: str) -> torch.device:

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from scen_cli.errors import UsageError
+from scen_cli.model.device import device_of
+from scen_cli.model.placing import quantization_of, quantized_by_bitsandbytes, weight_of
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,8 @@ class EditedLayer:
     def base_weight(self) -> torch.Tensor:
         """The weight experts start from, (out, in) in float32, a copy: (d, h) for W_down.
         (GPT-2's Conv1D keeps it transposed.)"""
-        weight = self.projection.weight.detach()
-        weight = weight.T if isinstance(self.projection, Conv1D) else weight
-        return weight.float().clone(memory_format=torch.contiguous_format)
+        weight = weight_of(self.projection)
+        return (weight.T if isinstance(self.projection, Conv1D) else weight).contiguous()
 
     def as_stored(self, weight: torch.Tensor) -> torch.Tensor:
         """A weight of the projection, (out, in), as the base stores it: the way back from `base_weight`."""
@@ -68,21 +69,24 @@ class EditedLayer:
     @property
     def projection_shape(self) -> tuple[int, int]:
         """(out, in) of the projection: (d, h) for W_down."""
-        rows, columns = self.projection.weight.shape
-        return (columns, rows) if isinstance(self.projection, Conv1D) else (rows, columns)
+        return _shape(self.projection)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the projection computes."""
+        return device_of(self.projection)
 
     @property
     def ffn_width(self) -> int:
         """h: the width of a key."""
-        rows, columns = self.down_proj.weight.shape
-        return rows if isinstance(self.down_proj, Conv1D) else columns
+        return _shape(self.down_proj)[1]
 
 
 def find_layer(model: PreTrainedModel, layer: int, place: str = "down") -> EditedLayer:
     """Find the projections of one decoder layer; experts are to sit at `place`, one of `PLACES`.
 
     Raises `UsageError` for a layer or place that is not there, a mixture of experts, an unknown
-    architecture, or a projection that is not a plain matrix (a quantised one, say).
+    architecture, or a projection that is neither a plain matrix nor one that bitsandbytes has quantised.
     """
     model_type = model.config.model_type
     if any(getattr(model.config, name, None) for name in _MOE_SETTINGS):
@@ -95,6 +99,11 @@ def find_layer(model: PreTrainedModel, layer: int, place: str = "down") -> Edite
         raise UsageError(
             f"scen does not know where `{model_type}` keeps its FFN's down projection",
             hint=f"architectures that work: {', '.join(LOCATIONS)}",
+        )
+    if (how := quantization_of(model.config)) not in (None, "bitsandbytes"):
+        raise UsageError(
+            f"the base is quantised by {how}, whose matrices scen does not know",
+            hint="an unquantised base works, and `--quantize 8bit` or `4bit` of it",
         )
     names = LOCATIONS[model_type]
     if place not in PLACES:
@@ -109,18 +118,23 @@ def find_layer(model: PreTrainedModel, layer: int, place: str = "down") -> Edite
     return EditedLayer(
         layers,
         layer,
-        _plain_matrix(layers[layer], names.down),
+        _matrix(layers[layer], names.down),
         full_name.format(names.down),
-        _plain_matrix(layers[layer], here),
+        _matrix(layers[layer], here),
         full_name.format(here),
     )
 
 
-def _plain_matrix(layer: nn.Module, name: str) -> nn.Linear | Conv1D:
+def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
+    """(out, in), whatever form the weight is stored in."""
+    return (module.nf, module.nx) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
+
+
+def _matrix(layer: nn.Module, name: str) -> nn.Linear | Conv1D:
     module = layer.get_submodule(name)
-    if type(module) not in (nn.Linear, Conv1D):
+    if type(module) not in (nn.Linear, Conv1D) and not quantized_by_bitsandbytes(module):
         raise UsageError(
             f"the layer's `{name}` is a {type(module).__name__}, not a plain matrix",
-            hint="load the base unquantised",
+            hint="an unquantised base works, and `--quantize 8bit` or `4bit` of it",
         )
     return module

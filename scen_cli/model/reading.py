@@ -101,6 +101,7 @@ def read_input(model: nn.Module, module: nn.Module, input_ids: Tensor, attention
 def pooled(hidden: Tensor, attention_mask: Tensor, pool: str) -> Tensor:
     """Keys (rows, h), float32, of the input of `down_proj`, (rows, tokens, h): at each row's last real token, or the
     mean over its real tokens but the first."""
+    attention_mask = attention_mask.to(hidden.device)
     if pool == "mean":
         real = attention_mask.bool() & ((positions_of(attention_mask) > 0) | (attention_mask.sum(1, True) == 1))
         return (hidden.float() * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scen_cli.errors import UsageError
+from scen_cli.model.placing import is_whole
 from scen_cli.rivals import (
     comeba_hk,
     fine_tuning,
@@ -32,8 +33,15 @@ def find_method(name: str) -> type[Method]:
 
 
 def make_method(name: str, given: Given, changes: dict[str, Any] | None = None) -> Method:
-    """A method, new, with some of its settings changed. Raises `UsageError` for one that cannot be."""
+    """A method, new, with some of its settings changed. Raises `UsageError` for one that cannot be, or not on this
+    base."""
     method = find_method(name)
+    model = given.base.model
+    if not method.any_base and (not is_whole(model) or len({one.device for one in model.parameters()}) > 1):
+        raise UsageError(
+            f"`{name}` needs a base that is whole on one device: this one is quantised or spread",
+            hint="SCEN itself edits it",
+        )
     return method(given, make_settings(method.settings_type, changes or {}))
 
 

@@ -94,6 +94,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     settings_type: ClassVar[type[Settings]] = Settings
+    any_base: ClassVar[bool] = False  # whether a base may be quantised, or spread over devices
 
     def __init__(self, given: Given, settings: Settings) -> None:
         self.given = given if settings.layer is None else replace(given, layer=settings.layer)

@@ -40,6 +40,7 @@ class Scen(Method):
 
     name = "scen"
     settings_type: ClassVar[type[Settings]] = ScenSettings
+    any_base = True
     settings: ScenSettings
 
     def __init__(self, given: Given, settings: ScenSettings) -> None:

@@ -131,6 +131,8 @@ def _project(bench: Bench, variant: Variant) -> Project:
         wanted["layer"],
         revision=now["revision"],
         dtype=now["dtype"],
+        quantize=now.get("quantize"),
+        device_map=now.get("device_map"),
         place=wanted["place"],
         template=wanted["template"],
         recipe=recipe,
