@@ -12,13 +12,13 @@ import torch
 from benchmarks.measuring import show
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits
+from scen_cli.guarding import unedited_prompts
 from scen_cli.model.base import load_base
 from scen_cli.model.template import make_template
 from scen_cli.project_setup import DEFAULT_TEMPLATE
 from scen_cli.rivals.answering import answer
 from scen_cli.rivals.associative import Contexts, at_places, recorded
 from scen_cli.rivals.catalogue import ready_method
-from scen_cli.rivals.given import make_given
 from scen_cli.rivals.method import Given, attached
 
 SETTINGS = {"at": "last", "contexts": 1, "known": 15.0}
@@ -27,7 +27,8 @@ SETTINGS = {"at": "last", "contexts": 1, "known": 15.0}
 def main(batch: int = 30, series: int = 1, batches: int = 11) -> None:
     torch.set_num_threads(1)
     base = load_base("demo", device="cpu")
-    given = make_given(base, make_template(base.tokenizer, base.model, DEFAULT_TEMPLATE), 2)
+    template = make_template(base.tokenizer, base.model, DEFAULT_TEMPLATE)
+    given = Given(base, template, 2, unedited_prompts(base, template, 0, None))
     size = batch * batches
     runs = [_run(given, demo_edits()[start * size : (start + 1) * size], batch) for start in range(series)]
     rows: list[list[object]] = []

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 
 from scen_cli.cli.opening import HERE, Device, Dir, open_editor
 from scen_cli.cli.output import Json, Output, Quiet, table
+from scen_cli.cli.study import divided
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,12 +60,16 @@ def compare(
     from scen_cli.evaluation.evaluate import check_decoding
     from scen_cli.rivals.comparing import compare as run
     from scen_cli.rivals.rows import find_rows
+    from scen_cli.studies.division import fitting
 
     check_decoding(decoding)
     rows = find_rows(names, editor.model.config.num_hidden_layers)
     folder = to or dir / "compare"
     if passages is None and suite != "demo":
-        loaded = _divided(editor, loaded, decoding, folder, out)
+        found, _folder = divided(editor, loaded, decoding, folder, out)
+        for warning in fitting(found, 1):
+            out.warn(warning)
+        loaded = replace(found, name=Path(loaded.name).stem)
     bench = _bench(editor, loaded, passages, (edits, trials, decoding), folder, out)
     if passages:
         rows = [_even_if_not_learned(row) for row in rows]
@@ -90,17 +95,6 @@ def _even_if_not_learned(row: Row) -> Row:
         return row
     changes = {"require_learned": False, **row.settings.get("changes", {})}
     return replace(row, settings={**row.settings, "changes": changes})
-
-
-def _divided(editor: Editor, questions: Suite, decoding: str, folder: Path, out: Output) -> Suite:
-    """What the base answers wrongly is edited, what it answers rightly must stay."""
-    from scen_cli.studies.division import divide, fitting
-
-    with out.progress(1 + len(questions.edits) // 64, "asking the base") as tell:
-        found = divide(editor, questions.edits, folder / f"divided-{Path(questions.name).stem}", decoding, tell)
-    for warning in fitting(found, 1):
-        out.warn(warning)
-    return replace(found, name=Path(questions.name).stem)
 
 
 def _bench(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scen_cli.cli.opening import HERE, Device, Dir, open_editor
 from scen_cli.cli.output import Json, Output, Quiet
 from scen_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from scen_cli.editor import Editor
 
 
 def export(
@@ -61,47 +65,54 @@ def export(
     editor = open_editor(dir, device, out)
     from scen_cli.export.checkpoint import SHARD
 
-    more: dict[str, Any] = {}
+    weights = {"max_shard_size": max_shard_size or SHARD, "license": license}
     if merge:
-        from scen_cli.export.merged import export_merged, rows
-
-        files, folded = export_merged(
-            editor,
-            to,
-            edit=edit,
-            gates=gates,
-            max_shard_size=max_shard_size or SHARD,
-            license=license,
-            tell=out.note,
-        )
-        more = {
-            "lambda": folded.known,
-            "figures": {name: figure.as_dict() for name, figure in folded.figures.items()},
-            "routed": {name: figure.as_dict() for name, figure in folded.routed.items()},
-        }
-        use = "\n".join([*rows(folded), f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r})"])
+        written = _merged(editor, to, {"edit": edit, "gates": gates, "tell": out.note, **weights})
     elif peft:
-        from scen_cli.export.adapters import export_adapters
-
-        files = export_adapters(editor, to, license=license)
-        use = f"each edit's LoRA is a folder there; {to / 'router.json'} says how a prompt finds its own"
+        written = _adapters(editor, to, license)
     else:
-        from scen_cli.export.checkpoint import export_checkpoint
-
-        files = export_checkpoint(
-            editor, to, patch_only=patch_only, dtype=dtype, max_shard_size=max_shard_size or SHARD, license=license
-        )
-        use = f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r}, trust_remote_code=True)"
+        written = _checkpoint(editor, to, {"patch_only": patch_only, "dtype": dtype, **weights})
     edits = 1 if edit is not None else len(editor.patch().expert_of)
-    size = sum(path.stat().st_size for path in files)
+    size = sum(path.stat().st_size for path in written.files)
+    files = [str(path.relative_to(to.resolve())) for path in written.files]
     out.result(
-        {
-            "out": str(to),
-            "edits": edits,
-            "bytes": size,
-            "files": [str(p.relative_to(to.resolve())) for p in files],
-            **more,
-        },
+        {"out": str(to), "edits": edits, "bytes": size, "files": files, **written.more},
         f"{to}: {edits} edits, {size / 1e6:.1f} MB",
-        use,
+        written.use,
     )
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The files, how they are used, and what else there is to tell."""
+
+    files: list[Path]
+    use: str
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def _checkpoint(editor: Editor, to: Path, how: dict[str, Any]) -> _Written:
+    from scen_cli.export.checkpoint import export_checkpoint
+
+    use = f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r}, trust_remote_code=True)"
+    return _Written(export_checkpoint(editor, to, **how), use)
+
+
+def _adapters(editor: Editor, to: Path, license: str | None) -> _Written:
+    from scen_cli.export.adapters import export_adapters
+
+    use = f"each edit's LoRA is a folder there; {to / 'router.json'} says how a prompt finds its own"
+    return _Written(export_adapters(editor, to, license=license), use)
+
+
+def _merged(editor: Editor, to: Path, how: dict[str, Any]) -> _Written:
+    from scen_cli.export.merged import export_merged, rows
+
+    files, folded = export_merged(editor, to, **how)
+    more = {
+        "lambda": folded.known,
+        "figures": {name: figure.as_dict() for name, figure in folded.figures.items()},
+        "routed": {name: figure.as_dict() for name, figure in folded.routed.items()},
+    }
+    use = "\n".join([*rows(folded), f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r})"])
+    return _Written(files, use, more)

@@ -171,7 +171,7 @@ def divide(
 
     loaded = load_suite(str(data))
     editor = open_editor(dir, device, out)
-    found, folder = _divided(editor, loaded, decoding, to or dir / "studies", out)
+    found, folder = divided(editor, loaded, decoding, to or dir / "studies", out)
     counts = {"out": str(folder), "d_edit": len(found.edits), "d_loc": len(found.locality)}
     out.result(counts, f"{folder}: {len(found.edits)} answered wrongly (d_edit), {len(found.locality)} rightly (d_loc)")
     at = "" if dir == HERE else f" --dir {dir}"
@@ -180,7 +180,8 @@ def divide(
     out.note(f"`scen eval --suite {folder / 'd_edit.jsonl'}{kept}{at}`")
 
 
-def _divided(editor: Editor, questions: Suite_, decoding: str, to: Path, out: Output) -> tuple[Suite_, Path]:
+def divided(editor: Editor, questions: Suite_, decoding: str, to: Path, out: Output) -> tuple[Suite_, Path]:
+    """What the base answers wrongly, to be edited, and rightly, to stay; the folder that keeps it."""
     from scen_cli.studies.division import divide as run
 
     folder = to / f"divided-{Path(questions.name).stem}"
@@ -213,7 +214,7 @@ def _study(
 
     check_decoding(decoding)
     if source[0] != "demo":
-        suite, _folder = _divided(editor, suite, decoding, folder, out)
+        suite, _folder = divided(editor, suite, decoding, folder, out)
     for warning in fitting(suite, edits):
         out.warn(warning)
     bench = _bench(editor, replace(suite, edits=suite.edits[:edits]), decoding, folder, out)

@@ -17,7 +17,7 @@ from scen_cli.data.records import EditRecord
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.template import Template
 from scen_cli.model.variants import OPENINGS
-from scen_cli.rivals.examples import Examples
+from scen_cli.rivals.examples import Examples, padded_right
 from scen_cli.rivals.method import Given
 
 AT_ONCE = 64  # texts run together
@@ -97,15 +97,13 @@ def second_moment(given: Given, layers: Sequence[EditedLayer]) -> list[Tensor]:
     texts = [template.prompt_ids(p) + (template.target_ids(p, a) if a else []) for p, a in given.unedited]
     for start in range(0, len(texts), AT_ONCE):
         some = texts[start : start + AT_ONCE]
-        width = max(map(len, some))
-        ids = torch.tensor([text + [0] * (width - len(text)) for text in some])
-        real = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in some]).bool()
+        ids, mask = padded_right(some, given.base.device)
         with recorded(*(one.down_proj for one in layers)) as seen:
-            given.base.model(input_ids=ids.to(given.base.device), use_cache=False)
+            given.base.model(input_ids=ids, use_cache=False)
         for total, one in zip(sums, layers, strict=True):
-            keys = seen[one.down_proj][0][real.to(given.base.device)].double().cpu()
+            keys = seen[one.down_proj][0][mask.bool()].double().cpu()
             total += keys.T @ keys
-        count += int(real.sum())
+        count += int(mask.sum())
     moments = [(total / max(count, 1)).float().to(given.base.device) for total in sums]
     given.kept.update(zip(wanted, moments, strict=True))
     return moments

@@ -14,6 +14,15 @@ from scen_cli.model.template import Prompt, Template
 IGNORED = -100  # the label of a token that carries no loss
 
 
+def padded_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask (rows, tokens) of token sequences, padded on the right."""
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long), 1
+    return ids.to(device), mask.to(device)
+
+
 @dataclass(frozen=True)
 class Examples:
     """`ids` and `mask` (n, tokens), padded on the right: no pad is ever seen by a token before it. `labels`
@@ -32,15 +41,12 @@ class Examples:
         targets = [template.target_ids(str(prompt), target) for prompt, target in pairs]
         if not all(targets):
             raise UsageError(f"target {pairs[targets.index([])][1]!r} tokenises to nothing")
-        width = max(len(a) + len(b) for a, b in zip(prompts, targets, strict=True))
-        ids = torch.zeros(len(pairs), width, dtype=torch.long)
-        mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+        ids, mask = padded_right([a + b for a, b in zip(prompts, targets, strict=True)], device)
+        labels = torch.full(ids.shape, IGNORED)
         for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-            both = torch.tensor(prompt + target)
-            ids[row, : len(both)], mask[row, : len(both)] = both, 1
-            labels[row, len(prompt) - 1 : len(both) - 1] = both[len(prompt) :]
+            labels[row, len(prompt) - 1 : len(prompt) + len(target) - 1] = torch.tensor(target)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        return cls(*(one.to(device) for one in (ids, mask, labels, lengths)))
+        return cls(ids, mask, labels.to(device), lengths.to(device))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -9,14 +9,14 @@ from math import exp, log
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from scen_cli.data.records import EditRecord
 from scen_cli.evaluation.hallucination import Passage, continued, whole
 from scen_cli.evaluation.metrics import Mean, Measure, Share
 from scen_cli.evaluation.samples import REPHRASES
 from scen_cli.rivals.answering import MAX_NEW_TOKENS, answer
-from scen_cli.rivals.examples import IGNORED, Examples
+from scen_cli.rivals.examples import IGNORED, Examples, padded_right
 from scen_cli.rivals.method import Given, Method
 
 AT_ONCE = 16  # texts whose logits are in memory
@@ -126,7 +126,7 @@ class Perplexities:
         for start in range(0, len(passages), AT_ONCE):
             some = passages[start : start + AT_ONCE]
             texts, prompts = (
-                _on_the_right(rows, method.base.device)
+                padded_right(rows, method.base.device)
                 for rows in ([one.text.ids for one in some], [one.routed_by for one in some])
             )
             logits = method.logits(prompts, texts)
@@ -136,11 +136,3 @@ class Perplexities:
                 loss = nn.functional.cross_entropy(before, torch.tensor(one.text.ids[-scored:], device=row.device))
                 values.append(exp(min(float(loss), HIGHEST)))
         return values
-
-
-def _on_the_right(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask (rows, tokens), padded on the right."""
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids, mask
