@@ -24,8 +24,9 @@ from scen_cli.model.base import Base
 from scen_cli.model.reading import Reading
 from scen_cli.model.template import Prompt
 from scen_cli.project.batches import batches_without, commit_batch, revert_batch
-from scen_cli.project.project import METHOD_FORMAT, Project
+from scen_cli.project.project import Project
 from scen_cli.project.rows import WHAT_HELPS, Edit
+from scen_cli.project.settings import METHOD_FORMAT
 from scen_cli.project.state import read_state, state_setting
 from scen_cli.project.trained import Trained, Training
 from scen_cli.project_setup import BaseChoice

@@ -21,7 +21,8 @@ from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer, find_layer
 from scen_cli.model.template import Template, make_template
 from scen_cli.project.guard import Guard, NewGuard
-from scen_cli.project.project import FORMAT, Project, refuse_existing
+from scen_cli.project.project import Project, refuse_existing
+from scen_cli.project.settings import FORMAT
 
 DEMO_LAYER = 2
 DEFAULT_TEMPLATE = "[INST]{prompt}[/INST]"

@@ -30,8 +30,9 @@ from scen_cli.project.history import digest_of_row, digest_of_rows
 from scen_cli.project.ledger import Ledger, now
 from scen_cli.project.lock import AT_LEAST, locked
 from scen_cli.project.merging import Merged
-from scen_cli.project.rows import WHAT_HELPS, Edit, Threshold
+from scen_cli.project.rows import Edit, Threshold
 from scen_cli.project.seal import LEDGER, seal
+from scen_cli.project.settings import check_settings
 from scen_cli.project.state import put_state, write_state
 from scen_cli.project.store import (
     EditTensors,
@@ -40,10 +41,6 @@ from scen_cli.project.store import (
     write_edit,
 )
 from scen_cli.project.trained import Trained, Training, edit_row
-
-FORMAT = 1  # of the whole folder; a newer one is refused
-METHOD_FORMAT = 2  # of one that edits by another method than SCEN
-KINDS: dict[str, type] = {"format": int, "model": str, "layer": int, "ffn_width": int, "recipe": dict}  # of settings
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Project:
             )
         self.ledger = Ledger(self.folder / LEDGER, author)
         self.settings = self.ledger.settings()
-        _check_settings(self.settings, self.folder)
+        check_settings(self.settings, self.folder / LEDGER)
         self.ledger.check_settings(self.settings)
         self.files = EditFiles(self.folder, self.settings["ffn_width"])
         if self.ledger.updated and self.method is None:
@@ -328,21 +325,6 @@ class Project:
             told["id"] = int(self.ledger.db["evaluations"].insert(row).last_pk)
             told["row"] = digest_of_rows(self.ledger.db["evaluations"].rows_where("id = ?", [told["id"]]))
         return int(told["id"])
-
-
-def _check_settings(settings: dict[str, Any], folder: Path) -> None:
-    """Raise `DamageFound` for settings that are no project's, `UsageError` for those of another format."""
-    where = f"`{folder / LEDGER}`"
-    if not settings:
-        raise DamageFound(f"{where} holds no project", hint="restore it from a backup")
-    for name, kind in KINDS.items():
-        if type(settings.get(name)) is not kind:
-            raise DamageFound(f"{where}: setting `{name}` is {settings.get(name)!r}", hint=WHAT_HELPS)
-    if settings["format"] != (METHOD_FORMAT if "method" in settings else FORMAT):
-        raise UsageError(
-            f"this project has format {settings['format']}; this scen reads formats {FORMAT} and {METHOD_FORMAT}",
-            hint="update scen: `pip install -U scen-cli`",
-        )
 
 
 def refuse_existing(folder: Path) -> None:

@@ -74,6 +74,8 @@ ATTACKS = [
     Attack("settings: words for a layer", setting("layer", "two"), ASK, 12, "layer"),
     Attack("settings: no such place", setting("place", "../up"), ASK, 12, "place"),
     Attack("settings: a dtype of its own", setting("dtype", "__import__"), ASK, 12, "dtype"),
+    Attack("settings: other bits", setting("quantize", "4bit"), ASK, 12, "setting `quantize`"),
+    Attack("settings: a map onto disk", setting("device_map", {"": "disk"}), ASK, 12, "setting `device_map`"),
     Attack("settings: a template without a prompt", setting("template", "Q:"), ASK, 12, "template"),
     Attack("settings: a recipe with unknown names", recipe(speed=9), ASK, 12, "speed"),
     Attack("settings: a recipe out of range", recipe(theta=7), ASK, 12, "theta"),

@@ -13,7 +13,8 @@ from scen_cli.cli.failures import explain
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project.check import repair, verify
-from scen_cli.project.project import FORMAT, Project, Trained, Training
+from scen_cli.project.project import Project, Trained, Training
+from scen_cli.project.settings import FORMAT
 from scen_cli.project.store import EditTensors, read_tensors, write_edit
 
 H, D = 12, 5
