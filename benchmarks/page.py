@@ -39,6 +39,12 @@ def edit_speed(found: dict[str, Any]) -> str:
     return f"{_table(head, lines)}\n\n{growth} {_where(found)}"
 
 
+def recipes(found: dict[str, Any]) -> str:
+    from benchmarks import recipes as bench
+
+    return f"{_table(bench.COLUMNS, [bench.cells(one) for one in found['found']])}\n\n{_where(found)}"
+
+
 def first_edit(found: dict[str, Any]) -> str:
     lines = [
         [one["base"], one["method"], f"{one['seconds']:.3f}", f"{one['times_less']:.1f}"] for one in found["found"]
@@ -189,6 +195,7 @@ def cost_model(_found: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "edit_speed": edit_speed,
+    "recipes": recipes,
     "first_edit": first_edit,
     "inference_speed": inference_speed,
     "routing_scale": routing_scale,

@@ -51,7 +51,7 @@ def unedited_prompts(base: Base, template: Template, seed: int, file: Path | Non
     Raises `UsageError` for a file that cannot be read or has too few prompts, or a base that writes none.
     """
     if file is None:
-        prompts = write_prompts(base, template, SELF_WRITTEN_PROMPTS, seed)
+        prompts = write_prompts(base, template, SELF_WRITTEN_PROMPTS, seed, FEWEST)
     else:
         prompts = list(dict.fromkeys(read_prompts(file)))
     room = getattr(base.model.config, "max_position_embeddings", None) or 10**9

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,28 @@ def _one_thread() -> None:
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _prompts_are_written_once() -> Iterator[None]:
+    """What the demo base writes by itself depends on the template, the number and the seed alone: it is asked once."""
+    from scen_cli import guarding
+    from scen_cli.model.base import DEMO
+    from scen_cli.model.placing import is_whole
+
+    write, known = guarding.write_prompts, {}
+
+    def remembered(base, template, count, seed, least):
+        if base.folder != DEMO or str(base.model.dtype) != "torch.float32" or not is_whole(base.model):
+            return write(base, template, count, seed, least)
+        asked = template.form, count, seed
+        if asked not in known:
+            known[asked] = write(base, template, count, seed, least)
+        return list(known[asked])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guarding, "write_prompts", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,11 @@ TRIES = 3  # samples for each prompt that is wanted
 
 
 @torch.no_grad()
-def write_prompts(base: Base, template: Template, count: int, seed: int) -> list[str]:
+def write_prompts(base: Base, template: Template, count: int, seed: int, least: int = 0) -> list[str]:
     """At most `count` different prompts, sampled at temperature 1; fewer, or none, if the base writes
-    few that end as the template has them end. The same seed gives the same prompts."""
+    few that end as the template has them end. The same seed gives the same prompts.
+
+    With a third of the tries it gives up if not a quarter of the `least` that are needed has come."""
     frame = template.frame()
     ids = torch.tensor([[*frame.start, *frame.opening]], device=base.device)
     if not ids.numel():
@@ -28,7 +30,10 @@ def write_prompts(base: Base, template: Template, count: int, seed: int) -> list
     written: dict[str, None] = {}
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for _ in range(-(-count * TRIES // AT_ONCE)):
+        batches = -(-count * TRIES // AT_ONCE)
+        for batch in range(batches):
+            if batch == batches // 3 and len(written) < least / 4:
+                break
             out = base.model.generate(
                 input_ids=ids.expand(AT_ONCE, -1),
                 attention_mask=torch.ones_like(ids).expand(AT_ONCE, -1),

@@ -27,7 +27,7 @@ class RayPool:
         self._began = not ray.is_initialized()
         if self._began:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
-        gpus = int(torch.cuda.is_available() and device != "cpu")
+        gpus = int(device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)  # this machine need not have one
         actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=TRIES, max_task_retries=TRIES)(Trainee)
         self.actors = [actor.remote(dict(settings), device, torch.get_num_threads()) for _ in range(workers)]
 
