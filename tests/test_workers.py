@@ -17,7 +17,8 @@ from scen_cli.model.experts import LowRank
 from scen_cli.project_setup import new_project
 from scen_cli.training.fitting import Fitted
 from scen_cli.training.packing import packed, unpacked
-from scen_cli.training.workers import TRIES, WorkerPool, _fit, device_of
+from scen_cli.training.scheduling import TRIES
+from scen_cli.training.workers import WorkerPool, _fit, device_of
 
 FAST = {"expert_steps": 8, "extra_steps": 0, "require_learned": False}
 
@@ -98,13 +99,21 @@ def test_ray_gives_the_same_and_restarts_what_dies(project, demo_base):
 
     editor = Editor(project, base=demo_base)
     asked = batches(6)
-    with RayPool(project.settings, 2, "cpu") as pool:
-        fits = []
-        for number, fitted in enumerate(pool(asked)):
-            fits.append(fitted)
-            if number == 0:
-                ray.kill(pool.actors[1], no_restart=False)
-    assert all(same(one, editor.fit(batch)) for one, batch in zip(fits, asked, strict=True))
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        with RayPool(project.settings, 2, "cpu") as pool:
+            fits, before = [], list(pool.actors)
+            for number, fitted in enumerate(pool(asked)):
+                fits.append(fitted)
+                if number == 0:
+                    ray.kill(pool.actors[1])
+            assert [now is then for now, then in zip(pool.actors, before, strict=True)] == [True, False]
+        assert all(same(one, editor.fit(batch)) for one, batch in zip(fits, asked, strict=True))
+        changed = {**project.settings, "weights_digest": "0" * 64, "files_stamp": []}
+        with RayPool(changed, 1, "cpu") as pool, pytest.raises(UsageError, match=r"^the base's weights in .* changed"):
+            list(pool(batches(1)))
+    finally:
+        ray.shutdown()
 
 
 def test_experts_come_out_of_a_pack_as_they_went_in():

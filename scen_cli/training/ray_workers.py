@@ -1,35 +1,41 @@
-"""Experts trained by Ray: as many actors as asked for, on this machine or, with `RAY_ADDRESS`, on a cluster's nodes."""
+"""Experts trained by Ray: as many actors as asked for, on this machine or, with `RAY_ADDRESS`, on a cluster's nodes.
+
+Nodes must find scen, and the base where the settings say or by `SCEN_BASE`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from scen_cli.errors import UsageError
-from scen_cli.training.fitting import Fitted, Group
-from scen_cli.training.packing import unpacked
-from scen_cli.training.workers import TRIES, Trainee
+from scen_cli.training.fitting import Group
+from scen_cli.training.scheduling import Died, Trainee, Workers
 
 try:
     import ray
-    from ray.util import ActorPool
+    from ray.exceptions import RayActorError, RayTaskError
 except ImportError as error:
     raise UsageError("`--engine ray` needs Ray", hint="pip install 'scen-cli[ray]' brings it") from error
 
 
-class RayPool:
-    """Actors that train: `with RayPool(settings, 2) as pool: pool(batches)`. One that dies is restarted by Ray, and
-    what it was at is trained anew. Nodes must find the base where the settings say, or by `SCEN_BASE`."""
+class RayPool(Workers):
+    """Actors, each with a CPU and, where there are any, a GPU. One whose process or node dies is started anew, where
+    there is room for it; until then the others go on without it."""
 
     def __init__(self, settings: Mapping[str, Any], workers: int, device: str = "auto") -> None:
         self._began = not ray.is_initialized()
         if self._began:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+            where = os.environ.get("RAY_ADDRESS", "local")  # else Ray looks for clusters that were here, and are gone
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+            ray.init(where, **quiet, **({"include_dashboard": False} if where == "local" else {}))
         gpus = int(device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)  # this machine need not have one
-        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=TRIES, max_task_retries=TRIES)(Trainee)
-        self.actors = [actor.remote(dict(settings), device, torch.get_num_threads()) for _ in range(workers)]
+        self._actor = ray.remote(num_cpus=1, num_gpus=gpus)(Trainee)
+        self._how = dict(settings), device, torch.get_num_threads()
+        self.count, self.actors = workers, [self._actor.remote(*self._how) for _ in range(workers)]
 
     def __enter__(self) -> RayPool:
         return self
@@ -40,8 +46,21 @@ class RayPool:
         if self._began:
             ray.shutdown()
 
-    def __call__(self, batches: Sequence[Sequence[Group]]) -> Iterator[list[Fitted]]:
-        """Experts of each batch, in order."""
-        pool = ActorPool(self.actors)
-        for data in pool.map(lambda actor, batch: actor.fit.remote(batch), [list(batch) for batch in batches]):
-            yield unpacked(data)
+    def send(self, worker: int, batch: Sequence[Group]) -> Any:
+        return self.actors[worker].fit.remote(batch)
+
+    def replace(self, worker: int) -> Any:
+        ray.kill(self.actors[worker])  # it may be out of reach alone
+        self.actors[worker] = self._actor.remote(*self._how)
+        return self.actors[worker].ready.remote()
+
+    def first_done(self, futures: Iterable[Any]) -> Iterable[Any]:
+        return ray.wait(list(futures), num_returns=1)[0]
+
+    def result(self, future: Any) -> Any:
+        try:
+            return ray.get(future)
+        except RayActorError as error:
+            raise Died from error
+        except RayTaskError as error:  # what was raised there, without Ray's account of it
+            raise error.cause from None

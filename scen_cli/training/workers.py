@@ -1,54 +1,27 @@
-"""Experts trained in several processes, each with a base of its own, one on each GPU; what they give comes in order.
-
-A worker knows the project's settings, not its folder: the parent alone writes. A worker that dies is replaced, and
-what it was at is trained anew.
-"""
+"""Experts trained in several processes, each with a base of its own, one on each GPU."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
 from multiprocessing import get_context, parent_process
 from typing import Any
 
 import torch
 
-from scen_cli.editing.recipe import stored_recipe
-from scen_cli.errors import ScenError
-from scen_cli.loaded_base import LoadedBase
-from scen_cli.training.fitting import Fitted, Group, fit
-from scen_cli.training.packing import packed, unpacked
-
-AHEAD = 2  # batches per worker that may wait to be committed: full experts are large
-TRIES = 3  # times that a batch may end with its worker's death
+from scen_cli.training.fitting import Group
+from scen_cli.training.scheduling import Died, Trainee, Workers
 
 
-class Trainee:
-    """A base in a process of its own, ready to train by a project's recipe."""
-
-    def __init__(self, settings: Mapping[str, Any], device: str, threads: int) -> None:
-        """As many threads as the parent has: results depend on them in their last digits."""
-        torch.set_num_threads(threads)
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        self._loaded, self._recipe = LoadedBase(settings, device), stored_recipe(dict(settings))
-
-    def fit(self, groups: Sequence[Group]) -> bytes:
-        return packed(fit(self._loaded, groups, self._recipe))
-
-
-class WorkerPool:
-    """Worker processes: `with WorkerPool(settings, 2) as pool: pool(batches)`."""
+class WorkerPool(Workers):
+    """Worker processes on this machine."""
 
     def __init__(self, settings: Mapping[str, Any], workers: int, device: str = "auto") -> None:
+        self.count = workers
         self._settings, self._devices = settings, [device_of(number, device) for number in range(workers)]
         self._pools = [self._start(number) for number in range(workers)]
 
@@ -67,40 +40,26 @@ class WorkerPool:
         how = (self._settings, self._devices[number], torch.get_num_threads())
         return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=how)
 
-    def __call__(self, batches: Sequence[Sequence[Group]]) -> Iterator[list[Fitted]]:
-        """Experts of each batch, in order. Raises `ScenError` if a batch's worker dies again and again."""
-        waiting, idle = deque(range(len(batches))), list(range(len(self._pools)))
-        running: dict[Future[bytes], tuple[int, int]] = {}  # batch and worker
-        done: dict[int, bytes] = {}
-        deaths = [0] * len(batches)
-        turn = 0
-        while turn < len(batches):
-            while idle and waiting and waiting[0] < turn + AHEAD * len(self._pools):
-                place, worker = waiting.popleft(), idle.pop()
-                try:
-                    future = self._pools[worker].submit(_fit, list(batches[place]))
-                except BrokenProcessPool:  # it died while it had nothing to do
-                    self._pools[worker] = self._start(worker)
-                    future = self._pools[worker].submit(_fit, list(batches[place]))
-                running[future] = place, worker
-            if turn in done:
-                yield unpacked(done.pop(turn))
-                turn += 1
-                continue
-            for finished in wait(running, return_when=FIRST_COMPLETED).done:
-                place, worker = running.pop(finished)
-                idle.append(worker)
-                try:
-                    done[place] = finished.result()
-                except BrokenProcessPool as error:
-                    deaths[place] += 1
-                    if deaths[place] == TRIES:
-                        told = f"a worker died {TRIES} times over the same edits: {batches[place][0][0].prompt!r}"
-                        raise ScenError(
-                            told, hint="out of memory? fewer `--workers`, or a smaller `--batch`"
-                        ) from error
-                    self._pools[worker] = self._start(worker)
-                    waiting.appendleft(place)
+    def send(self, worker: int, batch: Sequence[Group]) -> Future[bytes]:
+        try:
+            return self._pools[worker].submit(_fit, batch)
+        except BrokenProcessPool as error:
+            raise Died from error
+
+    def replace(self, worker: int) -> Future[Any]:
+        self._pools[worker] = self._start(worker)
+        at_once: Future[None] = Future()  # its process begins with its first batch
+        at_once.set_result(None)
+        return at_once
+
+    def first_done(self, futures: Iterable[Future[Any]]) -> Iterable[Future[Any]]:
+        return wait(futures, return_when=FIRST_COMPLETED).done
+
+    def result(self, future: Future[Any]) -> Any:
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise Died from error
 
 
 def device_of(number: int, device: str) -> str:
@@ -109,17 +68,11 @@ def device_of(number: int, device: str) -> str:
     return f"cuda:{number % gpus}" if gpus > 1 and device in ("auto", "cuda") else device
 
 
-_how: tuple[Mapping[str, Any], str, int]  # a worker process is to train
-
-
-@cache
-def _trainee() -> Trainee:
-    """Of a worker process, made with its first batch: what is wrong then is told to the parent."""
-    return Trainee(*_how)
+_trainee: Trainee  # of a worker process
 
 
 def _begin(settings: Mapping[str, Any], device: str, threads: int) -> None:
-    global _how
+    global _trainee
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     parent = parent_process()
     assert parent is not None
@@ -129,8 +82,8 @@ def _begin(settings: Mapping[str, Any], device: str, threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _how = settings, device, threads
+    _trainee = Trainee(settings, device, threads)
 
 
 def _fit(groups: Sequence[Group]) -> bytes:
-    return _trainee().fit(groups)
+    return _trainee.fit(groups)

@@ -1,0 +1,118 @@
+"""Batches of edits given to several workers: what they give comes in order, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from scen_cli.editing.recipe import stored_recipe
+from scen_cli.errors import ScenError
+from scen_cli.loaded_base import LoadedBase
+from scen_cli.training.fitting import Fitted, Group, fit
+from scen_cli.training.packing import packed, unpacked
+
+AHEAD = 2  # batches per worker that may wait to be committed: full experts are large
+TRIES = 3  # times that a batch may end with its worker's death
+
+
+class Died(Exception):
+    """A worker did."""
+
+
+class Trainee:
+    """What a worker is: a base of its own, loaded with the first batch, and a project's recipe. It knows the project's
+    settings, not its folder: the parent alone writes."""
+
+    def __init__(self, settings: Mapping[str, Any], device: str, threads: int) -> None:
+        """As many threads as the parent has: results depend on them in their last digits."""
+        self._settings, self._device, self._threads = settings, device, threads
+
+    @cached_property
+    def _loaded(self) -> LoadedBase:
+        torch.set_num_threads(self._threads)
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        return LoadedBase(self._settings, self._device)
+
+    def fit(self, groups: Sequence[Group]) -> bytes:
+        """Experts of a batch, packed. Raises `UsageError` if the base is not here as the project knows it."""
+        return packed(fit(self._loaded, groups, stored_recipe(dict(self._settings))))
+
+    def ready(self) -> None:
+        """Comes back once there is a worker to answer."""
+
+
+class Workers(ABC):
+    """Workers by number, 0 to `count` - 1: `with KIND(settings, 2) as workers: workers(batches)`.
+
+    What is sent comes back as a future, of whatever kind: `result` of it raises `Died` if its worker did.
+    """
+
+    count: int
+
+    @abstractmethod
+    def send(self, worker: int, batch: Sequence[Group]) -> Any:
+        """Have a batch trained. Raises `Died` if the worker is known to be dead."""
+
+    @abstractmethod
+    def replace(self, worker: int) -> Any:
+        """Put another in a dead worker's place; the future is done when it can take a batch."""
+
+    @abstractmethod
+    def first_done(self, futures: Iterable[Any]) -> Iterable[Any]:
+        """Wait for one of them at least."""
+
+    @abstractmethod
+    def result(self, future: Any) -> Any: ...
+
+    def __call__(self, batches: Sequence[Sequence[Group]]) -> Iterator[list[Fitted]]:
+        """Experts of each batch, in order. Raises `ScenError` if a batch's worker dies again and again."""
+        waiting, idle = deque(range(len(batches))), list(range(self.count))
+        running: dict[Any, tuple[int | None, int]] = {}  # batch (None: being replaced) and worker
+        done: dict[int, bytes] = {}
+        deaths, failed_starts = [0] * len(batches), [0] * self.count
+        turn = 0
+        while turn < len(batches):
+            while idle and waiting and waiting[0] < turn + AHEAD * self.count:
+                following, worker = waiting.popleft(), idle.pop()
+                try:
+                    running[self.send(worker, list(batches[following]))] = following, worker
+                except Died:  # while it had nothing to do
+                    waiting.appendleft(following)
+                    running[self.replace(worker)] = None, worker
+            if turn in done:
+                yield unpacked(done.pop(turn))
+                turn += 1
+                continue
+            for future in self.first_done(running):
+                place, worker = running.pop(future)
+                try:
+                    found = self.result(future)
+                except Died as error:
+                    if place is None:
+                        failed_starts[worker] += 1
+                    else:
+                        deaths[place] += 1
+                        waiting.appendleft(place)
+                    if failed_starts[worker] == TRIES or (place is not None and deaths[place] == TRIES):
+                        raise _again_and_again(None if place is None else batches[place]) from error
+                    running[self.replace(worker)] = None, worker
+                    continue
+                idle.append(worker)
+                failed_starts[worker] = 0
+                if place is not None:
+                    done[place] = found
+
+
+def _again_and_again(batch: Sequence[Group] | None) -> ScenError:
+    over = f"over the same edits: {batch[0][0].prompt!r}" if batch else "as it began"
+    return ScenError(
+        f"a worker died {TRIES} times {over}", hint="out of memory? fewer `--workers`, or a smaller `--batch`"
+    )
