@@ -15,6 +15,7 @@ from scen_cli.editor import Editor
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.evaluation.hallucination import evaluate_perplexity
 from scen_cli.model.base import Base, load_base
+from scen_cli.model.placing import QUANTIZED
 from scen_cli.model.reading import last_token, positions_of
 from scen_cli.project_setup import new_project
 from scen_cli.studies.sft import Tuning, fine_tune
@@ -104,6 +105,26 @@ def test_fine_tuning_goes_on_after_a_stop(tmp_path):
 def test_decoding_modes(editor, options):
     records = demo_edits()[:12]
     assert editor.answer([r.prompt for r in records], **options).texts == [r.target for r in records]
+
+
+@pytest.mark.parametrize("quantize", QUANTIZED)
+def test_a_quantised_base(tmp_path, quantize):
+    base = load_base("demo", dtype="bfloat16", device="cuda", quantize=quantize)
+    editor = Editor(new_project(tmp_path, "demo", recipe="key", quantize=quantize, base=base), base=base)
+    records = demo_edits()[:10]
+    edit_all(editor, records)
+    assert editor.answer([record.prompt for record in records]).texts == [record.target for record in records]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is but one CUDA device")
+def test_a_base_on_two_devices(tmp_path):
+    places = {f"model.layers.{layer}": layer // 2 for layer in range(4)}
+    places |= {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
+    base = load_base("demo", device_map=places)
+    editor = Editor(new_project(tmp_path, "demo", recipe="key", base=base), base=base)
+    records = demo_edits()[:10]
+    edit_all(editor, records)
+    assert editor.answer([record.prompt for record in records]).texts == [record.target for record in records]
 
 
 def test_a_7b_shaped_random_llama_in_bfloat16(tmp_path, demo_base, capsys):
