@@ -20,7 +20,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-for name in ("SCEN_DIR", "SCEN_DEVICE", "SCEN_MODEL", "SCEN_BASE"):
+for name in ("SCEN_DIR", "SCEN_DEVICE", "SCEN_DEVICE_MAP", "SCEN_MODEL", "SCEN_BASE"):
     os.environ.pop(name, None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
