@@ -19,6 +19,7 @@ from scen_cli.guarding import make_guard, read_anew, reading_of
 from scen_cli.model.base import DTYPES, Base, commit_of, files_stamp, load_base
 from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer, find_layer
+from scen_cli.model.placing import check_held, check_known
 from scen_cli.model.template import Template, make_template
 from scen_cli.project.guard import Guard, NewGuard
 from scen_cli.project.project import Project, refuse_existing
@@ -106,7 +107,9 @@ class BaseChoice:
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UsageError(f"dtype `{self.dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
         how = self.quantize, self.device_map
+        check_known(*how)
         base = base or load_base(self.model, self.revision, self.dtype, self.device, *how)
+        check_held(base.model, base.folder, self.quantize)
         edited = find_layer(base.model, layer, self.place)
         template = make_template(base.tokenizer, base.model, self.template)
         is_local = self.model != "demo" and Path(self.model).expanduser().is_dir()

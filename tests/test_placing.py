@@ -15,6 +15,7 @@ from scen_cli.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.export.adapters import adapter_name, export_adapters
 from scen_cli.export.checkpoint import export_checkpoint
+from scen_cli.loaded_base import LoadedProject
 from scen_cli.model.base import load_base
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.placing import QUANTIZED, is_whole
@@ -22,6 +23,8 @@ from scen_cli.project.project import Project
 from scen_cli.project_setup import new_project
 from scen_cli.rivals.catalogue import make_method
 from scen_cli.rivals.method import Given
+from scen_cli.studies.division import divide
+from scen_cli.studies.sft import Tuning, fine_tune
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, save_tiny
 from tests.two_devices import FIRST, SECOND, TwoDevices, spread
@@ -91,8 +94,10 @@ def test_exports_of_a_quantised_base_answer_as_it_does(quantized, tmp_path):
     export_checkpoint(quantized, tmp_path / "patch", patch_only=True)
     export_adapters(quantized, tmp_path / "loras")
     quantized.detach()
-    for folder in ("whole", "patch"):
+    for folder in ("whole", "patch", "again"):
         model = AutoModelForCausalLM.from_pretrained(tmp_path / folder, trust_remote_code=True)
+        if folder == "patch":
+            model.save_pretrained(tmp_path / "again")
         assert type(model.model.layers[0].mlp.up_proj) is type(quantized.model.model.layers[0].mlp.up_proj)
         out = model.generate(input_ids=ids, attention_mask=mask)
         assert [quantized.template.until_end(row) for row in out[:, ids.shape[1] :].tolist()] == own.tokens
@@ -119,10 +124,9 @@ def test_what_needs_whole_weights_says_so(quantized, scen, tmp_path):
 
 def test_by_the_command_line(scen, tmp_path):
     folder = tmp_path / "p"
-    assert (
-        "demo, in 4bit"
-        in scen("init", "--model", "demo", "--quantize", "4bit", "--recipe", "key", "--dir", folder).stdout
-    )
+    made = scen("init", "--model", "demo", "--quantize", "4bit", "--recipe", "key", "--dir", folder)
+    assert "demo, in 4bit" in made.stdout
+    assert type(LoadedProject(Project(folder)).edited.projection).__name__ == "Linear4bit"
     scen("edit", "--suite", "demo", "--first", 2, "--dir", folder)
     assert RECORDS[1].target in scen("ask", RECORDS[1].prompt, "--dir", folder).stdout
     assert (
@@ -133,6 +137,26 @@ def test_by_the_command_line(scen, tmp_path):
         "one of: auto" in scen("init", "--model", "demo", "--device-map", "all", "--dir", tmp_path / "q", code=2).stderr
     )
     assert not (tmp_path / "q").exists()
+
+
+def test_a_base_that_is_given_must_be_held_as_is_said(quantized, tmp_path, demo_base):
+    how = quantized.project.settings["quantize"]
+    for base, told in ((quantized.base, None), (demo_base, how)):
+        with pytest.raises(UsageError, match=r"the base is held in .*, and is to be in .*"):
+            new_project(tmp_path / "p", "demo", recipe="key", quantize=told, base=base)
+    for wrong in ({"quantize": "5bit"}, {"device_map": "all"}):
+        with pytest.raises(UsageError, match=r"5bit|all"):
+            new_project(tmp_path / "p", "demo", recipe="key", base=demo_base, **wrong)
+    assert not (tmp_path / "p").exists()
+
+
+def test_what_was_kept_of_another_base_is_not_taken(quantized, demo_base, tmp_path):
+    plain = Editor(new_project(tmp_path / "p", "demo", recipe="key", base=demo_base), base=demo_base)
+    divide(plain, demo_edits()[:3], tmp_path / "divided", "greedy", lambda *_told: None)
+    with pytest.raises(UsageError, match="another base"):
+        divide(quantized, demo_edits()[:3], tmp_path / "divided", "greedy", lambda *_told: None)
+    with pytest.raises(UsageError, match="cannot be tuned"):
+        fine_tune(quantized.base, "{prompt}", demo_edits()[:3], [], tmp_path / "tuned", Tuning(), print, print)
 
 
 def test_a_spread_base_leaves_nothing_to_other_workers(scen, tmp_path):

@@ -110,6 +110,8 @@ def test_ray_gives_the_same_and_restarts_what_dies(project, demo_base):
             assert [now is then for now, then in zip(pool.actors, before, strict=True)] == [True, False]
         assert all(same(one, editor.fit(batch)) for one, batch in zip(fits, asked, strict=True))
         changed = {**project.settings, "weights_digest": "0" * 64, "files_stamp": []}
+        with RayPool(project.settings, int(ray.cluster_resources()["CPU"]) + 2, "cpu") as pool:  # more than fit
+            assert same(next(iter(pool(asked[:1]))), fits[0])
         with RayPool(changed, 1, "cpu") as pool, pytest.raises(UsageError, match=r"^the base's weights in .* changed"):
             list(pool(batches(1)))
     finally:

@@ -58,12 +58,15 @@ def compare(
     loaded = passages.edits if passages else load_suite(suite, data)
     editor = open_editor(dir, device, out)
     from scen_cli.evaluation.evaluate import check_decoding
+    from scen_cli.rivals.catalogue import check_base
     from scen_cli.rivals.comparing import compare as run
     from scen_cli.rivals.rows import find_rows
     from scen_cli.studies.division import fitting
 
     check_decoding(decoding)
     rows = find_rows(names, editor.model.config.num_hidden_layers)
+    for row in rows:
+        check_base(row.method, editor.model)
     folder = to or dir / "compare"
     if passages is None and suite != "demo":
         found, _folder = divided(editor, loaded, decoding, folder, out)

@@ -103,8 +103,13 @@ def init(
         author=author,
     )
     settings = project.settings
+    if device_map and device != "auto":
+        out.warn(
+            f"the whole base is on `{device}` now: `--device-map` counts where no `--device` (SCEN_DEVICE) is given"
+        )
+    held = (f", in {quantize}" if quantize else "") + (f", device map {device_map}" if device_map else "")
     rows = [
-        ("base", settings["model"] + (f", in {quantize}" if quantize else "")),
+        ("base", settings["model"] + held),
         ("weights", f"sha256 {settings['weights_digest'][:16]}"),
         ("layer", f"{settings['layer']} ({settings['module']}, h = {settings['ffn_width']})"),
         ("template", settings["template"]),

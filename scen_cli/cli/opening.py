@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,4 +79,3 @@ def load_quietly(note: str, out: Output) -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    getLogger("bitsandbytes").setLevel(ERROR)  # of 8 bits it says at every step that they are computed with in 16

@@ -31,7 +31,8 @@ ABOUT = (
     "largest row whose subject occurs in the prompt's tokens, if any are listed in `subjects`, calls its adapter for "
     "the whole sequence if it passes `theta`; otherwise the base answers. With `cosine` false activations are "
     "sigmoid(neuron . key). With reading.parts the last turn and the last sentence are read too, each as if asked "
-    "alone, unless the whole prompt gives `sure` or more; the largest activation counts."
+    "alone, unless the whole prompt gives `sure` or more; the largest activation counts. With `quantization` the base "
+    "must be loaded in it: a `BitsAndBytesConfig` of transformers."
 )
 
 

@@ -93,7 +93,10 @@ def _header(patched: PatchedModel, license: str | None, library: str) -> str:
 
 def _about(patched: PatchedModel, edits: list[int]) -> str:
     settings = patched.project.settings
-    return f"""The base `{model_name(settings)}` (weights sha256 `{settings["weights_digest"][:16]}...`), unchanged, and
+    held = settings.get("quantize")
+    how = f", held in {held} by bitsandbytes as its keys were read, else" if held else ","
+    return f"""The base `{model_name(settings)}` (weights sha256 `{settings["weights_digest"][:16]}...`){how}
+unchanged, and
 {len(edits)} experts for the down projection of decoder layer {settings["layer"]} (`{settings["module"]}`),
 made with scen {__version__} by SCEN (Scalable Model Editing via Customized Expert Networks),
 recipe `{settings["recipe"]["name"]}`, theta {patched.project.ledger.theta()}."""

@@ -12,7 +12,7 @@ from scen_cli.export.checkpoint import SHARD, save_surroundings, save_weights
 from scen_cli.export.folder import new_folder
 from scen_cli.export.folding import FIGURES, Folded, fold
 from scen_cli.export.router import all_there
-from scen_cli.model.placing import is_whole
+from scen_cli.model.placing import is_whole, quantization_of
 from scen_cli.patched_model import PatchedModel
 from scen_cli.report.markdown import table
 
@@ -33,10 +33,14 @@ def export_merged(
     Raises `GateNotMet` if a figure of the folded weights is not what is asked: nothing is written then. Raises
     `UsageError` when there is nothing to export, the edit is not in force, or the folder is not empty.
     """
+    if quantization_of(patched.model.config) is not None:
+        raise UsageError(
+            "this project's base is quantised: nothing can be folded into its weights",
+            hint="`--patch-only` and `--peft` are for such a base too",
+        )
     if not is_whole(patched.model):
         raise UsageError(
-            "this project's base is quantised, or kept away from its device: nothing can be folded into its weights",
-            hint="`--patch-only` and `--peft` are for such a base too",
+            "some of the base's layers are kept away from its device", hint="`--device cpu` loads it whole"
         )
     with all_there(patched) as patch, new_folder(folder) as draft:
         if edit is not None and edit not in patch.expert_of:

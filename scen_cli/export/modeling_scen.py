@@ -17,6 +17,7 @@ becomes the base's own class. Nothing of scen needs to be installed there.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from contextlib import AbstractContextManager
@@ -173,6 +174,7 @@ class ScenForCausalLM(LlamaForCausalLM):
             model._attach(_at(where, model.scen))  # again: modules may have others in their places, quantised ones
             model.scen.halve()
             return loaded
+        held_so = getattr(config, "quantization_config", None) is not None  # by the base's own checkpoint
         hub = {name: options.pop(name, None) for name in ("revision", "token", "cache_dir")}
         known = {name: value for name, value in hub.items() if value is not None}
         patch_file = cached_file(folder, PATCH_FILE, **known)
@@ -182,7 +184,7 @@ class ScenForCausalLM(LlamaForCausalLM):
         bank.load_state_dict({name.removeprefix("scen."): tensor for name, tensor in load_file(patch_file).items()})
         bank.halve()
         model._attach(bank.to(device_of(model.get_submodule(config.scen["module"]))))
-        model.name_or_path = str(folder)
+        model.name_or_path, model._held_so = str(folder), held_so
         model.generation_config = GenerationConfig.from_pretrained(folder, **known)
         return loaded
 
@@ -194,7 +196,10 @@ class ScenForCausalLM(LlamaForCausalLM):
             raise ValueError("save it first, then upload the folder")
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         custom_object_save(self, save_directory, config=self.config)
-        self.config.save_pretrained(save_directory)
+        config = copy.deepcopy(self.config)
+        if not self._held_so and hasattr(config, "quantization_config"):
+            del config.quantization_config  # it is of how this model was loaded, not of the base's files
+        config.save_pretrained(save_directory)
         self.generation_config.save_pretrained(save_directory)
         tensors = {f"scen.{name}": tensor.contiguous() for name, tensor in self.scen.state_dict().items()}
         save_file(tensors, Path(save_directory) / PATCH_FILE, {"format": "pt"})

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scen_cli.errors import DamageFound, UsageError
+from scen_cli.model.placing import quantization
 from scen_cli.patched_model import PatchedModel
 from scen_cli.project.rows import WHAT_HELPS
 from scen_cli.project_patch import ProjectPatch
@@ -46,6 +47,7 @@ def router_of(patched: PatchedModel, patch: ProjectPatch) -> Router:
     """How prompts find the edits of a patch."""
     reading, whitening, h = patch.routing.reading, patch.bank.whitening, patched.edited.ffn_width
     axes = whitening.axes if whitening else torch.zeros(0, h)
+    held = patched.project.settings.get("quantize")
     settings = {
         "module": patched.edited.module_name,
         "keys_at": patched.edited.down_proj_name,
@@ -61,6 +63,7 @@ def router_of(patched: PatchedModel, patch: ProjectPatch) -> Router:
         "sure": patch.routing.sure,
         "reading": {**vars(reading), "sentence_ends": sorted(reading.sentence_ends)},
         "template": patched.template.form,
+        "quantization": quantization(held, patched.model.dtype) if held else None,
     }
     tensors = {
         "neurons": patch.bank.neurons,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,8 @@ def loading_options(
 
     Raises `UsageError` for what is not known, or needs packages that are not here.
     """
-    if quantize is not None and quantize not in QUANTIZED:
-        raise UsageError(f"a base cannot be loaded in `{quantize}`", hint=f"one of: {', '.join(QUANTIZED)}")
-    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
-        raise UsageError(f"device map `{device_map}` is not known", hint=f"one of: {', '.join(DEVICE_MAPS)}")
-    config = AutoConfig.from_pretrained(folder)
+    check_known(quantize, device_map if isinstance(device_map, str) else None)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     quantized_already = quantization_of(config) is not None
     if quantize is None and device_map is None and not quantized_already:
         return {}
@@ -48,8 +46,29 @@ def loading_options(
     if quantized_already:
         raise UsageError("this base is quantised as it is", hint="leave out `--quantize`")
     _need("bitsandbytes")
+    getLogger("bitsandbytes").setLevel(ERROR)  # of 8 bits it says at every step that they are computed with in 16
     told = quantization(quantize, dtype or config.dtype or torch.float32)
     return options | {"quantization_config": BitsAndBytesConfig(**told)}
+
+
+def check_known(quantize: str | None, device_map: str | None) -> None:
+    """Raise `UsageError` for a way of loading a base that is not known."""
+    if quantize is not None and quantize not in QUANTIZED:
+        raise UsageError(f"a base cannot be loaded in `{quantize}`", hint=f"one of: {', '.join(QUANTIZED)}")
+    if device_map is not None and device_map not in DEVICE_MAPS:
+        raise UsageError(f"device map `{device_map}` is not known", hint=f"one of: {', '.join(DEVICE_MAPS)}")
+
+
+def check_held(model: PreTrainedModel, folder: Path, quantize: str | None) -> None:
+    """Raise `UsageError` unless a model that was loaded from a folder is held as it is said to be."""
+    if quantization_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)) is not None:
+        return  # it is quantised however it is loaded
+    told = getattr(model.config, "quantization_config", None)
+    held = next((bits for bits in QUANTIZED if getattr(told, f"load_in_{bits}", False)), None)
+    if held != quantize:
+        raise UsageError(
+            f"the base is held in {held or 'its own dtype'}, and is to be in {quantize or 'its own dtype'}"
+        )
 
 
 def quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from scen_cli.errors import UsageError
 from scen_cli.model.placing import is_whole
 from scen_cli.rivals import (
@@ -32,16 +34,21 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def make_method(name: str, given: Given, changes: dict[str, Any] | None = None) -> Method:
-    """A method, new, with some of its settings changed. Raises `UsageError` for one that cannot be, or not on this
-    base."""
-    method = find_method(name)
-    model = given.base.model
-    if not method.any_base and (not is_whole(model) or len({one.device for one in model.parameters()}) > 1):
+def check_base(name: str, model: PreTrainedModel) -> None:
+    """Raise `UsageError` if a method cannot edit such a base."""
+    whole = is_whole(model) and len({one.device for one in model.parameters()}) == 1
+    if not whole and not find_method(name).any_base:
         raise UsageError(
             f"`{name}` needs a base that is whole on one device: this one is quantised or spread",
             hint="SCEN itself edits it",
         )
+
+
+def make_method(name: str, given: Given, changes: dict[str, Any] | None = None) -> Method:
+    """A method, new, with some of its settings changed. Raises `UsageError` for one that cannot be, or not on this
+    base."""
+    method = find_method(name)
+    check_base(name, given.base.model)
     return method(given, make_settings(method.settings_type, changes or {}))
 
 

@@ -71,6 +71,8 @@ def _identity(bench: Bench, row: Row) -> str:
     given = bench.given
     training = [edit.as_json() for edit in given.development]
     where = [str(given.base.model.dtype), given.base.device.type]
+    if (held := getattr(given.base.model.config, "quantization_config", None)) is not None:
+        where.append(str(held))
     scored = [bench.development.about(), bench.test.about()]
     return digest([bench.about, where, list(given.prompts), training, scored, asdict(row)])
 

@@ -58,7 +58,9 @@ def _divide(editor: Editor, questions: list[EditRecord], folder: Path, decoding:
 
 
 def _fingerprint(editor: Editor, questions: Sequence[EditRecord], decoding: str) -> dict[str, str]:
+    quantize = editor.project.settings.get("quantize")
     return {
+        **({"quantize": quantize} if quantize else {}),
         "questions": digest([one.as_json() for one in questions]),
         "base": editor.project.settings["weights_digest"],
         "template": editor.template.form,

@@ -27,6 +27,7 @@ from scen_cli.data.writing import digest, write_json, write_lines
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import Base
 from scen_cli.model.digest import digest_of
+from scen_cli.model.placing import is_whole
 from scen_cli.model.reading import positions_of
 from scen_cli.model.template import Template, make_template
 
@@ -60,6 +61,8 @@ def fine_tune(
     `form` is the template's. `tell` hears of every step, `note` of every epoch that is kept. Raises
     `UsageError` if the folder holds a run of other settings.
     """
+    if not is_whole(base.model):
+        raise UsageError("the base is quantised: it cannot be tuned", hint="give the checkpoint that it was made of")
     template = make_template(base.tokenizer, base.model, form)
     _refuse_foreign(folder, base.folder)
     if not (isfinite(tuning.lr) and tuning.lr > 0):

@@ -115,11 +115,12 @@ def _project(bench: Bench, variant: Variant) -> Project:
         "template": variant.template or now["template"],
         "recipe": recipe.model_dump(),
         "seed": now["seed"],
+        "quantize": now.get("quantize"),
     }
     folder = bench.folder / f"{bench.suite.name}-{len(bench.suite.edits)}-{_digest(bench.suite)}" / variant.name
     if (folder / LEDGER).exists():
         project = Project(folder)
-        other = [name for name, value in wanted.items() if project.settings[name] != value]
+        other = [name for name, value in wanted.items() if project.settings.get(name) != value]
         if other:
             raise UsageError(
                 f"`{folder}` was made with another {other[0]}", hint="remove it, or give the study another --out"

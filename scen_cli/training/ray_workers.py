@@ -17,14 +17,17 @@ from scen_cli.training.scheduling import Died, Trainee, Workers
 
 try:
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 except ImportError as error:
     raise UsageError("`--engine ray` needs Ray", hint="pip install 'scen-cli[ray]' brings it") from error
 
 
+LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)  # a worker, or what it gave
+
+
 class RayPool(Workers):
-    """Actors, each with a CPU and, where there are any, a GPU. One whose process or node dies is started anew, where
-    there is room for it; until then the others go on without it."""
+    """Actors, each with a CPU and, where there are any, a GPU. One begins when there is room for it, also one that
+    takes the place of another whose process or node died; until then the others go on."""
 
     def __init__(self, settings: Mapping[str, Any], workers: int, device: str = "auto") -> None:
         self._began = not ray.is_initialized()
@@ -49,10 +52,12 @@ class RayPool(Workers):
     def send(self, worker: int, batch: Sequence[Group]) -> Any:
         return self.actors[worker].fit.remote(batch)
 
-    def replace(self, worker: int) -> Any:
+    def ready(self, worker: int) -> Any:
+        return self.actors[worker].is_there.remote()
+
+    def replace(self, worker: int) -> None:
         ray.kill(self.actors[worker])  # it may be out of reach alone
         self.actors[worker] = self._actor.remote(*self._how)
-        return self.actors[worker].ready.remote()
 
     def first_done(self, futures: Iterable[Any]) -> Iterable[Any]:
         return ray.wait(list(futures), num_returns=1)[0]
@@ -60,7 +65,7 @@ class RayPool(Workers):
     def result(self, future: Any) -> Any:
         try:
             return ray.get(future)
-        except RayActorError as error:
+        except LOST as error:
             raise Died from error
         except RayTaskError as error:  # what was raised there, without Ray's account of it
             raise error.cause from None

@@ -45,7 +45,7 @@ class Trainee:
         """Experts of a batch, packed. Raises `UsageError` if the base is not here as the project knows it."""
         return packed(fit(self._loaded, groups, stored_recipe(dict(self._settings))))
 
-    def ready(self) -> None:
+    def is_there(self) -> None:
         """Comes back once there is a worker to answer."""
 
 
@@ -62,8 +62,12 @@ class Workers(ABC):
         """Have a batch trained. Raises `Died` if the worker is known to be dead."""
 
     @abstractmethod
-    def replace(self, worker: int) -> Any:
-        """Put another in a dead worker's place; the future is done when it can take a batch."""
+    def ready(self, worker: int) -> Any:
+        """A future that is done when the worker can take a batch."""
+
+    @abstractmethod
+    def replace(self, worker: int) -> None:
+        """Put another in a dead worker's place."""
 
     @abstractmethod
     def first_done(self, futures: Iterable[Any]) -> Iterable[Any]:
@@ -74,19 +78,23 @@ class Workers(ABC):
 
     def __call__(self, batches: Sequence[Sequence[Group]]) -> Iterator[list[Fitted]]:
         """Experts of each batch, in order. Raises `ScenError` if a batch's worker dies again and again."""
-        waiting, idle = deque(range(len(batches))), list(range(self.count))
-        running: dict[Any, tuple[int | None, int]] = {}  # batch (None: being replaced) and worker
+        waiting, idle = deque(range(len(batches))), list[int]()
+        running: dict[Any, tuple[int | None, int]] = {}  # batch (None: it begins) and worker
         done: dict[int, bytes] = {}
-        deaths, failed_starts = [0] * len(batches), [0] * self.count
+        deaths = _Deaths(batches, self.count)
         turn = 0
+        for worker in range(self.count if batches else 0):
+            running[self.ready(worker)] = None, worker
         while turn < len(batches):
             while idle and waiting and waiting[0] < turn + AHEAD * self.count:
                 following, worker = waiting.popleft(), idle.pop()
                 try:
                     running[self.send(worker, list(batches[following]))] = following, worker
-                except Died:  # while it had nothing to do
+                except Died as error:  # while it had nothing to do
                     waiting.appendleft(following)
-                    running[self.replace(worker)] = None, worker
+                    deaths.count(None, worker, error)
+                    self.replace(worker)
+                    running[self.ready(worker)] = None, worker
             if turn in done:
                 yield unpacked(done.pop(turn))
                 turn += 1
@@ -96,23 +104,33 @@ class Workers(ABC):
                 try:
                     found = self.result(future)
                 except Died as error:
-                    if place is None:
-                        failed_starts[worker] += 1
-                    else:
-                        deaths[place] += 1
+                    deaths.count(place, worker, error)
+                    if place is not None:
                         waiting.appendleft(place)
-                    if failed_starts[worker] == TRIES or (place is not None and deaths[place] == TRIES):
-                        raise _again_and_again(None if place is None else batches[place]) from error
-                    running[self.replace(worker)] = None, worker
+                    self.replace(worker)
+                    running[self.ready(worker)] = None, worker
                     continue
                 idle.append(worker)
-                failed_starts[worker] = 0
                 if place is not None:
                     done[place] = found
+                    deaths.idle[worker] = 0
 
 
-def _again_and_again(batch: Sequence[Group] | None) -> ScenError:
-    over = f"over the same edits: {batch[0][0].prompt!r}" if batch else "as it began"
-    return ScenError(
-        f"a worker died {TRIES} times {over}", hint="out of memory? fewer `--workers`, or a smaller `--batch`"
-    )
+class _Deaths:
+    """How often workers died, over each batch, and each worker since it last gave one while it had none."""
+
+    def __init__(self, batches: Sequence[Sequence[Group]], workers: int) -> None:
+        self._batches, self._over, self.idle = batches, [0] * len(batches), [0] * workers
+
+    def count(self, place: int | None, worker: int, error: Died) -> None:
+        """Raises `ScenError` if it is once too often."""
+        if place is None:
+            self.idle[worker] += 1
+        else:
+            self._over[place] += 1
+        if TRIES in (self.idle[worker], -1 if place is None else self._over[place]):
+            over = (
+                "with nothing to do" if place is None else f"over the same edits: {self._batches[place][0][0].prompt!r}"
+            )
+            hint = "out of memory? fewer `--workers`, or a smaller `--batch`"
+            raise ScenError(f"a worker died {TRIES} times {over}", hint=hint) from error

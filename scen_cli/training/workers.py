@@ -46,11 +46,13 @@ class WorkerPool(Workers):
         except BrokenProcessPool as error:
             raise Died from error
 
-    def replace(self, worker: int) -> Future[Any]:
-        self._pools[worker] = self._start(worker)
+    def ready(self, worker: int) -> Future[Any]:
         at_once: Future[None] = Future()  # its process begins with its first batch
         at_once.set_result(None)
         return at_once
+
+    def replace(self, worker: int) -> None:
+        self._pools[worker] = self._start(worker)
 
     def first_done(self, futures: Iterable[Future[Any]]) -> Iterable[Future[Any]]:
         return wait(futures, return_when=FIRST_COMPLETED).done

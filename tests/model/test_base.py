@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 
 import pytest
@@ -44,6 +46,19 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
     reference = '"auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"},'
     (folder / "config.json").write_text("{" + reference + config.lstrip().removeprefix("{"))
     load_base(str(folder), device="cpu")
+    assert not trap.exists()
+
+
+def test_code_in_a_checkpoint_does_not_run_though_the_terminal_says_yes(tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path / "base", *DENSE["llama"])
+    trap = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(trap)!r}, 'w').close()\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(UsageError, match="without code of its own"):
+        load_base(str(folder), device="cpu")
     assert not trap.exists()
 
 
