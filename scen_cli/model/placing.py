@@ -96,11 +96,11 @@ def is_whole(model: PreTrainedModel) -> bool:
 
 def weight_of(module: nn.Module) -> Tensor:
     """The weight of a matrix as it is stored, a copy in float32, on the device where it computes."""
-    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
-
     with _here(module):
         weight: Any = module.weight
         if quantized_by_bitsandbytes(module):
+            from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
             weight = dequantize_bnb_weight(weight, getattr(module, "state", None))
         own: Tensor = weight.detach().to(torch.float32, copy=True)
         return own

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -107,14 +108,15 @@ def refuse_foreign_journal(path: Path) -> None:
     remove those as it recovers. (Only transactions over several databases have such, and no scen makes one.)"""
     for suffix in ("-journal", "-wal", "-shm"):
         beside = path.with_name(path.name + suffix)
-        if not os.path.lexists(beside):
-            continue
-        if beside.is_symlink() or not beside.is_file():
-            raise DamageFound(f"`{beside.name}` is no file: SQLite would write to it, or wait for it")
-        with beside.open("rb") as file:
-            file.seek(max(0, beside.stat().st_size - len(JOURNAL_MAGIC)))
-            if suffix == "-journal" and file.read() == JOURNAL_MAGIC:
-                raise DamageFound(f"`{beside.name}` names another file, which SQLite would remove: no scen wrote it")
+        with suppress(FileNotFoundError):  # there is none, or its writer has ended meanwhile
+            if not stat.S_ISREG(beside.lstat().st_mode):
+                raise DamageFound(f"`{beside.name}` is no file: SQLite would write to it, or wait for it")
+            with beside.open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - len(JOURNAL_MAGIC)))
+                if suffix == "-journal" and file.read() == JOURNAL_MAGIC:
+                    raise DamageFound(
+                        f"`{beside.name}` names another file, which SQLite would remove: no scen wrote it"
+                    )
 
 
 def connect(path: Path, busy_seconds: float) -> Connection:

@@ -17,6 +17,7 @@ from scen_cli.editor import Editor
 from scen_cli.errors import ProjectLocked, UsageError
 from scen_cli.evaluation.evaluate import evaluate, keep
 from scen_cli.project.check import verify
+from scen_cli.project.disk import refuse_foreign_journal
 from scen_cli.project.project import Project
 from scen_cli.project_setup import new_project
 from scen_cli.reverting import revert
@@ -108,6 +109,25 @@ def test_who_edits_evaluates_reverts_verifies_and_asks_at_once(project, demo_bas
     assert states == {"active": 27, "reverted": 3}
     assert len(Project(folder).ledger.evaluations()) == 2
     assert verify(Project(folder), deep=True) == []
+
+
+def test_a_journal_that_goes_as_it_is_looked_at_is_none(tmp_path):
+    """Every commit of another process makes one and removes it."""
+    journal = tmp_path / "scen.db-journal"
+    child = os.fork()
+    if child == 0:
+        while True:
+            journal.write_bytes(b"x" * 64)
+            journal.unlink()
+    try:
+        seen = 0
+        for _ in range(4_000):
+            seen += journal.exists()
+            refuse_foreign_journal(tmp_path / "scen.db")
+        assert seen
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_lock_left_by_a_killed_process_needs_no_hands(project):
