@@ -20,9 +20,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from benchmarks.measuring import show, write
+from benchmarks.measuring import edit_in_order, show, write
 from scen_cli import Editor, load_base, new_project
-from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
 from scen_cli.export.adapters import adapter_name, export_adapters
@@ -87,10 +86,7 @@ def compare(folder: Path, edits: int) -> dict[str, Any]:
 def _project(folder: Path, edits: int) -> Editor:
     editor = Editor(new_project(folder, "demo", device="cpu"), "cpu")
     started = time.perf_counter()
-    with editor.project.writing():
-        for place, record in enumerate(demo_edits()[:edits], start=1):
-            editor.edit(record, SourceLine("suite demo", place))
-        editor.project.merge()
+    edit_in_order(editor, demo_edits()[:edits])
     print(f"{edits} edits in {time.perf_counter() - started:.0f} s", flush=True)
     return editor
 

@@ -7,7 +7,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from scen_cli import Editor, EditRecord
 from scen_cli.cli.output import table
+from scen_cli.data.records import SourceLine
 
 
 def machine() -> dict[str, Any]:
@@ -48,6 +50,14 @@ def median_seconds(run: Callable[[], object], times: int) -> float:
         run()
         took.append(time.perf_counter() - started)
     return statistics.median(took)
+
+
+def edit_in_order(editor: Editor, records: Sequence[EditRecord]) -> None:
+    """Make the demo suite's edits, one by one."""
+    with editor.project.writing():
+        for place, record in enumerate(records, start=1):
+            editor.edit(record, SourceLine("suite demo", place))
+        editor.project.merge()
 
 
 def show(title: str, columns: list[str], rows: list[list[object]]) -> None:

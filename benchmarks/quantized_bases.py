@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from benchmarks.measuring import show, write
+from benchmarks.measuring import edit_in_order, show, write
 from scen_cli import Editor, new_project
-from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import load_suite
 from scen_cli.evaluation.evaluate import evaluate
 from scen_cli.evaluation.gates import PAPERS
@@ -35,10 +34,7 @@ def measure(quantize: str | None, edits: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         editor = Editor(new_project(Path(folder) / "project", "demo", quantize=quantize, base=base), base=base)
         started = time.perf_counter()
-        with editor.project.writing():
-            for place, record in enumerate(suite.edits[:edits], start=1):
-                editor.edit(record, SourceLine("suite demo", place))
-            editor.project.merge()
+        edit_in_order(editor, suite.edits[:edits])
         seconds = (time.perf_counter() - started) / edits
         figures = evaluate(editor, suite, quick=True).figures
         prompts = [text for one in suite.edits[:edits] for text in (one.prompt, *one.rephrases)] + suite.locality

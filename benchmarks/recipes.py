@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import show, write
+from benchmarks.measuring import edit_in_order, show, write
 from scen_cli import Editor, new_project
-from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import load_suite
 from scen_cli.editing.recipe import DEFAULT_RECIPE
 from scen_cli.evaluation.evaluate import evaluate
@@ -29,10 +28,7 @@ def measure(recipe: str, edits: int) -> dict[str, Any]:
     suite, base = load_suite("demo"), load_base("demo", device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         editor = Editor(new_project(Path(folder) / "project", "demo", recipe=recipe, base=base), base=base)
-        with editor.project.writing():
-            for place, record in enumerate(suite.edits[:edits], start=1):
-                editor.edit(record, SourceLine("suite demo", place))
-            editor.project.merge()
+        edit_in_order(editor, suite.edits[:edits])
         figures = evaluate(editor, suite, quick=True).figures
     shares = [figures[name].patched for name in ("reliability", "generality", "locality")]
     shares.append(figures["locality"].fired)

@@ -108,9 +108,9 @@ def save_weights(
     patched: PatchedModel, draft: Path, more: dict[str, Tensor], dtype: str | None, max_shard_size: str
 ) -> None:
     """The base's weights, replaced and joined by `more`, in shards; cast, if they are to be, once they are written."""
-    model = _whole(patched)
     if re.fullmatch(r"[1-9]\d*[KMG]B", max_shard_size) is None:
         raise UsageError(f"`{max_shard_size}` is no size of a file", hint="e.g. 500MB or 5GB")
+    model = _whole(patched)
     model.save_pretrained(draft, state_dict={**model.state_dict(), **more}, max_shard_size=max_shard_size)
     if dtype is None or DTYPES[dtype] == model.dtype:
         return

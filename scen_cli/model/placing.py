@@ -67,7 +67,8 @@ def check_held(model: PreTrainedModel, folder: Path, quantize: str | None) -> No
     held = next((bits for bits in QUANTIZED if getattr(told, f"load_in_{bits}", False)), None)
     if held != quantize:
         raise UsageError(
-            f"the base is held in {held or 'its own dtype'}, and is to be in {quantize or 'its own dtype'}"
+            f"the base is held in {held or 'its own dtype'}, and is to be in {quantize or 'its own dtype'}",
+            hint="load it so: `load_base(..., quantize=...)`",
         )
 
 

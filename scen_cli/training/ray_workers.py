@@ -13,7 +13,8 @@ import torch
 
 from scen_cli.errors import UsageError
 from scen_cli.training.fitting import Group
-from scen_cli.training.scheduling import Died, Trainee, Workers
+from scen_cli.training.scheduling import Died, Workers
+from scen_cli.training.trainee import Trainee
 
 try:
     import ray

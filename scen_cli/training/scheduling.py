@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
-
-from scen_cli.editing.recipe import stored_recipe
 from scen_cli.errors import ScenError
-from scen_cli.loaded_base import LoadedBase
-from scen_cli.training.fitting import Fitted, Group, fit
-from scen_cli.training.packing import packed, unpacked
+from scen_cli.training.fitting import Fitted, Group
+from scen_cli.training.packing import unpacked
 
 AHEAD = 2  # batches per worker that may wait to be committed: full experts are large
 TRIES = 3  # times that a batch may end with its worker's death
@@ -22,31 +17,6 @@ TRIES = 3  # times that a batch may end with its worker's death
 
 class Died(Exception):
     """A worker did."""
-
-
-class Trainee:
-    """What a worker is: a base of its own, loaded with the first batch, and a project's recipe. It knows the project's
-    settings, not its folder: the parent alone writes."""
-
-    def __init__(self, settings: Mapping[str, Any], device: str, threads: int) -> None:
-        """As many threads as the parent has: results depend on them in their last digits."""
-        self._settings, self._device, self._threads = settings, device, threads
-
-    @cached_property
-    def _loaded(self) -> LoadedBase:
-        torch.set_num_threads(self._threads)
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        return LoadedBase(self._settings, self._device)
-
-    def fit(self, groups: Sequence[Group]) -> bytes:
-        """Experts of a batch, packed. Raises `UsageError` if the base is not here as the project knows it."""
-        return packed(fit(self._loaded, groups, stored_recipe(dict(self._settings))))
-
-    def is_there(self) -> None:
-        """Comes back once there is a worker to answer."""
 
 
 class Workers(ABC):

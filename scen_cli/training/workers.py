@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from scen_cli.training.fitting import Group
-from scen_cli.training.scheduling import Died, Trainee, Workers
+from scen_cli.training.scheduling import Died, Workers
+from scen_cli.training.trainee import Trainee
 
 
 class WorkerPool(Workers):
