@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from scen_cli.editing.neurons import neuron_loss
-from scen_cli.editing.recipe import Recipe
 from scen_cli.model.base import Base
 from scen_cli.model.template import Template
+from scen_cli.neurons.paper_losses import neuron_loss
+from scen_cli.recipe import Recipe
 
 
 class AuthorsProcedure:

@@ -16,7 +16,7 @@ import torch
 
 from scen_cli import Editor, load_base, load_suite, new_project
 from scen_cli.demo.facts import right_facts
-from scen_cli.editing.calibration import expected_to_fire
+from scen_cli.neurons.calibration import expected_to_fire
 
 
 def main() -> None:

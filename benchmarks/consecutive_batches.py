@@ -10,16 +10,16 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.measuring import show
+from scen_cli.baselines.catalogue import ready_method
+from scen_cli.baselines.closed_form_memory import Contexts, at_places, recorded
+from scen_cli.baselines.generate import answer
+from scen_cli.baselines.method import Given, attached
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits
-from scen_cli.guarding import unedited_prompts
+from scen_cli.editing.create_project import DEFAULT_TEMPLATE
 from scen_cli.model.base import load_base
 from scen_cli.model.template import make_template
-from scen_cli.project_setup import DEFAULT_TEMPLATE
-from scen_cli.rivals.answering import answer
-from scen_cli.rivals.associative import Contexts, at_places, recorded
-from scen_cli.rivals.catalogue import ready_method
-from scen_cli.rivals.method import Given, attached
+from scen_cli.neurons.build_guard import unedited_prompts
 
 SETTINGS = {"at": "last", "contexts": 1, "known": 15.0}
 

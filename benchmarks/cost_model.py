@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measuring import show
-from scen_cli.editing.recipe import RECIPES
-from scen_cli.project.store import EditTensors, LowRankArrays, write_edit
+from scen_cli.project.tensor_files import EditTensors, LowRankArrays, write_edit
+from scen_cli.recipe import RECIPES
 
 
 @dataclass(frozen=True)

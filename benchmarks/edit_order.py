@@ -15,8 +15,8 @@ import torch
 from scen_cli import Editor, load_base, load_suite, new_project
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import SourceLine
-from scen_cli.edit_run import plan, train
-from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.editing.edit_run import plan, train
+from scen_cli.evaluation.evaluate_project import evaluate
 
 FIGURES = ("reliability", "generality", "locality", "near-miss")
 

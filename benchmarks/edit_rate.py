@@ -15,10 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.cost_model import SHAPES, Shape, edit_flops
 from benchmarks.measuring import median_seconds, show, write
-from scen_cli.editing.experts import fit_experts
-from scen_cli.editing.lessons import Lesson, Sample
-from scen_cli.editing.recipe import RECIPES
+from scen_cli.experts.fit import fit_experts
+from scen_cli.experts.training_batch import Lesson
 from scen_cli.model.ffn import find_layer
+from scen_cli.model.loaded_base import TokenizedEdit
+from scen_cli.recipe import RECIPES
 
 SEQUENCES = ((22, 3), (31, 3), (42, 3))  # tokens, and how many of them are the target
 NAMES = {shape.name: shape for shape in SHAPES}
@@ -88,7 +89,7 @@ def _model(shape: Shape, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
 def _lesson(shape: Shape, seed: int) -> Lesson:
     generator = torch.Generator().manual_seed(seed)
     samples = [
-        Sample(torch.randint(3, shape.vocabulary, (tokens,), generator=generator).tolist(), target)
+        TokenizedEdit(torch.randint(3, shape.vocabulary, (tokens,), generator=generator).tolist(), target)
         for tokens, target in SEQUENCES
     ]
     return Lesson(samples[:1], samples[1:])

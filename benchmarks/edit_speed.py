@@ -26,8 +26,8 @@ from scen_cli import Editor, load_base, load_suite, new_project
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.data.suites import Suite
-from scen_cli.edit_run import plan, train
-from scen_cli.editing.recipe import make_recipe
+from scen_cli.editing.edit_run import plan, train
+from scen_cli.recipe import make_recipe
 
 LAYER, TIMED = 2, 3
 # The authors' steps, at rates that suit a base of d = 96 (benchmarks/LOG.md).

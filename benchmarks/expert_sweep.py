@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from benchmarks.measuring import show, write
 from scen_cli import Editor, EditRecord, load_base, load_suite, new_project
 from scen_cli.data.entries import read_entries
-from scen_cli.editing.experts import logits_of
-from scen_cli.editing.lessons import Batch, Lesson
-from scen_cli.editing.prefix import record_prefix
-from scen_cli.editing.recipe import RECIPES, make_recipe
 from scen_cli.evaluation.robustness import PREFIXES
+from scen_cli.experts.fit import logits_of
+from scen_cli.experts.prefix_cache import record_prefix
+from scen_cli.experts.training_batch import Batch, Lesson
 from scen_cli.model.base import Base
-from scen_cli.model.experts import Expert, add_low_rank, apply_full
+from scen_cli.model.expert_stack import Expert, add_low_rank, apply_full
 from scen_cli.model.template import Prompt, SecondTurn
+from scen_cli.recipe import RECIPES, make_recipe
 
 BATCH, LAYER = 20, 2
 FULL = {"expert": "full", "expert_lr": 1e-2}

@@ -24,8 +24,8 @@ from benchmarks.measuring import edit_in_order, show, write
 from scen_cli import Editor, load_base, new_project
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
-from scen_cli.export.adapters import adapter_name, export_adapters
-from scen_cli.export.checkpoint import export_checkpoint
+from scen_cli.export.peft_folder import adapter_name, export_adapters
+from scen_cli.export.transformers_folder import export_checkpoint
 from scen_cli.serving.app import Limits
 from scen_cli.serving.server import own_front
 from tests.serving.running import ask_all, running

@@ -27,10 +27,10 @@ from benchmarks.measuring import show, write
 from benchmarks.synthetic import RANK
 from scen_cli import EditRecord, Project, load_base, new_project
 from scen_cli.data.records import SourceLine
+from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.base import DEMO
-from scen_cli.patched_model import PatchedModel
-from scen_cli.project.store import EditTensors, LowRankArrays
-from scen_cli.project.trained import Trained, Training
+from scen_cli.project.commit_rows import Trained, Training
+from scen_cli.project.tensor_files import EditTensors, LowRankArrays
 
 SHAPE = {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 17, "num_attention_heads": 16}
 LAYER = 8
@@ -115,8 +115,8 @@ class Watch:
 
 
 def _export(kind: str, project: Path) -> dict[str, Any]:
-    from scen_cli.export.adapters import export_adapters
-    from scen_cli.export.checkpoint import export_checkpoint
+    from scen_cli.export.peft_folder import export_adapters
+    from scen_cli.export.transformers_folder import export_checkpoint
 
     watch = Watch()
     idle = watch.now()
@@ -136,7 +136,7 @@ def _export(kind: str, project: Path) -> dict[str, Any]:
 
 def _one_plain(patched: PatchedModel, out: Path) -> None:
     """A plain checkpoint: what is written of one, without the scoring, which this base could not be asked for."""
-    from scen_cli.export.checkpoint import SHARD, save_weights
+    from scen_cli.export.transformers_folder import SHARD, save_weights
 
     name = f"{patched.edited.module_name}.weight"
     save_weights(patched, out, {name: patched.edited.projection.weight + 1}, None, SHARD)

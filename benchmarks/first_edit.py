@@ -24,8 +24,8 @@ from benchmarks.measuring import show, write
 from benchmarks.synthetic import guard_file, larger_base
 from scen_cli import Editor, load_base, load_suite, new_project
 from scen_cli.data.records import EditRecord
-from scen_cli.editing.recipe import make_recipe
 from scen_cli.model.base import Base
+from scen_cli.recipe import make_recipe
 
 ROUNDS = 5
 # A base with random weights need not learn anything: what an edit costs is the same.

@@ -15,8 +15,8 @@ import torch
 
 from scen_cli import Editor, EditRecord, load_base, new_project
 from scen_cli.demo.world import further_facts
-from scen_cli.guarding import read_all
-from scen_cli.model.reading import Reading
+from scen_cli.model.keys import Reading
+from scen_cli.neurons.build_guard import read_all
 
 TIMED = 50
 

@@ -22,7 +22,7 @@ from benchmarks.measuring import show, write
 from benchmarks.synthetic import larger_base, make_project
 from scen_cli import load_base
 from scen_cli.demo.world import Fact, further_facts
-from scen_cli.patched_model import PatchedModel
+from scen_cli.editing.patched_model import PatchedModel
 
 TOKENS, BATCHES = 64, (1, 16)
 

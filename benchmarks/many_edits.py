@@ -21,7 +21,7 @@ from benchmarks.measuring import peak_megabytes, show, write
 from benchmarks.synthetic import make_project
 from scen_cli import Editor, Project, load_base
 from scen_cli.demo.world import further_facts
-from scen_cli.patched_model import PatchedModel
+from scen_cli.editing.patched_model import PatchedModel
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from benchmarks.measuring import show, write
 from scen_cli import Editor, new_project
 from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import demo_edits
-from scen_cli.export.folding import FIGURES, fold
+from scen_cli.export.fold_weights import FIGURES, fold
 
 EDITS = (10, 100, 500)
 

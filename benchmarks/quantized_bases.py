@@ -20,10 +20,10 @@ from transformers.utils import logging
 from benchmarks.measuring import edit_in_order, show, write
 from scen_cli import Editor, new_project
 from scen_cli.data.suites import load_suite
-from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.evaluation.gates import PAPERS
 from scen_cli.model.base import load_base
-from scen_cli.model.placing import QUANTIZED
+from scen_cli.model.quantization import QUANTIZED
 
 FIGURES = PAPERS[:3]
 

@@ -17,8 +17,8 @@ from transformers.utils import logging
 
 from scen_cli import Editor, new_project
 from scen_cli.data.suites import demo_edits
+from scen_cli.experts.ray_pool import RayPool
 from scen_cli.model.base import load_base
-from scen_cli.training.ray_workers import RayPool
 
 CHANGES = {"expert": "low-rank", "expert_steps": 300, "extra_steps": 0, "require_learned": False}
 

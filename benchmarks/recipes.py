@@ -16,9 +16,9 @@ import torch
 from benchmarks.measuring import edit_in_order, show, write
 from scen_cli import Editor, new_project
 from scen_cli.data.suites import load_suite
-from scen_cli.editing.recipe import DEFAULT_RECIPE
-from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.model.base import load_base
+from scen_cli.recipe import DEFAULT_RECIPE
 
 RECIPES = (DEFAULT_RECIPE, "joint", "key", "paper")
 COLUMNS = ["recipe", "Reliability", "Generality", "Locality", "fired on unedited prompts"]

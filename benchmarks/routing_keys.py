@@ -24,8 +24,8 @@ from scen_cli import PatchedModel, load_base, load_suite, new_project
 from scen_cli.data.suites import read_prompts
 from scen_cli.demo.facts import right_facts
 from scen_cli.demo.world import build_world, further_facts
-from scen_cli.guarding import read_all
-from scen_cli.model.reading import Reading
+from scen_cli.model.keys import Reading
+from scen_cli.neurons.build_guard import read_all
 
 UNEDITED_FACTS = 1000  # of the demo's, that it never met and nobody edits
 

@@ -25,11 +25,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scen_cli.cli.output import table
-from scen_cli.editing.closed_form import bias_of, neuron_of, whitening_of
-from scen_cli.editing.joint import fit_joint, refit_thieves
-from scen_cli.editing.neurons import train_neuron
-from scen_cli.editing.recipe import RECIPES, Recipe
 from scen_cli.model.routing import prepare
+from scen_cli.neurons.closed_form import bias_of, neuron_of, whitening_of
+from scen_cli.neurons.joint import fit_joint, refit_thieves
+from scen_cli.neurons.paper_losses import train_neuron
+from scen_cli.recipe import RECIPES, Recipe
 
 RATE = 0.01  # of false activations, at which routers are compared
 CURVE_TO = 0.1

@@ -15,13 +15,13 @@ from scen_cli import Editor, EditRecord, new_project
 from scen_cli.data.records import SourceLine
 from scen_cli.demo.facts import right_facts
 from scen_cli.demo.world import Fact
-from scen_cli.editing.closed_form import neuron_of
-from scen_cli.guarding import read_all, whitening_in
 from scen_cli.model.base import DEMO, Base
-from scen_cli.model.reading import Reading
+from scen_cli.model.keys import Reading
+from scen_cli.neurons.build_guard import read_all, whitening_in
+from scen_cli.neurons.closed_form import neuron_of
+from scen_cli.project.commit_rows import Trained, Training
 from scen_cli.project.project import Project
-from scen_cli.project.store import EditTensors, LowRankArrays
-from scen_cli.project.trained import Trained, Training
+from scen_cli.project.tensor_files import EditTensors, LowRankArrays
 
 RANK = 16
 LARGER = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}

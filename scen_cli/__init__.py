@@ -16,40 +16,40 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from scen_cli._version import __version__
 
 if TYPE_CHECKING:
+    from scen_cli.baselines.method_editor import MethodEditor, new_method_project
     from scen_cli.data.records import EditRecord
     from scen_cli.data.suites import Suite, load_suite
-    from scen_cli.editor import Editor
+    from scen_cli.editing.create_project import new_project
+    from scen_cli.editing.editor import Editor
+    from scen_cli.editing.patched_model import PatchedModel
     from scen_cli.errors import ScenError
-    from scen_cli.evaluation.evaluate import evaluate
-    from scen_cli.export.adapters import export_adapters
-    from scen_cli.export.checkpoint import export_checkpoint
-    from scen_cli.export.merged import export_merged
-    from scen_cli.method_editor import MethodEditor, new_method_project
+    from scen_cli.evaluation.evaluate_project import evaluate
+    from scen_cli.export.merged_checkpoint import export_merged
+    from scen_cli.export.peft_folder import export_adapters
+    from scen_cli.export.transformers_folder import export_checkpoint
     from scen_cli.model.base import Base, load_base
-    from scen_cli.patched_model import PatchedModel
     from scen_cli.project.project import Project
-    from scen_cli.project_setup import new_project
 
 _HOMES = {
     "Base": "model.base",
     "EditRecord": "data.records",
-    "Editor": "editor",
-    "MethodEditor": "method_editor",
-    "PatchedModel": "patched_model",
+    "Editor": "editing.editor",
+    "MethodEditor": "baselines.method_editor",
+    "PatchedModel": "editing.patched_model",
     "Project": "project.project",
     "ScenError": "errors",
     "Suite": "data.suites",
-    "evaluate": "evaluation.evaluate",
-    "export_adapters": "export.adapters",
-    "export_checkpoint": "export.checkpoint",
-    "export_merged": "export.merged",
+    "evaluate": "evaluation.evaluate_project",
+    "export_adapters": "export.peft_folder",
+    "export_checkpoint": "export.transformers_folder",
+    "export_merged": "export.merged_checkpoint",
     "load_base": "model.base",
     "load_suite": "data.suites",
-    "new_method_project": "method_editor",
-    "new_project": "project_setup",
+    "new_method_project": "baselines.method_editor",
+    "new_project": "editing.create_project",
 }
 __all__ = [
     "Base",

@@ -12,6 +12,8 @@ ScenError            1   something failed
 
 from __future__ import annotations
 
+VERIFY_HINT = "run `scen verify` for details; restore the project from a backup"
+
 
 class ScenError(Exception):
     """A message for the user: what is wrong and where; `hint` says what to do next."""

@@ -38,11 +38,11 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _prompts_are_written_once() -> Iterator[None]:
     """What the demo base writes by itself depends on the template, the number and the seed alone: it is asked once."""
-    from scen_cli import guarding
     from scen_cli.model.base import DEMO
-    from scen_cli.model.placing import is_whole
+    from scen_cli.model.quantization import is_whole
+    from scen_cli.neurons import build_guard
 
-    write, known = guarding.write_prompts, {}
+    write, known = build_guard.write_prompts, {}
 
     def remembered(base, template, count, seed, least):
         if base.folder != DEMO or str(base.model.dtype) != "torch.float32" or not is_whole(base.model):
@@ -53,7 +53,7 @@ def _prompts_are_written_once() -> Iterator[None]:
         return list(known[asked])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guarding, "write_prompts", remembered)
+        patch.setattr(build_guard, "write_prompts", remembered)
         yield
 
 
@@ -75,11 +75,11 @@ def demo_base():
 @pytest.fixture(scope="session")
 def demo_guard(demo_base):
     """What the demo base writes itself, made once."""
-    from scen_cli.editing.recipe import RECIPES
-    from scen_cli.guarding import make_guard, reading_of
+    from scen_cli.editing.create_project import DEFAULT_TEMPLATE
     from scen_cli.model.ffn import find_layer
     from scen_cli.model.template import make_template
-    from scen_cli.project_setup import DEFAULT_TEMPLATE
+    from scen_cli.neurons.build_guard import make_guard, reading_of
+    from scen_cli.recipe import RECIPES
 
     template = make_template(demo_base.tokenizer, demo_base.model, DEFAULT_TEMPLATE)
     reading = reading_of(template, RECIPES["closed-form"])
@@ -89,8 +89,8 @@ def demo_guard(demo_base):
 @pytest.fixture
 def make_editor(tmp_path, demo_base, demo_guard):
     """A new project on the demo base, with its editor: `make_editor("paper", theta=0.5)`."""
-    from scen_cli.editor import Editor
-    from scen_cli.project_setup import new_project
+    from scen_cli.editing.create_project import new_project
+    from scen_cli.editing.editor import Editor
 
     made = []
 
@@ -111,8 +111,8 @@ def make_editor(tmp_path, demo_base, demo_guard):
 def edited(tmp_path_factory, demo_base):
     """A project on the demo base with 40 edits in force, for tests that only read."""
     from scen_cli.data.suites import demo_edits
-    from scen_cli.editor import Editor
-    from scen_cli.project_setup import new_project
+    from scen_cli.editing.create_project import new_project
+    from scen_cli.editing.editor import Editor
 
     project = new_project(tmp_path_factory.mktemp("edited"), "demo", recipe="key", base=demo_base)
     editor = Editor(project, base=demo_base)
@@ -126,8 +126,8 @@ def low_rank(tmp_path_factory, demo_base, demo_guard):
     """20 edits in force by the default recipe (low-rank experts, whitened keys, parts of prompts, the second look), for
     tests that only read."""
     from scen_cli.data.suites import demo_edits
-    from scen_cli.editor import Editor
-    from scen_cli.project_setup import new_project
+    from scen_cli.editing.create_project import new_project
+    from scen_cli.editing.editor import Editor
 
     project = new_project(tmp_path_factory.mktemp("low-rank"), "demo", guard=demo_guard, base=demo_base)
     editor = Editor(project, base=demo_base)

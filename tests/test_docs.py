@@ -16,7 +16,7 @@ import pytest
 
 from scen_cli.cli import app, data, study
 from scen_cli.data.suites import load_suite
-from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.model.base import DEMO
 from tests.conftest import edit_all
 

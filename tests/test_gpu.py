@@ -11,13 +11,13 @@ from scen_cli.data.passages import Passages
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.demo.facts import right_facts
-from scen_cli.editor import Editor
-from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.editor import Editor
+from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.evaluation.hallucination import evaluate_perplexity
 from scen_cli.model.base import Base, load_base
-from scen_cli.model.placing import QUANTIZED
-from scen_cli.model.reading import last_token, positions_of
-from scen_cli.project_setup import new_project
+from scen_cli.model.keys import last_token, positions_of
+from scen_cli.model.quantization import QUANTIZED
 from scen_cli.studies.sft import Tuning, fine_tune
 from tests.conftest import edit_all
 

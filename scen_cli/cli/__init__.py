@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from scen_cli import __version__
+from scen_cli._version import __version__
 from scen_cli.cli import (
     ask,
     backup,
@@ -24,11 +24,11 @@ from scen_cli.cli import (
     export,
     groups,
     init,
-    ledger,
     merge,
     report,
     revert,
     serve,
+    status,
     verify,
 )
 from scen_cli.cli.failures import explain
@@ -86,9 +86,9 @@ app.command("compare")(compare.compare)
 app.command("compress")(compress.compress)
 app.command("export")(export.export)
 app.command("serve")(serve.serve)
-app.command("status")(ledger.status)
-app.command("log")(ledger.log)
-app.command("show")(ledger.show)
+app.command("status")(status.status)
+app.command("log")(status.log)
+app.command("show")(status.show)
 app.command("report")(report.report)
 app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)

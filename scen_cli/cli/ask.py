@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from scen_cli.cli.opening import HERE, Device, Dir, open_editor, open_method_editor, open_project
+from scen_cli.cli.loaders import HERE, Device, Dir, open_editor, open_method_editor, open_project
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scen_cli.editor import Editor
-    from scen_cli.method_editor import MethodEditor
+    from scen_cli.baselines.method_editor import MethodEditor
+    from scen_cli.editing.editor import Editor
 
 STRONGEST, TRACED = 3, 10  # neurons shown
-BLOCKED = -1.0  # of a neuron whose edit's subject the prompt does not name (scen_cli/model/second_look.py)
+BLOCKED = -1.0  # of a neuron whose edit's subject the prompt does not name (scen_cli/model/subject_filter.py)
 
 
 def ask(
@@ -98,7 +98,7 @@ def _against(activation: float, theta: float) -> tuple[str, str, str]:
 
 def _trace(editor: Editor, prompt: str, data: dict[str, Any], shown: list[RenderableType]) -> None:
     """What was read of the prompt, and what stands guard near it."""
-    from scen_cli.tracing import trace
+    from scen_cli.editing.trace import trace
 
     found = trace(editor, prompt)
     data["trace"] = asdict(found)

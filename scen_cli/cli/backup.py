@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Author, Dir, Wait, open_project
+from scen_cli.cli.loaders import HERE, Author, Dir, Wait, open_project
 from scen_cli.cli.output import Json, Output, Quiet, table
 
 
@@ -70,7 +70,7 @@ def gc(
 
     Example: scen gc --dry-run
     """
-    from scen_cli.project.garbage import collect, garbage
+    from scen_cli.project.unused_files import collect, garbage
 
     project = open_project(dir, author, wait)
     if dry_run:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Author, Device, Dir, Wait, open_editor
+from scen_cli.cli.loaders import HERE, Author, Device, Dir, Wait, open_editor
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scen_cli.calibrating import Choice
-    from scen_cli.editor import Editor
+    from scen_cli.editing.editor import Editor
+    from scen_cli.evaluation.threshold_table import Choice
 
 
 def calibrate(
@@ -49,7 +49,7 @@ def calibrate(
             rate = None if theta else false_activation or editor.project.ledger.threshold().false_activation
             false_activation = rate or false_activation
             _take_guard(editor, guard, rate, out)
-        from scen_cli.calibrating import Calibration
+        from scen_cli.evaluation.threshold_table import Calibration
 
         calibration = Calibration(editor)
         choices = calibration.table(*([false_activation] if false_activation else []))
@@ -112,8 +112,8 @@ def _conclusion(chosen: Choice | None) -> str:
 
 def _take_guard(editor: Editor, source: str, rate: float | None, out: Output) -> None:
     """Put prompts in the place of those that theta was set by; nothing is changed if they cannot serve."""
-    from scen_cli.editing.calibration import check_enough
-    from scen_cli.guarding import make_guard, replaced
+    from scen_cli.neurons.build_guard import make_guard, replaced
+    from scen_cli.neurons.calibration import check_enough
 
     file = None if source == "self" else Path(source)
     out.note("reading the guard's keys" if file else "the base writes prompts")

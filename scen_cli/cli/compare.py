@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from scen_cli.cli.opening import HERE, Device, Dir, open_editor
+from scen_cli.cli.loaders import HERE, Device, Dir, open_editor
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.cli.study import divided
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from scen_cli.baselines.compare_methods import Bench
+    from scen_cli.baselines.result_rows import Row
     from scen_cli.data.passages import Passages
     from scen_cli.data.records import EditRecord
     from scen_cli.data.suites import Suite
-    from scen_cli.editor import Editor
-    from scen_cli.rivals.comparing import Bench
-    from scen_cli.rivals.rows import Row
+    from scen_cli.editing.editor import Editor
 
 
 def compare(
@@ -57,11 +57,11 @@ def compare(
 
     loaded = passages.edits if passages else load_suite(suite, data)
     editor = open_editor(dir, device, out)
-    from scen_cli.evaluation.evaluate import check_decoding
-    from scen_cli.rivals.catalogue import check_base
-    from scen_cli.rivals.comparing import compare as run
-    from scen_cli.rivals.rows import find_rows
-    from scen_cli.studies.division import fitting
+    from scen_cli.baselines.catalogue import check_base
+    from scen_cli.baselines.compare_methods import compare as run
+    from scen_cli.baselines.result_rows import find_rows
+    from scen_cli.evaluation.evaluate_project import check_decoding
+    from scen_cli.studies.split_by_base import fitting
 
     check_decoding(decoding)
     rows = find_rows(names, editor.model.config.num_hidden_layers)
@@ -103,11 +103,11 @@ def _even_if_not_learned(row: Row) -> Row:
 def _bench(
     editor: Editor, suite: Suite, passages: Passages | None, asked: tuple[int, int, str], folder: Path, out: Output
 ) -> Bench:
-    from scen_cli.evaluation.evaluate import DECODING
-    from scen_cli.rivals.comparing import Bench
-    from scen_cli.rivals.given import given_by
-    from scen_cli.rivals.parts import split
-    from scen_cli.rivals.scoring import Answers, Perplexities, Scoring
+    from scen_cli.baselines.compare_methods import Bench
+    from scen_cli.baselines.context import given_by
+    from scen_cli.baselines.scoring import Answers, Perplexities, Scoring
+    from scen_cli.baselines.splits import split
+    from scen_cli.evaluation.evaluate_project import DECODING
 
     edits, trials, decoding = asked
     given = given_by(editor)
@@ -137,7 +137,7 @@ def _bench(
 
 
 def _answered(editor: Editor, prompts: Any, options: dict[str, Any]) -> list[tuple[str, str]]:
-    from scen_cli.rivals.answering import answer
+    from scen_cli.baselines.generate import answer
 
     return list(zip(prompts, answer(editor.base, editor.template, prompts, **options), strict=True))
 
@@ -161,7 +161,7 @@ def _machine(bench: Bench) -> dict[str, Any]:
 
 
 def _show(bench: Bench, results: list[dict[str, Any]], out: Output) -> None:
-    from scen_cli.data.writing import write_json
+    from scen_cli.data.write_records import write_json
     from scen_cli.report.comparison import columns, lines, picture, retention
     from scen_cli.report.pictures import has_matplotlib
 

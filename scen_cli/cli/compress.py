@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Author, Device, Dir, Wait, open_editor
+from scen_cli.cli.loaders import HERE, Author, Device, Dir, Wait, open_editor
 from scen_cli.cli.output import Json, Output, Quiet
 
 
@@ -27,11 +27,11 @@ def compress(
     Example: scen compress --rank 8
     """
     out = Output(as_json, quiet)
-    from scen_cli.editing.recipe import check_rank
+    from scen_cli.recipe import check_rank
 
     wanted = check_rank(rank)
     editor = open_editor(dir, device, out, author, wait)
-    from scen_cli.compressing import compress as compress_all
+    from scen_cli.editing.compress_experts import compress as compress_all
 
     with editor.project.writing():
         full = sum(rank == 0 for rank in editor.project.ledger.ranks_in_force().values())

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Dir, open_scens_own
+from scen_cli.cli.loaders import HERE, Dir, open_scens_own
 from scen_cli.cli.output import Json, Output, Quiet, table
 
 
@@ -26,7 +26,7 @@ def confusions(
     out = Output(as_json, quiet)
     project = open_scens_own(dir)
     out.note("loading torch")
-    from scen_cli.confusions import find_confusions
+    from scen_cli.editing.confusable_edits import find_confusions
 
     found = find_confusions(project, top)
     prompt = {edit.id: edit.prompt for edit in project.ledger.edits()}

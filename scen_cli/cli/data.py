@@ -62,7 +62,7 @@ def convert(
     Example: scen data convert zsre.json --out zsre.jsonl
     """
     from scen_cli.data.entries import bad_lines, read_as_they_are
-    from scen_cli.data.writing import write_records
+    from scen_cli.data.write_records import write_records
 
     entries = read_as_they_are(file)
     records = [entry.record for entry in entries if entry.record is not None]

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from scen_cli.cli.opening import load_quietly
+from scen_cli.cli.loaders import load_quietly
 from scen_cli.cli.output import Json, Output, Quiet, table
 
 SHOWN = 8  # edits listed in the table of before and after
@@ -36,10 +36,10 @@ def demo(
     from scen_cli.cli.edit import train_all
     from scen_cli.cli.evaluate import figures
     from scen_cli.data.suites import load_suite
-    from scen_cli.editor import Editor
-    from scen_cli.evaluation.evaluate import evaluate, keep
-    from scen_cli.export.checkpoint import export_checkpoint
-    from scen_cli.project_setup import new_project
+    from scen_cli.editing.create_project import new_project
+    from scen_cli.editing.editor import Editor
+    from scen_cli.evaluation.evaluate_project import evaluate, keep
+    from scen_cli.export.transformers_folder import export_checkpoint
 
     started = time.perf_counter()
     at, scen = f"--dir {dir}", _called_as()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scen_cli.cli.interrupt import interruptible
-from scen_cli.cli.opening import HERE, Author, Device, Dir, Wait, open_editor, open_method_editor, open_project
+from scen_cli.cli.loaders import HERE, Author, Device, Dir, Wait, open_editor, open_method_editor, open_project
 from scen_cli.cli.output import Json, Output, Quiet
 from scen_cli.cli.replay import log_or_records, replay
 from scen_cli.errors import DamageFound, SomeEditsFailed, UsageError
@@ -19,13 +19,13 @@ from scen_cli.errors import DamageFound, SomeEditsFailed, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scen_cli.baselines.method_editor import MethodEditor
     from scen_cli.data.entries import Entry
     from scen_cli.data.suites import Suite
-    from scen_cli.edit_run import Outcome, Plan
-    from scen_cli.editor import Editor
-    from scen_cli.method_editor import MethodEditor
+    from scen_cli.editing.edit_run import Outcome, Plan
+    from scen_cli.editing.editor import Editor
+    from scen_cli.experts.fit_records import FitAll
     from scen_cli.project.project import Project
-    from scen_cli.training.fitting import FitAll
 
 
 def edit(
@@ -128,7 +128,7 @@ def _tell(project: Project, outcomes: list[Outcome], out: Output) -> None:
 
 
 def _check_policy(conflicts: str, reason: str) -> None:
-    from scen_cli.conflicts import POLICIES
+    from scen_cli.editing.conflicts import POLICIES
 
     if conflicts not in POLICIES:
         raise UsageError(f"`--conflicts {conflicts}` is not known", hint=f"one of: {', '.join(POLICIES)}")
@@ -156,12 +156,12 @@ def _elsewhere(editor: Editor, workers: int, engine: str, device: str) -> Abstra
     if workers > 1 and device == "auto" and editor.project.settings.get("device_map"):
         raise UsageError("a base that is spread over the devices leaves none to other workers", hint="`--workers 1`")
     if engine == "ray":
-        from scen_cli.training.ray_workers import RayPool
+        from scen_cli.experts.ray_pool import RayPool
 
         return RayPool(editor.project.settings, workers, device)
     if workers == 1:
         return nullcontext()
-    from scen_cli.training.workers import WorkerPool
+    from scen_cli.experts.process_pool import WorkerPool
 
     return WorkerPool(editor.project.settings, workers, device)
 
@@ -216,7 +216,7 @@ def _run(
     fit_all: FitAll | None = None,
 ) -> list[Outcome]:
     """Edit what is not yet there. Under `strict` every record is checked before the first is trained."""
-    from scen_cli.edit_run import plan, train
+    from scen_cli.editing.edit_run import plan, train
 
     planned = plan(editor, entries, conflicts, reason)
     _refuse_hopeless(planned, strict)
@@ -229,7 +229,7 @@ def _run(
 
 def edit_by_method(editor: MethodEditor, entries: list[Entry], strict: bool, out: Output) -> list[Outcome]:
     """The same by another method than SCEN, in its batches."""
-    from scen_cli.method_editor import learn, plan_for
+    from scen_cli.baselines.method_editor import learn, plan_for
 
     with editor.project.writing():
         planned = plan_for(editor, entries)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from scen_cli.cli.opening import HERE, Author, Device, Dir, Wait, open_editor, open_method_editor, open_project
+from scen_cli.cli.loaders import HERE, Author, Device, Dir, Wait, open_editor, open_method_editor, open_project
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import GateNotMet, ScenError, UsageError
 
 if TYPE_CHECKING:
-    from scen_cli.evaluation.evaluate import Evaluation
+    from scen_cli.evaluation.evaluate_project import Evaluation
 
 CHANGES_SHOWN = 40
 
@@ -62,7 +62,7 @@ def evaluate(
         if accurate or openwebtext:
             raise UsageError("`--accurate` and `--openwebtext` are files of the hallucination suite alone")
         evaluation = _generation(suite, data, locality, decoding, quick, dir, device, out)
-    from scen_cli.evaluation.evaluate import keep
+    from scen_cli.evaluation.evaluate_project import keep
 
     number, trouble = None, None
     try:
@@ -102,11 +102,11 @@ def _generation(
     project = open_project(dir)
     if project.method:
         editor_by_method = open_method_editor(project, device, out)
-        from scen_cli.evaluation.by_method import evaluate_method
+        from scen_cli.baselines.evaluate_method import evaluate_method
 
         return evaluate_method(editor_by_method, loaded, decoding)
     editor = open_editor(dir, device, out)
-    from scen_cli.evaluation.evaluate import evaluate
+    from scen_cli.evaluation.evaluate_project import evaluate
 
     with out.counting("answers") as tell:
         return evaluate(editor, loaded, decoding, quick, tell)
@@ -199,7 +199,7 @@ def _earlier(dir: Path, number: int, suite: str) -> dict[str, Any]:
 
 
 def _compare(earlier: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, Any], list[RenderableType]]:
-    from scen_cli.evaluation.against import changes, moved
+    from scen_cli.evaluation.diff import changes, moved
 
     figures_moved = moved(earlier["metrics"]["figures"], now["figures"])
     found, alone = changes(earlier["samples"], now["samples"])

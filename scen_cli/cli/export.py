@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scen_cli.cli.opening import HERE, Device, Dir, open_editor
+from scen_cli.cli.loaders import HERE, Device, Dir, open_editor
 from scen_cli.cli.output import Json, Output, Quiet
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scen_cli.editor import Editor
+    from scen_cli.editing.editor import Editor
 
 
 def export(
@@ -63,7 +63,7 @@ def export(
     gates = parse_gates(gate or [])
     check_gates(gates, PAPERS[:3])
     editor = open_editor(dir, device, out)
-    from scen_cli.export.checkpoint import SHARD
+    from scen_cli.export.transformers_folder import SHARD
 
     weights = {"max_shard_size": max_shard_size or SHARD, "license": license}
     if merge:
@@ -92,21 +92,21 @@ class _Written:
 
 
 def _checkpoint(editor: Editor, to: Path, how: dict[str, Any]) -> _Written:
-    from scen_cli.export.checkpoint import export_checkpoint
+    from scen_cli.export.transformers_folder import export_checkpoint
 
     use = f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r}, trust_remote_code=True)"
     return _Written(export_checkpoint(editor, to, **how), use)
 
 
 def _adapters(editor: Editor, to: Path, license: str | None) -> _Written:
-    from scen_cli.export.adapters import export_adapters
+    from scen_cli.export.peft_folder import export_adapters
 
     use = f"each edit's LoRA is a folder there; {to / 'router.json'} says how a prompt finds its own"
     return _Written(export_adapters(editor, to, license=license), use)
 
 
 def _merged(editor: Editor, to: Path, how: dict[str, Any]) -> _Written:
-    from scen_cli.export.merged import export_merged, rows
+    from scen_cli.export.merged_checkpoint import export_merged, rows
 
     files, folded = export_merged(editor, to, **how)
     more = {

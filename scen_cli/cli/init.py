@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scen_cli.cli.opening import HERE, Author, Device, Dir, load_quietly
+from scen_cli.cli.loaders import HERE, Author, Device, Dir, load_quietly
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import UsageError
 
@@ -78,12 +78,12 @@ def init(
     changes |= {name: value for name, value in asked.items() if value is not None}
     if theta is not None:
         changes |= {"theta": str(theta), "false_activation": None}
-    from scen_cli.editing.recipe import Recipe, make_recipe
+    from scen_cli.recipe import Recipe, make_recipe
 
     make_recipe(recipe, changes)  # a mistake is told before the base is loaded
     load_quietly(f"loading base `{model}`", out)
-    from scen_cli.guarding import ALIKE, likeness
-    from scen_cli.project_setup import new_project
+    from scen_cli.editing.create_project import new_project
+    from scen_cli.neurons.build_guard import ALIKE, likeness
 
     project = new_project(
         dir,
@@ -136,8 +136,8 @@ def _init_by_method(
     out: Output,
 ) -> None:
     load_quietly(f"loading base `{choice[0]}`", out)
-    from scen_cli.method_editor import new_method_project
-    from scen_cli.project_setup import BaseChoice
+    from scen_cli.baselines.method_editor import new_method_project
+    from scen_cli.editing.create_project import BaseChoice
 
     project = new_method_project(dir, method, BaseChoice(*choice), changes, guard, author=author)
     settings = project.settings

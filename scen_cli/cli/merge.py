@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scen_cli.cli.opening import HERE, Dir, Wait, open_scens_own
+from scen_cli.cli.loaders import HERE, Dir, Wait, open_scens_own
 from scen_cli.cli.output import Json, Output, Quiet
 
 

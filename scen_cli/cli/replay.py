@@ -12,22 +12,22 @@ from scen_cli.errors import DamageFound
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scen_cli.data.logs import LogEvent
-    from scen_cli.edit_run import Outcome
-    from scen_cli.editor import Editor
+    from scen_cli.data.log_events import LogEvent
+    from scen_cli.editing.edit_run import Outcome
+    from scen_cli.editing.editor import Editor
 
 
 def log_or_records(file: str | None) -> tuple[list[LogEvent], Iterator[tuple[int, object]] | None]:
     """The entries of a project's log, if the file is one; else its records."""
-    from scen_cli.data.logs import split_log
+    from scen_cli.data.log_events import split_log
 
     return split_log(file) if file is not None else ([], None)
 
 
 def replay(editor: Editor, events: list[LogEvent], out: Output) -> list[Outcome]:
     """Do again what a log tells; returns what became of each edit."""
-    from scen_cli.replaying import differences
-    from scen_cli.replaying import replay as make
+    from scen_cli.editing.replay_log import differences
+    from scen_cli.editing.replay_log import replay as make
 
     for text in differences(editor, events):
         out.warn(f"answers may differ from the log's: {text}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Dir, open_project
+from scen_cli.cli.loaders import HERE, Dir, open_project
 from scen_cli.cli.output import Json, Output, Quiet
 
 

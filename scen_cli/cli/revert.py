@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scen_cli.cli.opening import HERE, Author, Device, Dir, Wait, open_method_editor, open_project
+from scen_cli.cli.loaders import HERE, Author, Device, Dir, Wait, open_method_editor, open_project
 from scen_cli.cli.output import Json, Output, Quiet
 
 if TYPE_CHECKING:
-    from scen_cli.method_editor import MethodEditor
+    from scen_cli.baselines.method_editor import MethodEditor
 
 
 def revert(
@@ -31,7 +31,7 @@ def revert(
 
     Example: scen revert 3
     """
-    from scen_cli.reverting import revert as take_back  # no torch: SCEN's need no base
+    from scen_cli.editing.revert_edits import revert as take_back  # no torch: SCEN's need no base
 
     out = Output(as_json, quiet)
     project = open_project(dir, author, wait)

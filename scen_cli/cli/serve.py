@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Device, Dir, open_editor
+from scen_cli.cli.loaders import HERE, Device, Dir, open_editor
 from scen_cli.cli.output import Json, Output, Quiet
 from scen_cli.errors import UsageError
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scen_cli.cli.opening import HERE, Device, Dir, load_quietly, open_editor
+from scen_cli.cli.loaders import HERE, Device, Dir, load_quietly, open_editor
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import ScenError
 
 if TYPE_CHECKING:
     from scen_cli.data.suites import Suite as Suite_
-    from scen_cli.editor import Editor
+    from scen_cli.editing.editor import Editor
     from scen_cli.studies.paper import Finding
-    from scen_cli.studies.variants import Bench
+    from scen_cli.studies.project_variants import Bench
 
 SHOWN = 20  # rows of a long table printed
 
@@ -182,7 +182,7 @@ def divide(
 
 def divided(editor: Editor, questions: Suite_, decoding: str, to: Path, out: Output) -> tuple[Suite_, Path]:
     """What the base answers wrongly, to be edited, and rightly, to stay; the folder that keeps it."""
-    from scen_cli.studies.division import divide as run
+    from scen_cli.studies.split_by_base import divide as run
 
     folder = to / f"divided-{Path(questions.name).stem}"
     with out.progress(1 + len(questions.edits) // 64, "asking the base") as tell:
@@ -207,10 +207,10 @@ def _study(
     suite = load_suite(*source)
     folder = to or dir / "studies"
     editor = open_editor(dir, device, out)
-    from scen_cli.evaluation.evaluate import check_decoding
-    from scen_cli.studies.division import fitting
+    from scen_cli.evaluation.evaluate_project import check_decoding
     from scen_cli.studies.paper import STUDIES as BY_NAME
     from scen_cli.studies.paper import projects_of
+    from scen_cli.studies.split_by_base import fitting
 
     check_decoding(decoding)
     if source[0] != "demo":
@@ -224,7 +224,7 @@ def _study(
 
 
 def _bench(editor: Editor, suite: Suite_, decoding: str, folder: Path, out: Output) -> Bench:
-    from scen_cli.studies.variants import Bench
+    from scen_cli.studies.project_variants import Bench
 
     project = editor.project
     threshold, recipe = project.ledger.threshold(), dict(project.settings["recipe"])
@@ -240,7 +240,7 @@ def _bench(editor: Editor, suite: Suite_, decoding: str, folder: Path, out: Outp
 
 def _finish(name: str, finding: Finding, bench: Bench, folder: Path, out: Output) -> None:
     """Write the findings and show them, shares in per cent."""
-    from scen_cli.studies.writing import write_finding
+    from scen_cli.studies.write_results import write_finding
 
     if not finding.rows:
         raise ScenError(

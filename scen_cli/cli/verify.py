@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scen_cli.cli.opening import HERE, Device, Dir, Wait, open_editor, open_project
+from scen_cli.cli.loaders import HERE, Device, Dir, Wait, open_editor, open_project
 from scen_cli.cli.output import Json, Output, Quiet, counted
 from scen_cli.errors import DamageFound, UsageError
 
@@ -68,7 +68,7 @@ def _by_the_base(deep: bool, behaviour: bool, dir: Dir, device: str, out: Output
     if project.method:  # its file is all there is, and that was checked
         return []
     editor = open_editor(dir, device, out)
-    from scen_cli.checking import behaviour_problems, key_problems
+    from scen_cli.editing.verify_base import behaviour_problems, key_problems
 
     return [*(key_problems(editor) if deep else []), *(behaviour_problems(editor) if behaviour else [])]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scen_cli.data.forms import understand
-from scen_cli.data.reading import complaint, read_items
+from scen_cli.data.dataset_forms import understand
+from scen_cli.data.json_stream import complaint, read_items
 from scen_cli.data.records import EXAMPLE, EditRecord, SourceLine
 from scen_cli.errors import UsageError
 

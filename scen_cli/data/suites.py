@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from scen_cli.data.dataset_forms import SAME_RELATION, SAME_SUBJECT
 from scen_cli.data.entries import good_records
-from scen_cli.data.forms import SAME_RELATION, SAME_SUBJECT
-from scen_cli.data.reading import complaint, read_items
+from scen_cli.data.json_stream import complaint, read_items
 from scen_cli.data.records import EditRecord, Neighbour, clean_text
 from scen_cli.demo.facts import editable_facts, right_facts
 from scen_cli.demo.world import SEEN_PHRASINGS, Fact

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from scen_cli.evaluation.asking import Asker
+from scen_cli.evaluation.cached_generator import Asker
 from scen_cli.evaluation.metrics import Share
 from scen_cli.evaluation.samples import PAPERS_ROLES, Asked, Sample, Scored
 

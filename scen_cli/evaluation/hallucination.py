@@ -12,13 +12,13 @@ from math import exp
 
 from scen_cli.data.passages import Passages
 from scen_cli.data.records import EditRecord
-from scen_cli.editor import Editor
-from scen_cli.evaluation.evaluate import Evaluation
+from scen_cli.editing.editor import Editor
+from scen_cli.editing.patched_model import PatchedModel
+from scen_cli.evaluation.evaluate_project import Evaluation
 from scen_cli.evaluation.metrics import Figure, Mean, Share
 from scen_cli.evaluation.samples import left_out, not_learned, scored_edits
 from scen_cli.evaluation.teacher_forced import Text, score
 from scen_cli.model.template import Template
-from scen_cli.patched_model import PatchedModel
 
 ROUTED_AT_ONCE = 8  # passages are long
 

@@ -9,11 +9,11 @@ from typing import Any
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite
 from scen_cli.errors import UsageError
-from scen_cli.evaluation.asking import Asker
+from scen_cli.evaluation.cached_generator import Asker
 from scen_cli.evaluation.metrics import Figure, Share
 from scen_cli.evaluation.robustness import variants
 from scen_cli.model.template import Prompt
-from scen_cli.project.rows import Edit
+from scen_cli.project.ledger_rows import Edit
 
 PAPERS_ROLES = ("reliability", "generality", "locality")
 REPHRASES = 3  # Generality is scored on the first three rephrases of each edit that it did not learn

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.reading import positions_of
-from scen_cli.patched_model import PatchedModel
+from scen_cli.editing.patched_model import PatchedModel
+from scen_cli.model.keys import positions_of
 
 LOGITS_AT_ONCE = 1 << 26  # numbers of logits in memory: 256 MB
 

@@ -36,11 +36,11 @@ from transformers.utils import cached_file
 
 from scen_cli.model.device import device_of
 from scen_cli.model.digest import digest_of
-from scen_cli.model.experts import Experts
+from scen_cli.model.expert_stack import Experts
+from scen_cli.model.keys import Reading, positions_of
 from scen_cli.model.patch import Patch, mask_of
-from scen_cli.model.reading import Reading, positions_of
 from scen_cli.model.routing import Routing, Whitening
-from scen_cli.model.second_look import SecondLook
+from scen_cli.model.subject_filter import SecondLook
 
 
 def _with_parameters(function: Any, *names: str) -> inspect.Signature:

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scen_cli.errors import DamageFound, UsageError
-from scen_cli.model.placing import quantization
-from scen_cli.patched_model import PatchedModel
-from scen_cli.project.rows import WHAT_HELPS
-from scen_cli.project_patch import ProjectPatch
+from scen_cli.editing.expert_bank import ProjectPatch
+from scen_cli.editing.patched_model import PatchedModel
+from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
+from scen_cli.model.quantization import quantization
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def all_there(patched: PatchedModel) -> Iterator[ProjectPatch]:
     with patched.steady() as patch:
         everything = torch.arange(len(patch.edits))
         if patch.damaged or (patch.bank.experts.fetch(everything) != everything).any():
-            raise DamageFound("an edit in force is damaged: nothing was exported", hint=WHAT_HELPS)
+            raise DamageFound("an edit in force is damaged: nothing was exported", hint=VERIFY_HINT)
         yield patch
 
 

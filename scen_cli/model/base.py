@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from scen_cli.errors import ScenError, UsageError
-from scen_cli.model.checking import check_files, needs_code
+from scen_cli.model.checkpoint_check import check_files, needs_code
 from scen_cli.model.device import device_of
 from scen_cli.model.digest import digest_of
-from scen_cli.model.placing import loading_options
+from scen_cli.model.quantization import loading_options
 
 DEMO = Path(__file__).parent.parent / "demo" / "base"
 ALIASES = {

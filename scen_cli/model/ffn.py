@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from scen_cli.errors import UsageError
 from scen_cli.model.device import device_of
-from scen_cli.model.placing import quantization_of, quantized_by_bitsandbytes, weight_of
+from scen_cli.model.quantization import quantization_of, quantized_by_bitsandbytes, weight_of
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.experts import Carried, Experts
-from scen_cli.model.reading import pooled, read_keys, real_tokens, with_parts
+from scen_cli.model.expert_stack import Carried, Experts
+from scen_cli.model.keys import pooled, read_keys, real_tokens, with_parts
 from scen_cli.model.routing import BASE, Routing, Whitening, activations_of, choose, largest
-from scen_cli.model.second_look import BLOCKED, SecondLook
+from scen_cli.model.subject_filter import BLOCKED, SecondLook
 
 SURE = 1e-4  # what rounding may take from the activation of an edit's own prompt
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.reading import Reading
+from scen_cli.model.keys import Reading
 
 BASE = -1  # in a choice: this row keeps the base's own projection
 

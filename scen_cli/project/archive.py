@@ -19,14 +19,14 @@ from pathlib import Path
 from scen_cli.errors import DamageFound, UsageError
 from scen_cli.project import disk
 from scen_cli.project.check import named_files, verify
-from scen_cli.project.files import EDIT_FILE
+from scen_cli.project.edit_files import EDIT_FILE
 from scen_cli.project.guard import GUARD_FILE
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.lock import HOLDER, LOCK, locked
+from scen_cli.project.method_state import STATE_FILE
 from scen_cli.project.project import Project, refuse_existing
 from scen_cli.project.seal import LEDGER, SEAL, seal
-from scen_cli.project.state import STATE_FILE
-from scen_cli.project.store import checked_sum
+from scen_cli.project.tensor_files import checked_sum
 
 PIECE = 1 << 20
 PLACES = ("edits/*", "guard-*", "method-*")  # of all files but the ledger and its seal

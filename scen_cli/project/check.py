@@ -14,20 +14,20 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from scen_cli.errors import DamageFound
-from scen_cli.project import disk, merging, store
-from scen_cli.project.files import EDIT_FILE
+from scen_cli.project import disk, merged, tensor_files
+from scen_cli.project.edit_files import EDIT_FILE
 from scen_cli.project.guard import GUARD_FILE, guard_setting, read_guard
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.ledger_check import integrity_problems
+from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.lock import in_use
+from scen_cli.project.method_state import STATE_FILE, read_state, state_setting
 from scen_cli.project.project import Project
-from scen_cli.project.rows import Edit
 from scen_cli.project.seal import LEDGER, SEAL, rolled_back, seal, seal_problem
-from scen_cli.project.state import STATE_FILE, read_state, state_setting
 
 TRIES = 5
 STRAY = re.compile(
-    rf"(?:{EDIT_FILE.pattern}|{GUARD_FILE.pattern}|{STATE_FILE.pattern})(?:\.tmp)?|(?:{re.escape(store.MERGED)}|{re.escape(SEAL)})\.tmp"
+    rf"(?:{EDIT_FILE.pattern}|{GUARD_FILE.pattern}|{STATE_FILE.pattern})(?:\.tmp)?|(?:{re.escape(tensor_files.MERGED)}|{re.escape(SEAL)})\.tmp"
     rf"|{re.escape(LEDGER)}\.\d+\.new(?:-journal)?|\.restoring-\w+"
 )
 LOW_RANK = {"lora_A", "lora_B"}
@@ -144,7 +144,7 @@ def _edit_problems(project: Project, edit: Edit, deep: bool) -> Iterator[Problem
     if edit.expert != edit.id:  # its file is the first's of those that share it
         return
     try:
-        path = store.regular(project.folder, project.files.name(edit))
+        path = tensor_files.regular(project.folder, project.files.name(edit))
     except DamageFound as error:
         yield Problem(edit.file, f"{error} (edit {edit.id})", edit.id)
         return
@@ -158,7 +158,7 @@ def _edit_problems(project: Project, edit: Edit, deep: bool) -> Iterator[Problem
 
 def _differs(project: Project, edit: Edit) -> bool:
     try:
-        return store.checked_sum(project.folder, project.files.name(edit)) != edit.sha256
+        return tensor_files.checked_sum(project.folder, project.files.name(edit)) != edit.sha256
     except DamageFound:  # it cannot be read
         return True
 
@@ -170,7 +170,10 @@ def _wrong_tensors(project: Project, edit: Edit, path: Path) -> str:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         return f"cannot be read: {error}"
-    if (said := store.about(project.folder, str(edit.file))) != {"format": store.FORMAT, "edit": edit.expert}:
+    if (said := tensor_files.about(project.folder, str(edit.file))) != {
+        "format": tensor_files.FORMAT,
+        "edit": edit.expert,
+    }:
         return f"its file says that it is {said}"
     experts = LOW_RANK if edit.rank else {"expert"}
     names = set(arrays)
@@ -181,11 +184,11 @@ def _wrong_tensors(project: Project, edit: Edit, path: Path) -> str:
     if edit.rank:
         wanted |= {"lora_A": (edit.rank, arrays["lora_A"].shape[-1]), "lora_B": (arrays["lora_B"].shape[0], edit.rank)}
     for name, array in arrays.items():
-        if array.dtype != store.DTYPES.get(name, np.float32) or array.shape != wanted.get(name, array.shape):
+        if array.dtype != tensor_files.DTYPES.get(name, np.float32) or array.shape != wanted.get(name, array.shape):
             return f"`{name}` is {array.dtype} {list(array.shape)}"
         if not np.isfinite(array).all():
             return f"`{name}` is not finite"
-    differs = edit.index_sha256 is not None and store.digest_of_index(arrays) != edit.index_sha256
+    differs = edit.index_sha256 is not None and tensor_files.digest_of_index(arrays) != edit.index_sha256
     return "its neuron or key is not what was committed" if differs else ""
 
 
@@ -196,7 +199,7 @@ def _guard_problems(project: Project, deep: bool) -> list[Problem]:
         return [Problem(LEDGER, "there are guard prompts, but their file is not named")] if lost else []
     name = str(kept["file"])
     try:
-        if (size := store.regular(project.folder, name).stat().st_size) != kept["size"]:
+        if (size := tensor_files.regular(project.folder, name).stat().st_size) != kept["size"]:
             return [Problem(name, f"is {size} bytes; the guard was {kept['size']}")]
         guard = read_guard(project.folder, project.ledger) if deep else None
     except DamageFound as error:
@@ -212,7 +215,7 @@ def _state_problems(project: Project, deep: bool) -> list[Problem]:
         return [Problem(LEDGER, "the method's state is not named")] if project.method else []
     name = str(kept["file"])
     try:
-        if (size := store.regular(project.folder, name).stat().st_size) != kept["size"]:
+        if (size := tensor_files.regular(project.folder, name).stat().st_size) != kept["size"]:
             return [Problem(name, f"is {size} bytes; the state was {kept['size']}")]
         arrays = read_state(project.folder, project.ledger) if deep else None
     except DamageFound as error:
@@ -229,19 +232,19 @@ def _file_of(project: Project, expert: int) -> str:
 def _merged_problems(project: Project, deep: bool) -> list[Problem]:
     """Whether merged neurons that claim to be current are those of the files. (Asked only while the
     files are whole; a cache of other edits is merely old, and is not used.)"""
-    if not os.path.lexists(project.folder / store.MERGED):
+    if not os.path.lexists(project.folder / tensor_files.MERGED):
         return []
-    if not (project.folder / store.MERGED).is_file():
-        return [Problem(store.MERGED, "is no file")]
+    if not (project.folder / tensor_files.MERGED).is_file():
+        return [Problem(tensor_files.MERGED, "is no file")]
     try:
-        ids, _neurons = store.read_merged(project.folder)
+        ids, _neurons = tensor_files.read_merged(project.folder)
     except DamageFound as error:
-        return [Problem(store.MERGED, str(error), kind="cache")]
+        return [Problem(tensor_files.MERGED, str(error), kind="cache")]
     if ids != sorted(set(project.ledger.experts_in_force().values())) and not deep:
         return []
-    found = merging.merged_files(project.ledger, project.files)
+    found = merged.merged_files(project.ledger, project.files)
     if found.damaged:
         return [Problem(_file_of(project, expert), what, expert) for expert, what in found.damaged.items()]
-    content = store.merged_content(found.experts, found.neurons)
-    same = (project.folder / store.MERGED).read_bytes() == content
-    return [] if same else [Problem(store.MERGED, "is not what the edit files give", kind="cache")]
+    content = tensor_files.merged_content(found.experts, found.neurons)
+    same = (project.folder / tensor_files.MERGED).read_bytes() == content
+    return [] if same else [Problem(tensor_files.MERGED, "is not what the edit files give", kind="cache")]

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from scen_cli.errors import DamageFound
-from scen_cli.project.history import digest_of_guard
+from scen_cli.errors import VERIFY_HINT, DamageFound
+from scen_cli.project.event_log import digest_of_guard
 from scen_cli.project.ledger import Ledger
-from scen_cli.project.rows import WHAT_HELPS, GuardPrompt
-from scen_cli.project.store import StoredFile, checked_sum, read_tensors, write_guard
+from scen_cli.project.ledger_rows import GuardPrompt
+from scen_cli.project.tensor_files import StoredFile, checked_sum, read_tensors, write_guard
 
 GUARD_FILE = re.compile(r"guard-[0-9a-f]{8}\.safetensors")
 SHARES = {"fit": 0.25, "calibration": 0.5, "report": 0.25}  # of the guard prompts
@@ -87,7 +87,7 @@ def guard_setting(ledger: Ledger) -> dict[str, Any] | None:
         or not {"sha256", "rows", "size"} <= set(kept)
         or not GUARD_FILE.fullmatch(str(kept.get("file")))
     ):
-        raise DamageFound("setting `guard` in `scen.db` names no file of a guard", hint=WHAT_HELPS)
+        raise DamageFound("setting `guard` in `scen.db` names no file of a guard", hint=VERIFY_HINT)
     return kept
 
 
@@ -98,9 +98,9 @@ def read_guard(folder: Path, ledger: Ledger) -> Guard | None:
         return None
     name = str(kept["file"])
     if checked_sum(folder, name) != kept["sha256"]:
-        raise DamageFound(f"`{name}` is not the guard that was committed", hint=WHAT_HELPS)
+        raise DamageFound(f"`{name}` is not the guard that was committed", hint=VERIFY_HINT)
     tensors = GuardTensors(*read_tensors(folder, name, tuple(GuardTensors.__dataclass_fields__)))
     prompts = ledger.guard()
     if digest_of_guard([(one.prompt, one.part, one.source) for one in prompts]) != kept["rows"]:
-        raise DamageFound("the guard's rows in `scen.db` are not those that were committed", hint=WHAT_HELPS)
+        raise DamageFound("the guard's rows in `scen.db` are not those that were committed", hint=VERIFY_HINT)
     return Guard(prompts, tensors)

@@ -16,19 +16,19 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from scen_cli import __version__
-from scen_cli.errors import DamageFound, ScenError, UsageError
+from scen_cli._version import __version__
+from scen_cli.errors import VERIFY_HINT, DamageFound, ScenError, UsageError
 from scen_cli.project.author import author_of
 from scen_cli.project.disk import connect
-from scen_cli.project.history import (
+from scen_cli.project.event_log import (
     SIGNED,
     digest_of_row,
     digest_of_rows,
     event_hash,
     settings_told,
 )
+from scen_cli.project.ledger_rows import Edit, GuardPrompt, Threshold, decoded, unreadable
 from scen_cli.project.migrations import migrations
-from scen_cli.project.rows import WHAT_HELPS, Edit, GuardPrompt, Threshold, decoded, unreadable
 from scen_cli.project.schema import refuse_other_tables, refuse_what_runs
 
 CHANGES = "'edit', 'edit-failed', 'revert', 'calibrate', 'compress'"  # events that may change an answer
@@ -58,7 +58,7 @@ class Ledger:
                 ) from error
             raise  # locked, or a full disk: nothing is wrong with the file
         except sqlite3.DatabaseError as error:
-            raise DamageFound(f"`{path.name}` is not a readable ledger: {error}", hint=WHAT_HELPS) from error
+            raise DamageFound(f"`{path.name}` is not a readable ledger: {error}", hint=VERIFY_HINT) from error
 
     def _bring_up_to_date(self) -> bool:
         """Apply what migrations are pending, all or none; of two processes that open an old project one does.
@@ -131,7 +131,7 @@ class Ledger:
         for name in sorted({*told, *settings} - {"guard", "state"}):
             if told.get(name) != settings.get(name):
                 was = f"it was set to {told.get(name)!r}"
-                raise DamageFound(f"setting `{name}` in `scen.db` is {settings.get(name)!r}; {was}", hint=WHAT_HELPS)
+                raise DamageFound(f"setting `{name}` in `scen.db` is {settings.get(name)!r}; {was}", hint=VERIFY_HINT)
 
     def edits(self, *states: str) -> list[Edit]:
         """Edits in the given states (all of them if none is given), in the order they were made."""

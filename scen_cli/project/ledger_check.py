@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from scen_cli.project.history import chain_problems, contradictions, digest_of_guard, told_by
+from scen_cli.project.event_log import chain_problems, contradictions, digest_of_guard, told_by
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.schema import schema_problems
 

@@ -23,24 +23,24 @@ from typing import Any
 import numpy as np
 
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
-from scen_cli.project import disk, merging
-from scen_cli.project.files import EditFiles
+from scen_cli.project import disk, merged
+from scen_cli.project.commit_rows import Trained, Training, edit_row
+from scen_cli.project.edit_files import EditFiles
+from scen_cli.project.event_log import digest_of_row, digest_of_rows
 from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, add_guard, read_guard, write_guard_file
-from scen_cli.project.history import digest_of_row, digest_of_rows
 from scen_cli.project.ledger import Ledger, now
+from scen_cli.project.ledger_rows import Edit, Threshold
 from scen_cli.project.lock import AT_LEAST, locked
-from scen_cli.project.merging import Merged
-from scen_cli.project.rows import Edit, Threshold
+from scen_cli.project.merged import Merged
+from scen_cli.project.method_state import put_state, write_state
 from scen_cli.project.seal import LEDGER, seal
 from scen_cli.project.settings import check_settings
-from scen_cli.project.state import put_state, write_state
-from scen_cli.project.store import (
+from scen_cli.project.tensor_files import (
     EditTensors,
     LowRankArrays,
     StoredFile,
     write_edit,
 )
-from scen_cli.project.trained import Trained, Training, edit_row
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Project:
 
     def revert(self, *edit_ids: int, consequences: Callable[[], Consequences] = Consequences) -> list[Edit]:
         """Take edits out of routing, at once; their rows and files stay. An edit that one had superseded is in force
-        again. `consequences` is called when they are out, and before anything is committed. (`scen_cli.reverting`
+        again. `consequences` is called when they are out, and before anything is committed. (`editing.revert_edits`
         knows what they must be.)
 
         Raises `UsageError` when there is no such edit, one is not in force, or one shares its expert
@@ -288,11 +288,11 @@ class Project:
         project that edits by another method than SCEN."""
         if self.method is not None:
             raise UsageError(f"this project edits by `{self.method}`: there are no neurons to merge")
-        return merging.merge(self.folder, self.ledger, self.files)
+        return merged.merge(self.folder, self.ledger, self.files)
 
     def merged(self) -> Merged:
         """W_merge as the ledger says it is."""
-        return merging.merged(self.folder, self.ledger, self.files)
+        return merged.merged(self.folder, self.ledger, self.files)
 
     def keys(self, edit: Edit) -> np.ndarray:
         """The keys (n, h) of an edit. Raises `DamageFound` if they are not what was committed."""

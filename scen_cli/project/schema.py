@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from scen_cli.errors import DamageFound
+from scen_cli.errors import VERIFY_HINT, DamageFound
+from scen_cli.project.ledger_rows import unreadable
 from scen_cli.project.migrations import migrations
-from scen_cli.project.rows import WHAT_HELPS, unreadable
 
 Columns = dict[str, list[tuple[Any, ...]]]
 
@@ -20,7 +20,7 @@ def refuse_what_runs(db: Database) -> None:
     foreign = db.execute("select type, name from sqlite_master where type in ('trigger', 'view')").fetchall()
     if foreign:
         kind, name = foreign[0]
-        raise DamageFound(f"`scen.db` holds a {kind}, {name!r}: no scen makes one", hint=WHAT_HELPS)
+        raise DamageFound(f"`scen.db` holds a {kind}, {name!r}: no scen makes one", hint=VERIFY_HINT)
 
 
 def refuse_other_tables(db: Database) -> None:

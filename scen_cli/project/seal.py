@@ -13,7 +13,7 @@ from typing import Any
 
 from scen_cli.project.disk import write_durably
 from scen_cli.project.ledger import Ledger
-from scen_cli.project.store import sha256_of
+from scen_cli.project.tensor_files import sha256_of
 
 LEDGER = "scen.db"
 SEAL = "scen.db.sha256"

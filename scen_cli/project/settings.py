@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scen_cli.errors import DamageFound, UsageError
-from scen_cli.project.rows import WHAT_HELPS
+from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
 
 FORMAT = 1  # of the whole folder; a newer one is refused
 METHOD_FORMAT = 2  # of one that edits by another method than SCEN
@@ -21,7 +20,7 @@ def check_settings(settings: dict[str, Any], ledger: Path) -> None:
     told = {name: kind for name, kind in IF_ANY.items() if settings.get(name) is not None}
     for name, kind in {**KINDS, **told}.items():
         if type(settings.get(name)) is not kind:
-            raise DamageFound(f"`{ledger}`: setting `{name}` is {settings.get(name)!r}", hint=WHAT_HELPS)
+            raise DamageFound(f"`{ledger}`: setting `{name}` is {settings.get(name)!r}", hint=VERIFY_HINT)
     if settings["format"] != (METHOD_FORMAT if "method" in settings else FORMAT):
         raise UsageError(
             f"this project has format {settings['format']}; this scen reads formats {FORMAT} and {METHOD_FORMAT}",

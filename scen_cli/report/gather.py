@@ -6,10 +6,10 @@ from collections import Counter
 from statistics import median
 from typing import Any
 
-from scen_cli import __version__
-from scen_cli.editing.recipe import Recipe
+from scen_cli._version import __version__
+from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.project import Project
-from scen_cli.project.rows import Edit
+from scen_cli.recipe import Recipe
 
 CONFUSIONS = 15  # of the edits that take most prompts of others
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scen_cli.report.words import counted, interval, title, value
+from scen_cli.report.wording import counted, interval, title, value
 
 LISTED = 50  # edits written out
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from scen_cli.report import pictures, words
+from scen_cli.report import pictures, wording
 from scen_cli.report.markdown import about, model_name
 
 LISTED = 300  # edits written out
@@ -24,7 +24,7 @@ def as_page(found: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    helpers = {name: getattr(words, name) for name in ("value", "counted", "interval", "title")}
+    helpers = {name: getattr(wording, name) for name in ("value", "counted", "interval", "title")}
     evaluations = [{**one, "pictures": _pictures(one), "about": about(one["metrics"])} for one in found["evaluations"]]
     return templates.get_template("page.html").render(
         {**found, "evaluations": evaluations, "model": model_name(found["settings"]), "listed": LISTED, **helpers}

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import httpx
 
+from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import UsageError
-from scen_cli.export.adapters import adapter_name
-from scen_cli.patched_model import PatchedModel
+from scen_cli.export.peft_folder import adapter_name
 from scen_cli.serving.jobs import Job, Jobs
 from scen_cli.serving.messages import Chat, Completion
 from scen_cli.serving.text import Text

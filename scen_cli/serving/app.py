@@ -19,12 +19,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import UsageError
-from scen_cli.patched_model import PatchedModel
 from scen_cli.serving.answers import Answers, Asked, Piece, UpstreamFailed
 from scen_cli.serving.jobs import Busy, Failed, Job, Jobs
 from scen_cli.serving.messages import Chat, Completion, Reply, failure
-from scen_cli.serving.metrics import Metrics
+from scen_cli.serving.prometheus import Metrics
 
 Found = TypeVar("Found")
 LONGEST_BODY = 1 << 20  # bytes

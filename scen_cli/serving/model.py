@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from scen_cli.patched_model import PatchedModel
-from scen_cli.project_patch import ProjectPatch
+from scen_cli.editing.expert_bank import ProjectPatch
+from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.serving.jobs import Job, Step
 
 Seen = Callable[[int, int], None]  # is told of each batch: prompts, and edits in force

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import uvicorn
 
+from scen_cli.editing.expert_bank import ProjectPatch
+from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import UsageError
-from scen_cli.export.adapters import add_adapters
+from scen_cli.export.peft_folder import add_adapters
 from scen_cli.model.base import hub_name
-from scen_cli.patched_model import PatchedModel
-from scen_cli.project_patch import ProjectPatch
 from scen_cli.serving.answers import Answers, OwnAnswers, VllmAnswers
 from scen_cli.serving.app import Front, Limits
 from scen_cli.serving.jobs import Jobs
-from scen_cli.serving.metrics import Metrics
 from scen_cli.serving.model import Answering, Finding
+from scen_cli.serving.prometheus import Metrics
 
 
 def own_front(patched: PatchedModel, limits: Limits, *, name: str | None, at_once: int, waiting: int) -> Front:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from scen_cli.data.passages import Passages
-from scen_cli.editing.recipe import RECIPES, Recipe
-from scen_cli.evaluation.asking import Asker
+from scen_cli.evaluation.cached_generator import Asker
 from scen_cli.evaluation.curves import activation_map
-from scen_cli.evaluation.evaluate import DECODING, sweep_theta
+from scen_cli.evaluation.evaluate_project import DECODING, sweep_theta
 from scen_cli.evaluation.hallucination import evaluate_perplexity
 from scen_cli.evaluation.samples import PAPERS_ROLES, scored_edits
-from scen_cli.studies.variants import Bench, Variant, edited, score
+from scen_cli.recipe import RECIPES, Recipe
+from scen_cli.studies.project_variants import Bench, Variant, edited, score
 
 # What the rows of Tables 3 and 4 are compared with is set outright, whatever the current project has.
 _PLAIN: dict[str, Any] = {"disactivate": True, "margin": True, "edits_per_expert": 1}

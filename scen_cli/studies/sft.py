@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from scen_cli.data.records import EditRecord
-from scen_cli.data.writing import digest, write_json, write_lines
+from scen_cli.data.write_records import digest, write_json, write_lines
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import Base
 from scen_cli.model.digest import digest_of
-from scen_cli.model.placing import is_whole
-from scen_cli.model.reading import positions_of
+from scen_cli.model.keys import positions_of
+from scen_cli.model.quantization import is_whole
 from scen_cli.model.template import Template, make_template
 
 IGNORED = -100  # the label of a token that carries no loss

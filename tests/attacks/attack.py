@@ -102,7 +102,7 @@ class Ground:
 
     def acknowledge(self, path: Path) -> None:
         """Put a file's sha256 and size into its edit's row, as one who can write the ledger too would."""
-        from scen_cli.project.store import sha256_of
+        from scen_cli.project.tensor_files import sha256_of
 
         name = path.relative_to(self.project).as_posix()
         row = (sha256_of(path), path.stat().st_size, name)

@@ -25,8 +25,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def healthy(tmp_path_factory, demo_base) -> Path:
     """A small project with a guard, low-rank experts and two edits."""
     from scen_cli.data.suites import demo_edits, load_suite
-    from scen_cli.editor import Editor
-    from scen_cli.project_setup import new_project
+    from scen_cli.editing.create_project import new_project
+    from scen_cli.editing.editor import Editor
     from tests.conftest import edit_all
 
     folder = tmp_path_factory.mktemp("healthy")

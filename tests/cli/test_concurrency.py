@@ -13,14 +13,14 @@ import pytest
 from scen_cli.cli.edit import train_all
 from scen_cli.cli.output import Output
 from scen_cli.data.suites import Suite, demo_edits
-from scen_cli.editor import Editor
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.editor import Editor
+from scen_cli.editing.revert_edits import revert
 from scen_cli.errors import ProjectLocked, UsageError
-from scen_cli.evaluation.evaluate import evaluate, keep
+from scen_cli.evaluation.evaluate_project import evaluate, keep
 from scen_cli.project.check import verify
 from scen_cli.project.disk import refuse_foreign_journal
 from scen_cli.project.project import Project
-from scen_cli.project_setup import new_project
-from scen_cli.reverting import revert
 from tests.conftest import edit_all
 from tests.faults.injector import in_child
 

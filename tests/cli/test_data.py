@@ -50,7 +50,7 @@ MALFORMED = {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, demo_base):
-    from scen_cli.project_setup import new_project
+    from scen_cli.editing.create_project import new_project
 
     return new_project(tmp_path_factory.mktemp("p"), "demo", base=demo_base).folder
 

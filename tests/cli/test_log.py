@@ -9,8 +9,8 @@ import sqlite3
 import pytest
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.editor import Editor
-from scen_cli.project.history import event_hash
+from scen_cli.editing.editor import Editor
+from scen_cli.project.event_log import event_hash
 from scen_cli.project.project import Project
 
 RECORDS = demo_edits()[:6]
@@ -210,8 +210,8 @@ class TestReplay:
         assert state(again[1]) == state(at[1])
 
     def test_a_replay_that_was_killed_goes_on(self, scen, at, tmp_path, demo_base):
-        from scen_cli.data.logs import split_log
-        from scen_cli.replaying import replay
+        from scen_cli.data.log_events import split_log
+        from scen_cli.editing.replay_log import replay
 
         (tmp_path / "log.json").write_text(scen("log", "--json", *at).stdout)
         events, _items = split_log(str(tmp_path / "log.json"))

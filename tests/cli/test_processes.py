@@ -11,10 +11,10 @@ import sys
 import time
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.editor import Editor
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.editor import Editor
 from scen_cli.project.check import repair, verify
 from scen_cli.project.project import Project
-from scen_cli.project_setup import new_project
 
 
 def test_help_imports_neither_torch_nor_transformers():

@@ -7,10 +7,10 @@ import pytest
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import Suite, demo_edits
-from scen_cli.edit_run import foresee
-from scen_cli.editor import FROM_LIBRARY
+from scen_cli.editing.edit_run import foresee
+from scen_cli.editing.editor import FROM_LIBRARY
 from scen_cli.errors import UsageError
-from scen_cli.evaluation.evaluate import evaluate
+from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.project.check import verify
 from scen_cli.project.project import Project
 

@@ -6,7 +6,7 @@ import pytest
 
 from scen_cli.data.suites import Suite, demo_edits, load_suite
 from scen_cli.evaluation.curves import confusions, thetas_around
-from scen_cli.evaluation.evaluate import evaluate, sweep_theta
+from scen_cli.evaluation.evaluate_project import evaluate, sweep_theta
 from scen_cli.evaluation.samples import Sample
 from tests.conftest import edit_all
 

@@ -11,13 +11,13 @@ from scen_cli.data.passages import Passages, load_passages
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.demo.facts import right_facts
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import UsageError
 from scen_cli.evaluation import teacher_forced
 from scen_cli.evaluation.hallucination import continued, evaluate_perplexity, perplexities
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
 from scen_cli.model.base import load_base
-from scen_cli.patched_model import PatchedModel
-from scen_cli.project_setup import new_project
 from tests.model.tiny import DENSE, save_tiny
 
 

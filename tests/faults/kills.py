@@ -18,11 +18,11 @@ from pathlib import Path
 from scen_cli.cli.edit import train_all
 from scen_cli.cli.output import Output
 from scen_cli.data.suites import Suite, demo_edits
-from scen_cli.editor import Editor
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.editor import Editor
 from scen_cli.model.base import Base, load_base
 from scen_cli.project.check import repair, verify
 from scen_cli.project.project import Project
-from scen_cli.project_setup import new_project
 
 RECIPE = {"expert": "low-rank", "rank": 4, "require_learned": 0}
 LONGEST = 0.4  # seconds until a kill, at most: a run of a few edits

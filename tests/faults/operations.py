@@ -10,16 +10,16 @@ from typing import Any
 
 from scen_cli.cli.edit import train_all
 from scen_cli.cli.output import Output
-from scen_cli.compressing import compress
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite, demo_edits
-from scen_cli.editor import Editor
+from scen_cli.editing.compress_experts import compress
+from scen_cli.editing.editor import Editor
+from scen_cli.editing.revert_edits import revert
 from scen_cli.errors import UsageError
-from scen_cli.project.garbage import collect, garbage
 from scen_cli.project.ledger import now
+from scen_cli.project.ledger_rows import Threshold
 from scen_cli.project.project import Project
-from scen_cli.project.rows import Threshold
-from scen_cli.reverting import revert
+from scen_cli.project.unused_files import collect, garbage
 
 FACTS = [record.model_copy(update={"rephrases": ()}) for record in demo_edits()[:6]]
 NAMES = "id prompt target state superseded_by sha256 size bias activation rank expert".split()  # of an edit

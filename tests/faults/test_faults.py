@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from scen_cli.editor import Editor
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.editor import Editor
 from scen_cli.project.check import repair, verify
 from scen_cli.project.project import Project
-from scen_cli.project_setup import new_project
 from tests.faults.injector import DONE, ERRORS, FILE_STEPS, KILL, POWER, Injector, in_child, steps_of
 from tests.faults.operations import OPERATIONS, answers, snapshot
 

@@ -13,7 +13,7 @@ from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.project.check import verify
 from scen_cli.project.guard import GuardTensors, NewGuard
 from scen_cli.project.project import Project, Trained, Training
-from scen_cli.project.store import EditTensors, LowRankArrays
+from scen_cli.project.tensor_files import EditTensors, LowRankArrays
 from tests.project.test_project import SETTINGS, D, H, commit
 
 pytestmark = pytest.mark.faults

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from scen_cli.data.records import EditRecord
-from scen_cli.editor import Editor
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.model.base import load_base
-from scen_cli.model.experts import Experts
+from scen_cli.model.expert_stack import Experts
 from scen_cli.model.ffn import LOCATIONS, PLACES, find_layer
+from scen_cli.model.keys import read_keys
 from scen_cli.model.patch import Patch
-from scen_cli.model.reading import read_keys
 from scen_cli.model.routing import Routing
-from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, SMALL, save_tiny
 

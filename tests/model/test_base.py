@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from scen_cli.data.records import EditRecord
-from scen_cli.editor import Editor
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.editor import Editor
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import DEMO, folder_of, load_base, pick_device
 from scen_cli.model.digest import digest_of
 from scen_cli.model.template import make_template
-from scen_cli.project_setup import new_project
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, save_tiny
 

@@ -8,7 +8,7 @@ import torch
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
 from scen_cli.errors import Quarantined
-from scen_cli.model.experts import Experts
+from scen_cli.model.expert_stack import Experts
 from scen_cli.model.routing import BASE
 from tests.conftest import edit_all
 
@@ -98,7 +98,7 @@ def test_experts_before_the_key_are_decided_on_apart(make_editor, prompts, place
 
 
 def test_low_rank_and_full_experts_in_one_batch(make_editor, prompts):
-    from scen_cli.compressing import compress
+    from scen_cli.editing.compress_experts import compress
 
     editor = make_editor("key")
     records = demo_edits()[:4]

@@ -21,7 +21,7 @@ from pathlib import Path
 from scen_cli import Editor, new_project
 from scen_cli.data.suites import demo_edits
 from scen_cli.errors import ScenError
-from scen_cli.export.checkpoint import export_checkpoint
+from scen_cli.export.transformers_folder import export_checkpoint
 from scen_cli.model.base import load_base
 folder, to, repo = sys.argv[1:]
 changes = {"expert": "low-rank"}

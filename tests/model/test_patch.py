@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
-from scen_cli.model.reading import last_token, positions_of
+from scen_cli.model.keys import last_token, positions_of
 from scen_cli.model.routing import BASE, choose
 
 

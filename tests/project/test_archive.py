@@ -13,8 +13,8 @@ import pytest
 from scen_cli.errors import DamageFound, UsageError
 from scen_cli.project.archive import backup, restore
 from scen_cli.project.check import repair, verify
-from scen_cli.project.garbage import collect, garbage
 from scen_cli.project.project import Project
+from scen_cli.project.unused_files import collect, garbage
 from tests.faults.injector import DONE, KILL, Injector, in_child, steps_of
 from tests.project.test_project import SETTINGS, commit
 

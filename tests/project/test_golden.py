@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.editor import Editor
-from scen_cli.patched_model import PatchedModel
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.editor import Editor
+from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.project.check import verify
 from scen_cli.project.project import Project
-from scen_cli.project_setup import new_project
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))

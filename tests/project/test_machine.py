@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from scen_cli.data.records import EditRecord, SourceLine
+from scen_cli.editing.revert_edits import revert
 from scen_cli.project.check import repair, verify
-from scen_cli.project.garbage import collect, garbage
 from scen_cli.project.ledger import now
+from scen_cli.project.ledger_rows import Threshold
 from scen_cli.project.project import Project, Trained, Training
-from scen_cli.project.rows import Threshold
-from scen_cli.project.store import EditTensors
-from scen_cli.reverting import revert
+from scen_cli.project.tensor_files import EditTensors
+from scen_cli.project.unused_files import collect, garbage
 from tests.faults.injector import KILL, Injector, in_child
 from tests.project.test_project import SETTINGS, D, H
 

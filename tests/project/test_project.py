@@ -15,7 +15,7 @@ from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project.check import repair, verify
 from scen_cli.project.project import Project, Trained, Training
 from scen_cli.project.settings import FORMAT
-from scen_cli.project.store import EditTensors, read_tensors, write_edit
+from scen_cli.project.tensor_files import EditTensors, read_tensors, write_edit
 
 H, D = 12, 5
 SETTINGS = {"format": FORMAT, "model": "x", "ffn_width": H, "layer": 1, "recipe": {"theta": 0.65}}

@@ -10,7 +10,7 @@ import pytest
 
 from scen_cli.data.suites import Suite, demo_edits, load_suite
 from scen_cli.demo.facts import right_facts
-from scen_cli.evaluation.evaluate import evaluate, keep
+from scen_cli.evaluation.evaluate_project import evaluate, keep
 from scen_cli.report import pictures
 from scen_cli.report.gather import gather
 from scen_cli.report.markdown import as_markdown
@@ -21,8 +21,8 @@ from tests.conftest import edit_all
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory, demo_base):
     """A project of twelve edits, one with a hostile prompt, evaluated."""
-    from scen_cli.editor import Editor
-    from scen_cli.project_setup import new_project
+    from scen_cli.editing.create_project import new_project
+    from scen_cli.editing.editor import Editor
 
     project = new_project(tmp_path_factory.mktemp("reported") / "p", "demo", recipe="paper", base=demo_base)
     editor = Editor(project, base=demo_base)

@@ -11,9 +11,9 @@ import pytest
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
-from scen_cli.editor import Editor
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.editor import Editor
 from scen_cli.model.base import load_base
-from scen_cli.project_setup import new_project
 from scen_cli.serving.app import LONGEST_BODY, Limits
 from scen_cli.serving.server import own_front
 from tests.conftest import edit_all

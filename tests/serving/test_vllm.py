@@ -10,7 +10,7 @@ import pytest
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
 from scen_cli.errors import UsageError
-from scen_cli.export.adapters import add_adapters
+from scen_cli.export.peft_folder import add_adapters
 from scen_cli.serving.app import Limits
 from scen_cli.serving.server import vllm_front
 from tests.conftest import edit_all

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scen_cli.editor import Editor
+from scen_cli.editing.editor import Editor
 from scen_cli.project.project import Project
 from scen_cli.serving.app import Limits
 from scen_cli.serving.server import vllm_front

@@ -15,7 +15,7 @@ EDITS = 24
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, demo_base):
     """A project with the demo's rates, in which all studies of this file run and share their variants."""
-    from scen_cli.project_setup import new_project
+    from scen_cli.editing.create_project import new_project
 
     return new_project(tmp_path_factory.mktemp("studies") / "p", "demo", recipe="paper", base=demo_base).folder
 

@@ -1,0 +1,229 @@
+"""`PatchedModel`: a project's edits on its loaded base. Routes prompts, generates, answers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scen_cli.editing.expert_bank import ProjectPatch
+from scen_cli.editing.project_editor import ProjectEditor
+from scen_cli.errors import Quarantined, UsageError
+from scen_cli.model.base import Base
+from scen_cli.model.patch import Patch
+from scen_cli.model.routing import Routing
+from scen_cli.model.template import Prompt
+from scen_cli.neurons.build_guard import read_all, reading_of, whitening_in
+from scen_cli.project.project import Project
+from scen_cli.recipe import stored_recipe
+
+MAX_NEW_TOKENS = 50
+BATCH = 64  # prompts generated together
+
+
+# The model that stays steady in this thread or task, and the patch it stays with.
+_steady: ContextVar[tuple[PatchedModel, ProjectPatch] | None] = ContextVar("scen_steady", default=None)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to some prompts, which edit gave each (None: the base), and the tokens generated for each,
+    up to the end token."""
+
+    texts: list[str]
+    edits: list[int | None]
+    tokens: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Which edit each prompt calls (None: the base), and `activations` (rows, t) of the neurons of
+    the experts `in_force`, column by column. An expert that edits share is called by the first of them."""
+
+    edits: list[int | None]
+    activations: Tensor
+    in_force: list[int]
+
+
+class PatchedModel(ProjectEditor):
+    """A project's base, loaded, with the edits in force. `detach()` leaves the base as it was.
+
+    An edit in force whose file is damaged is quarantined: the base answers what it would have answered, the other edits
+    go on, and `warn` is told (it warns `Quarantined`, unless another function takes its place).
+    """
+
+    def __init__(self, project: Project, device: str = "auto", base: Base | None = None) -> None:
+        if project.method is not None:
+            raise UsageError(f"this project edits by `{project.method}`", hint="`MethodEditor` opens it")
+        super().__init__(project, device, base)
+        self.recipe = stored_recipe(project.settings)
+        guard = project.guard() if self.recipe.index == "closed-form" else None
+        self._whitening = whitening_in(guard) if guard else None
+        reading = reading_of(self.template, self.recipe)
+        self.routing = Routing(project.ledger.theta(), self.recipe.cosine, reading)
+        self.warn: Callable[[str], None] = _warn  # is told of each edit that is in force but damaged
+        self._patch: ProjectPatch | None = None
+        self._lock = RLock()  # of `_patch`: threads may answer at once
+
+    def keys(self, prompts: Sequence[Prompt]) -> Tensor:
+        """The keys (n, h) of prompts, each read as a whole, float32, on the CPU."""
+        if not prompts:
+            return torch.empty(0, self.edited.ffn_width)
+        whole = replace(self.routing.reading, parts=False)
+        return torch.cat([read_all(self.base, self.edited, [ids], whole)[0] for ids in self.prompt_ids(prompts)])
+
+    def patch(self) -> ProjectPatch:
+        """The edits in force, attached to the base; made anew when the ledger has changed."""
+        steady = _steady.get()
+        if steady is not None and steady[0] is self:
+            return steady[1]
+        with self._lock:
+            change, theta = self.project.ledger.last_change(), self.project.ledger.theta()
+            if self._patch is None or (change, theta) != (self._patch.last_change, self._patch.theta):
+                self.detach()
+                routing = replace(self.routing, theta=theta, sure=self._sure())
+                looks = self.template if self.recipe.second_look == "subject" else None
+                self._patch = ProjectPatch(
+                    self.project, self.edited, routing, self._whitening, looks, lambda text: self.warn(text)
+                )
+            return self._patch
+
+    def _sure(self) -> float:
+        """The least that an edit in force gives its own neuron, where neurons stay as they are once made."""
+        if self.recipe.index != "closed-form":
+            return 0.0
+        return self.project.ledger.least_activation() or 0.0
+
+    @contextmanager
+    def steady(self) -> Iterator[ProjectPatch]:
+        """Inside this block, in this thread or task, the edits are those in force at its start,
+        whatever is committed meanwhile."""
+        with ExitStack() as stack:
+            with self._lock:  # nobody detaches the patch between its making and its keeping
+                patch = self.patch()
+                stack.enter_context(patch.kept())
+            token = _steady.set((self, patch))
+            try:
+                yield patch
+            finally:
+                _steady.reset(token)
+
+    def detach(self) -> None:
+        """Leave the base as it was loaded."""
+        with self._lock:
+            if self._patch is not None:
+                self._patch.detach()
+            self._patch = None
+
+    def route(self, prompts: Sequence[Prompt]) -> Routed:
+        """Which edit each prompt calls."""
+        return self._route(*self.encode(prompts))
+
+    def route_ids(self, rows: Sequence[Sequence[int]]) -> Routed:
+        """Which edit each token sequence calls, read at its last token."""
+        return self._route(*self.pad(rows))
+
+    def _route(self, ids: Tensor, mask: Tensor) -> Routed:
+        patch = self.patch()
+        route = patch.route(self.model, ids, mask)
+        return Routed(patch.edits_of(route.choice), route.activations, patch.edits)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        edits: Sequence[int | None] | None = None,
+        **options: Any,
+    ) -> Any:
+        """transformers' `generate` on the patched model, any decoding mode.
+
+        Each row is routed by its prompt, or by `edits`: an edit's id for each row, None for the base.
+        """
+        with self.steady() as patch:
+            choice = None if edits is None else patch.rows_of(edits)
+            return self.generate_by(patch, input_ids, attention_mask, choice, **options)[0]
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        patched: bool = True,
+        edits: Sequence[int | None] | None = None,
+        **options: Any,
+    ) -> Answers:
+        """Greedy answers, or as `options` for `generate` say.
+
+        By the patched model; with `patched=False` by the base alone; with `edits` (an edit's id or
+        None for each prompt) by those edits' experts, whatever the neurons say. Where there are full
+        experts, all are decided first and generated in batches of few experts, so that each is read once.
+        """
+        if edits is not None and len(edits) != len(prompts):
+            raise UsageError(f"{len(prompts)} prompts need {len(prompts)} edits, not {len(edits)}")
+        given = edits is not None or not patched
+        generated: list[list[int]] = [[]] * len(prompts)
+        rows = self.prompt_ids(prompts)
+        with self.steady() as patch:
+            if not patched:
+                edits = [None] * len(prompts)
+            elif edits is None and patch.full_at_once:
+                chunks = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+                edits = [edit for chunk in chunks for edit in self.route_ids(chunk).edits]
+            wanted = int(options.pop("max_new_tokens", None) or self.longest_answer())
+            rooms = [min(wanted, (self.context or 10**9) - len(tokens)) for tokens in rows]
+            called = list(edits or [None] * len(prompts))
+            for batch in batches(called, patch.full_at_once or BATCH, [room < wanted for room in rooms]):
+                choice = None if edits is None else patch.rows_of([edits[row] for row in batch])
+                ids, mask = self.pad([rows[row] for row in batch])
+                usual = {"do_sample": False, "max_new_tokens": rooms[batch[0]]}
+                out, choice = self.generate_by(patch, ids, mask, choice, **{**usual, **options})
+                for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
+                    generated[row] = self.template.until_end(tokens)
+                for row, edit in zip(batch, patch.edits_of(choice), strict=True):
+                    called[row] = called[row] if given else edit
+        return Answers([self.template.answer(tokens) for tokens in generated], called, generated)
+
+    def generate_by(
+        self, patch: Patch, ids: Tensor, mask: Tensor | None, choice: Tensor | None, **options: Any
+    ) -> tuple[Any, Tensor]:
+        """What `generate` gives with a patch on this base, and the choice it went by."""
+        options = {"pad_token_id": self.pad_id, "eos_token_id": list(self.template.end_ids), **options}
+        return patch.generate(self.model, self.model.generate, ids, mask, choice, **options)
+
+    def longest_answer(self) -> int:
+        """Tokens to allow an answer: `MAX_NEW_TOKENS`, or what the longest target of the edits in force takes.
+        The same for every prompt, whoever answers it: so that a longer answer is never just a later stop."""
+        patch = self.patch()
+        if patch.longest_answer is None:
+            long = self.project.ledger.long_targets(MAX_NEW_TOKENS // 2)  # no token stands for less than half a byte
+            lengths = [len(self.template.target_ids(prompt, target)) for prompt, target in long]
+            patch.longest_answer = max([MAX_NEW_TOKENS, *lengths])
+        return patch.longest_answer
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, Quarantined, stacklevel=2)
+
+
+def batches(edits: Sequence[int | None], experts_at_once: int, alone: Sequence[bool]) -> Iterator[list[int]]:
+    """Rows in batches of at most `BATCH` that call at most so many different edits; each of those that must
+    be `alone` (their prompts leave too little room for an answer of the usual length) by itself."""
+    yield from ([row] for row in range(len(edits)) if alone[row])
+    batch: list[int] = []
+    called: set[int] = set()
+    for row in sorted((row for row in range(len(edits)) if not alone[row]), key=lambda row: edits[row] or 0):
+        edit = edits[row]
+        more = called if edit is None else called | {edit}
+        if batch and (len(batch) == BATCH or len(more) > experts_at_once):
+            yield batch
+            batch, more = [], set() if edit is None else {edit}
+        batch.append(row)
+        called = more
+    if batch:
+        yield batch

@@ -1,1 +1,0 @@
-"""Stage 1 for records, here or in other processes: experts come out, nothing is written."""

@@ -1,0 +1,170 @@
+"""The field's forms: made by hand, and the real files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scen_cli.data.dataset_forms import understand
+from scen_cli.data.entries import read_as_they_are, read_entries
+from scen_cli.data.records import EditRecord, Neighbour, Question
+from scen_cli.data.write_records import write_records
+
+COUNTERFACT = {
+    "case_id": 0,
+    "requested_rewrite": {
+        "prompt": "The mother tongue of {} is",
+        "relation_id": "P103",
+        "target_new": {"str": "English", "id": "Q1860"},
+        "target_true": {"str": "French", "id": "Q150"},
+        "subject": "Danielle Darrieux",
+    },
+    "paraphrase_prompts": ["Danielle Darrieux, a native"],
+    "neighborhood_prompts": ["The native language of Montesquieu is", "Jean Racine, a native"],
+    "attribute_prompts": ["not used"],
+}
+FLAT = {
+    "case_id": 2,
+    "prompt": "Toko Yasuda, the",
+    "target_new": "piano",
+    "subject": "Toko Yasuda",
+    "ground_truth": "guitar",
+    "rephrase_prompt": "Toko Yasuda is incredible at",
+    "locality_prompt": "John Lennon performs on the",
+    "locality_ground_truth": "guitar",
+}
+KNOWEDIT = {
+    "prompt": "Who leads X?",
+    "target_new": "Ada",
+    "ground_truth": ["Bo", "Bob"],
+    "locality": {"Relation_Specificity": [{"prompt": "Where is X?", "ground_truth": [["Riga", "Rīga"]]}]},
+    "portability": {"Reasoning": {"prompt": ["Who leads X's parent?"], "ground_truth": ["Cy"]}},
+}
+MEND = {"src": "a?", "alt": "b", "answers": ["c"], "rephrase": "A?", "loc": "nq question: d?", "loc_ans": "e"}
+HALLUCINATION = {"text": "Passage so far.", "labels": "Its next sentence.", "concept": "ada"}
+
+
+def test_every_form_by_its_fields():
+    neighbours = (
+        Neighbour(prompt="The native language of Montesquieu is", target="French", kind="same-relation"),
+        Neighbour(prompt="Jean Racine, a native", target="French", kind="same-relation"),
+    )
+    assert understand(COUNTERFACT) == (
+        "counterfact",
+        EditRecord(
+            prompt="The mother tongue of Danielle Darrieux is",
+            target="English",
+            subject="Danielle Darrieux",
+            rephrases=("Danielle Darrieux, a native",),
+            truth=("French",),
+            locality=neighbours,
+            id="0",
+        ),
+    )
+    form, record = understand(FLAT)
+    assert (form, record.id, record.truth, record.rephrases) == (
+        "knowedit",
+        "2",
+        ("guitar",),
+        (FLAT["rephrase_prompt"],),
+    )
+    assert record.locality == (Neighbour(prompt=FLAT["locality_prompt"], target="guitar", kind="same-relation"),)
+    form, record = understand(KNOWEDIT)
+    assert record.truth == ("Bo", "Bob")
+    assert record.locality == (Neighbour(prompt="Where is X?", target="Riga", kind="same-subject"),)
+    assert record.portability == (Question(prompt="Who leads X's parent?", target="Cy", kind="Reasoning"),)
+    form, record = understand(MEND)
+    assert (form, record.target, record.truth) == ("mend", "b", ("c",))
+    assert record.locality == (Neighbour(prompt="d?", target="e", kind="unrelated"),)
+    form, record = understand(HALLUCINATION)
+    assert (form, record.prompt, record.target) == ("scen-hallucination", "Passage so far.", "Its next sentence.")
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "problem"),
+    [
+        (KNOWEDIT, {"target_new": []}, "`target_new` is an empty list"),
+        (KNOWEDIT, {"target_new": None}, "`target` is missing"),
+        (KNOWEDIT, {"ground_truth": 7}, "`ground_truth` must be text or a list"),
+        (KNOWEDIT, {"rephrase_prompt": [None]}, "`rephrases.0` must be text"),
+        (KNOWEDIT, {"locality": []}, "`locality` must be an object"),
+        (KNOWEDIT, {"locality": {"a": 1}}, "`locality.a` must be a list"),
+        (KNOWEDIT, {"locality": {"a": [{"ground_truth": "x"}]}}, "`locality.a` holds a question without `prompt`"),
+        (KNOWEDIT, {"portability": {"a": {"prompt": ["x"]}}}, "`portability.a` has 1 prompts and 0 answers"),
+        (KNOWEDIT, {"portability": {"a": [{"prompt": "x"}]}}, "`portability.0.target` is missing"),
+        (COUNTERFACT, {"requested_rewrite": 3}, "`requested_rewrite` must be an object"),
+        (COUNTERFACT, {"requested_rewrite": {"prompt": "x"}}, "`requested_rewrite.subject` is missing"),
+        (COUNTERFACT, {"requested_rewrite": {"prompt": "x", "subject": 1, "target_new": {}}}, "must be text"),
+        (MEND, {"loc_ans": 3}, "`locality.0.target` must be text"),
+        (MEND, {"src": ""}, "`prompt` is empty"),
+        (HALLUCINATION, {"labels": ["a"]}, "`target` must be text"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(base, change, problem):
+    with pytest.raises(ValueError, match="`") as error:
+        understand({**base, **change})
+    assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "records", "prompts"),
+    [
+        ("zsre/ZsRE-test-all.json", "knowedit", 1304, 1286),
+        ("counterfact/counterfact-train.json", "knowedit", 10000, 9923),
+        ("counterfact/wiki_counterfact-train.json", "knowedit", 1428, 1417),
+        ("wikibio/wikibio-test-all.json", "scen-hallucination", 306, 306),
+        ("wikibio/hall_accurates.json", "scen-hallucination", 516, 516),
+    ],
+)
+def test_the_real_files(shared_data, tmp_path, name, form, records, prompts):
+    entries = read_as_they_are(str(shared_data / name))
+    assert {entry.form for entry in entries} == {form}
+    assert len(entries) == records
+    assert [entry.problem for entry in entries if entry.problem] == []
+    assert len({entry.record.prompt for entry in entries}) == prompts
+    write_records(tmp_path / "own.jsonl", [entry.record for entry in entries])
+    assert [entry.record for entry in read_as_they_are(str(tmp_path / "own.jsonl"))] == [e.record for e in entries]
+
+
+def test_records_of_the_same_id_are_a_problem(tmp_path):
+    path = tmp_path / "flat.json"
+    path.write_text(json.dumps([FLAT, {**FLAT, "prompt": "Another, the"}]))
+    assert [entry.problem for entry in read_entries(str(path))] == ["", "has the id of line 1: '2'"]
+    path.write_text(json.dumps([FLAT, FLAT]))
+    assert [entry.problem for entry in read_entries(str(path))] == ["", "repeats line 1"]  # said once, and the cause
+
+
+# Any text JSON can carry, but for half characters; space around it is not kept, so none is made.
+_texts = (
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
+    .map(str.strip)
+    .filter(bool)
+)
+_questions = st.builds(Question, prompt=_texts, target=_texts, kind=st.none() | _texts)
+_neighbours = st.builds(Neighbour, prompt=_texts, target=st.none() | _texts, kind=st.none() | _texts)
+_records = st.builds(
+    EditRecord,
+    prompt=_texts,
+    target=_texts,
+    subject=st.none() | _texts,
+    rephrases=st.lists(_texts, max_size=3).map(tuple),
+    truth=st.lists(_texts, max_size=2).map(tuple),
+    portability=st.lists(_questions, max_size=2).map(tuple),
+    locality=st.lists(_neighbours, max_size=2).map(tuple),
+    id=st.none() | _texts,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(records=st.lists(_records, min_size=1, max_size=4), as_array=st.booleans())
+def test_what_is_written_reads_back_the_same(tmp_path, records, as_array):
+    path = tmp_path / "own"
+    path.unlink(missing_ok=True)
+    if as_array:
+        path.write_text(json.dumps([record.as_json() for record in records], indent=1), encoding="utf-8")
+    else:
+        write_records(path, records)
+    assert [entry.record for entry in read_as_they_are(str(path))] == records

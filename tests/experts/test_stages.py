@@ -1,0 +1,120 @@
+"""Each stage by itself: what is trained, what is left alone, how often the base runs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scen_cli.data.suites import demo_edits
+from scen_cli.errors import UsageError
+from scen_cli.experts.fit import fit_experts
+from scen_cli.experts.prefix_cache import record_prefix, standing_still
+from scen_cli.experts.training_batch import Lesson
+from scen_cli.neurons.closed_form import neuron_of
+from scen_cli.neurons.paper_losses import neuron_loss, train_neuron
+from scen_cli.recipe import Recipe, make_recipe
+from tests.conftest import edit_all
+
+
+def test_layers_below_run_once_for_the_prefix_however_many_steps(make_editor):
+    """Layer 0's attention runs for the prefix and for the key; layers 2 and 3 at every step besides."""
+    editor = make_editor("key", expert_steps=10)
+    layers, calls = editor.edited.layers, {}
+    handles = [
+        layer.self_attn.register_forward_hook(lambda *_args, n=n: calls.update({n: calls.get(n, 0) + 1}))
+        for n, layer in enumerate(layers)
+    ]
+    edit_all(editor, demo_edits()[:1])
+    for handle in handles:
+        handle.remove()
+    assert calls == {0: 2, 1: 2, 2: 2 + 10 + 1, 3: 10 + 1}  # steps, and the check of what was learned
+
+
+def test_standing_still_changes_no_logit_and_ends_with_the_block(make_editor):
+    editor = make_editor()
+    ids = torch.tensor([editor.prepare(demo_edits()[0]).input_ids])
+    prefix = record_prefix(editor.model, editor.edited, ids)
+    whole = editor.model(input_ids=ids, use_cache=False).logits
+    other = torch.tensor([editor.prepare(demo_edits()[1]).input_ids])
+    with standing_still(editor.edited, prefix):
+        assert torch.equal(editor.model(input_ids=ids, use_cache=False).logits, whole)
+    with pytest.raises(RuntimeError, match="inside"), standing_still(editor.edited, prefix):
+        raise RuntimeError("inside")
+    assert not torch.equal(editor.model(input_ids=other, use_cache=False).logits[0, -1], whole[0, -1])
+    assert all("forward" not in vars(layer) for layer in editor.edited.layers)
+
+
+def test_an_expert_starts_from_the_base_and_says_what_is_still_wrong(make_editor):
+    editor = make_editor()
+    ready = editor.prepare(demo_edits()[0])
+
+    def fit(**rates):
+        return fit_experts(editor.model, editor.edited, [Lesson([ready])], Recipe(**rates))[0]
+
+    small = fit(expert_lr=1e-6, expert_steps=1)
+    assert (small.expert - editor.edited.base_weight()).abs().max() <= 1.1e-6
+    assert 0 in small.wrong_tokens[0]
+    learned = fit(expert_lr=1e-2, expert_steps=10)
+    assert learned.wrong_tokens == [[]]
+    assert learned.losses[0] == small.losses[0]
+    assert learned.losses[-1] < 0.05
+    assert learned.expert.dtype == torch.float32
+
+
+class TestNeurons:
+    def test_the_loss_by_hand(self):
+        recipe = Recipe(alpha=0.7, beta=0.3, m=2.0)
+        own, earlier = torch.tensor([0.6]), torch.tensor([0.2, 0.4])
+        by_hand = math.exp(-0.6) + 2 * (
+            (math.exp(0.9) + math.exp(1.1)) / 2 + (math.exp(0.2 - 0.6 + 0.3) + math.exp(0.4 - 0.6 + 0.3)) / 2
+        )
+        assert neuron_loss(own, earlier, recipe).item() == pytest.approx(by_hand, rel=1e-6)
+        assert neuron_loss(own, torch.empty(0), recipe).item() == pytest.approx(math.exp(-0.6))
+
+    def test_it_learns_its_own_key_and_not_the_others(self):
+        torch.manual_seed(0)
+        keys = torch.randn(6, 64)
+        fit = train_neuron(keys[5:], keys[:5], Recipe(neuron_lr=0.05, neuron_steps=100), seed=3)
+        activations = torch.sigmoid(keys @ fit.neuron)
+        assert activations[5] > 0.9
+        assert activations[:5].max() < 0.2
+        assert len(fit.losses) == 100
+        assert fit.losses[-1] < fit.losses[0]
+
+    def test_the_same_seed_gives_the_same_digits_and_another_does_not(self):
+        key, earlier = torch.ones(8), torch.eye(8)[:2]
+        first, again = (train_neuron(key[None], earlier, Recipe(), seed=1).neuron for _ in range(2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, train_neuron(key[None], earlier, Recipe(), seed=2).neuron)
+
+    def test_the_key_recipe_trains_nothing(self):
+        neuron = neuron_of(torch.tensor([[3.0, 4.0]]), torch.empty(0, 2), None)
+        assert torch.allclose(neuron, torch.tensor([0.6, 0.8]))
+
+
+def test_the_paper_recipe_is_the_papers():
+    paper = make_recipe("paper", {})
+    assert (paper.expert_lr, paper.expert_steps) == (1e-4, 10)
+    assert (paper.neuron_lr, paper.neuron_steps, paper.theta) == (1e-4, 20, 0.65)
+    assert (paper.alpha, paper.beta, paper.m) == (0.7, 0.3, 1.0)
+
+
+@pytest.mark.parametrize("changes", [{"expert_lr": "fast"}, {"expert_steps": "0"}, {"index": "key"}, {"name": "x"}])
+def test_a_setting_that_cannot_be(changes):
+    with pytest.raises(UsageError):
+        make_recipe("paper", changes)
+
+
+def test_reverted_edits_are_no_negatives(make_editor):
+    """Edit 3 is trained against edits in force only: after reverting 1 it equals one that never met it."""
+    with_revert, without = make_editor("paper"), make_editor("paper")
+    first, second, third = demo_edits()[:3]
+    edit_all(with_revert, [first, second])
+    with_revert.project.revert(1)
+    edit_all(with_revert, [third])
+    edit_all(without, [second, second.model_copy(update={"prompt": "unused?"})])
+    without.project.revert(2)
+    edit_all(without, [third])
+    assert (with_revert.project.merged().neurons[-1] == without.project.merged().neurons[-1]).all()

@@ -1,0 +1,264 @@
+"""An exported folder against scen itself, in processes where scen cannot be imported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from scen_cli.data.records import EditRecord
+from scen_cli.data.suites import demo_edits
+from scen_cli.demo.facts import right_facts
+from scen_cli.editing.create_project import new_project
+from scen_cli.editing.editor import FROM_LIBRARY, Editor
+from scen_cli.errors import UsageError
+from scen_cli.evaluation.evaluate_project import evaluate
+from scen_cli.export.transformers_folder import export_checkpoint
+from scen_cli.model.base import DEMO, DTYPES, load_base
+from scen_cli.model.keys import positions_of
+from tests.conftest import edit_all
+from tests.model.tiny import DENSE, save_tiny
+
+READER = Path(__file__).parent / "read_export.py"
+
+
+def read_export(folder, questions) -> dict:
+    """Run `read_export.py` with scen made impossible to import; returns what it printed."""
+    command = [sys.executable, str(READER), str(folder)]
+    done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_answer_of_the_demo_suite_is_scens_own(edited, tmp_path):
+    records, others = demo_edits()[:40], right_facts()[:200]  # all of both: benchmarks/export_equality.py
+    prompts = [r.prompt for r in records] + [text for r in records for text in r.rephrases]
+    prompts += [fact.phrasings[0] for fact in others]
+    files = export_checkpoint(edited, tmp_path / "out")
+    assert {"config.json", "generation_config.json", "tokenizer.json", "README.md"} <= {path.name for path in files}
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
+
+    own = edited.answer(prompts).texts
+    export_checkpoint(edited, tmp_path / "patch", patch_only=True)
+    size = sum(path.stat().st_size for path in (tmp_path / "patch").iterdir())
+    assert size < sum(path.stat().st_size for path in files) - 4 * edited.model.num_parameters()
+    edited.detach()
+    for folder in ("out", "patch"):
+        alone = prompts[::3] if folder == "out" else prompts[:60]
+        read = read_export(tmp_path / folder, {"prompts": prompts, "alone": alone, "pipeline": prompts[:60]})
+        assert read["scen_importable"] is False
+        assert read["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+        assert read["mixed"] == own
+        assert read["alone"] == (own[::3] if folder == "out" else own[:60])
+        assert read["pipeline"] == own[:60]
+        assert read["forward"] == FORWARD
+
+
+FORWARD = {
+    "routes at the last real token": True,
+    "prompt_lengths hides the answer": True,
+    "positional arguments are the base's": True,
+    "experts given outright": True,
+    "cache goes on with its experts": True,
+    "foreign cache is refused": True,
+    "embeddings alone are refused": True,
+    "saved again, the same answers": True,
+    "saved again, the same files": True,
+}
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gemma3_text"])
+def test_other_architectures_and_tied_weights(architecture, tmp_path):
+    base = load_base(str(save_tiny(tmp_path / "base", *DENSE[architecture])), device="cpu")
+    changes = {"expert_lr": 3e-2, "expert_steps": 60, "theta": 0.97}
+    project = new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, recipe="key", changes=changes, base=base)
+    editor = Editor(project, base=base)
+    records = [
+        EditRecord(prompt="Where was Ada born?", target="Riga"),
+        EditRecord(prompt="What does Velmora make?", target="ink"),
+    ]
+    assert {row.state for row in edit_all(editor, records)} == {"active"}
+    prompts = [*(record.prompt for record in records), "Who is Otto?"]
+    own = editor.answer(prompts).texts
+    export_checkpoint(editor, tmp_path / "out")
+    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert read["mixed"] == read["alone"] == own
+    assert own[:2] == ["Riga", "ink"]
+
+    # A bare forward decides as `route` does, whatever of mask and cache it is given; and after a cast.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    ids, mask = editor.encode(prompts)
+    decided = []
+    model._patch.remember = lambda _cache, choice: decided.append(choice.tolist())
+    with torch.no_grad():
+        model(ids, attention_mask=mask)
+        model(ids)
+        model(ids, attention_mask=mask, past_key_values=DynamicCache())
+        model(ids, attention_mask=mask, position_ids=positions_of(mask))
+        model.to(torch.bfloat16)(ids, attention_mask=mask)
+    assert decided == [[0, 1, -1]] * 5
+
+
+@pytest.mark.parametrize(
+    ("place", "changes"), [("attn", {}), ("up", {}), ("down", {"edits_per_expert": 2, "theta": 0.6})]
+)
+def test_experts_elsewhere_and_shared_ones_leave_too(make_editor, tmp_path, place, changes):
+    editor = make_editor("key", place=place, expert_steps=30, **changes)
+    records = demo_edits()[:4]
+    size = editor.recipe.edits_per_expert
+    with editor.project.writing():
+        for start in range(0, 4, size):
+            editor.edit_together([(record, FROM_LIBRARY) for record in records[start : start + size]])
+        editor.project.merge()
+    prompts = [r.prompt for r in records] + [fact.phrasings[0] for fact in right_facts()[:20]]
+    own = editor.answer(prompts)
+    assert own.texts[:4] == [r.target for r in records]
+    export_checkpoint(editor, tmp_path / "out")
+    assert f"with {len(records)} facts corrected" in (tmp_path / "out" / "README.md").read_text()
+    editor.detach()
+    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert read["mixed"] == read["alone"] == own.texts
+
+
+@pytest.mark.parametrize("changes", [{}, {"reading": "mean", "second_look": "none"}])
+def test_all_that_routing_does_leaves_too(make_editor, tmp_path, changes):
+    """Whitening, biases, parts of prompts, the second look: routed without scen as with it."""
+    editor = make_editor("closed-form", expert_steps=20, **changes)
+    records = demo_edits()[:8]
+    edit_all(editor, records)
+    prompts = [text for record in records for text in (record.prompt, *record.rephrases)]
+    prompts += [f"I have a question for you. {record.prompt}" for record in records]
+    prompts += [f"Hi[/INST]Hello</s>[INST]{record.prompt}" for record in records]  # a second turn
+    prompts += [record.prompt.replace(record.subject, record.subject[:-1]) for record in records]
+    prompts += [fact.phrasings[0] for fact in right_facts()[:30]]
+    own = editor.answer(prompts)
+    parts = [own.edits[start : start + 8] for start in (64, 72)]
+    assert parts[0] == parts[1] == list(range(1, 9))
+    export_checkpoint(editor, tmp_path / "out")
+    editor.detach()
+    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert read["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+    assert read["mixed"] == read["alone"] == own.texts
+    assert all(read.get("forward", {}).values())
+
+
+def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path):
+    from scen_cli.data.suites import load_suite
+
+    metrics = evaluate(edited, load_suite("demo")).as_dict()
+    edited.project.record_evaluation("demo", {}, metrics, metrics["last_change"], [])
+    export_checkpoint(edited, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    locality = metrics["figures"]["locality"]["patched"]
+    assert "# demo, with 40 facts corrected" in card
+    assert "layer 2 (`model.layers.2.mlp.down_proj`)" in card
+    assert f"| Locality | {100 * locality['share']:.1f} % | {locality['right']}/{locality['total']} |" in card
+    assert "In which country is Pesustad?" in card
+    assert "and 20 more" in card
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1  # whoever may read one file may read the weights
+
+
+def test_figures_older_than_the_last_change_are_left_out_of_the_card(make_editor, tmp_path):
+    editor = make_editor()
+    edit_all(editor, demo_edits()[:2])
+    share = {"right": 2, "total": 2, "share": 1.0}
+    figures = {name: {"patched": share, "base": share} for name in ("reliability", "generality", "locality")}
+    metrics = {"edits": 2, "records": 2, "not_learned": 0, "decoding": "greedy", "figures": figures}
+    then = editor.project.ledger.last_change()
+    editor.project.record_evaluation("mine", {}, metrics, then, [])
+    export_checkpoint(editor, tmp_path / "before")
+    assert "| Reliability | 100.0 % | 2/2 |" in (tmp_path / "before" / "README.md").read_text()
+    editor.project.revert(1)
+    editor.project.record_evaluation("mine", {}, metrics, then, [])  # begun before the revert, ended after it
+    export_checkpoint(editor, tmp_path / "after")
+    assert "Not evaluated since the last change" in (tmp_path / "after" / "README.md").read_text()
+
+
+def test_a_base_that_samples_and_stops_short_by_itself_is_exported_to_answer_as_scen_does(tmp_path, monkeypatch):
+    """Llama-2's own generation config samples, and transformers cuts answers at 20 tokens."""
+    base = load_base("demo", device="cpu")
+    base.model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, max_new_tokens=None)
+    base.tokenizer.pad_token, base.tokenizer.padding_side = None, "right"
+    project = new_project(tmp_path / "p", "demo", recipe="key", changes={"expert_steps": 80}, base=base)
+    editor = Editor(project, base=base)
+    monkeypatch.setattr("scen_cli.editing.patched_model.MAX_NEW_TOKENS", 4)  # so that a long target is soon learned
+    long = "carpets and candles"
+    records = [demo_edits()[0], EditRecord(prompt="In which country is Brusihaven?", target=long)]
+    assert {row.state for row in edit_all(editor, records)} == {"active"}
+    prompts = [*(record.prompt for record in records), *(fact.phrasings[0] for fact in right_facts()[:20])]
+    own = editor.answer(prompts).texts
+    assert own[:2] == ["Kenya", long]
+    assert len(base.tokenizer(long).input_ids) > 8
+    export_checkpoint(editor, tmp_path / "out")
+    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert read["mixed"] == read["alone"] == own
+
+
+def test_what_cannot_be_exported(make_editor, tmp_path):
+    editor = make_editor()
+    with pytest.raises(UsageError, match="no edit is in force"):
+        export_checkpoint(editor, tmp_path / "out")
+    edit_all(editor, demo_edits()[:1])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is not a new or empty folder"):
+        export_checkpoint(editor, tmp_path / "full")
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+    (tmp_path / "out.draft").mkdir()
+    (tmp_path / "out.draft" / "file").write_text("mine")
+    export_checkpoint(editor, tmp_path / "out")
+    assert (tmp_path / "out.draft" / "file").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} >= {"out", "out.draft", "full"}
+    assert not list(tmp_path.glob("out.?*/draft"))
+
+
+def test_a_patch_finds_its_base_and_refuses_another(edited, tmp_path, monkeypatch):
+    export_checkpoint(edited, tmp_path / "patch", patch_only=True)
+    load = partial(AutoModelForCausalLM.from_pretrained, tmp_path / "patch", trust_remote_code=True)
+    other = save_tiny(tmp_path / "other", *DENSE["llama"])
+    with pytest.raises(ValueError, match="another digest"):
+        load(base=str(other))
+    monkeypatch.setenv("SCEN_BASE", str(other))
+    with pytest.raises(ValueError, match="another digest"):
+        load()
+    moved = tmp_path / "moved"
+    shutil.copytree(DEMO, moved)
+    monkeypatch.setenv("SCEN_BASE", str(moved))
+    assert torch.equal(load().lm_head.weight, edited.model.lm_head.weight)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_cast_and_sharded_and_experts_are_not(low_rank, tmp_path, dtype):
+    export_checkpoint(low_rank, tmp_path / "out", dtype=dtype, max_shard_size="400KB")
+    shards = list((tmp_path / "out").glob("*.safetensors"))
+    told = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert len(shards) > 5
+    assert {path.name for path in shards} == set(told["weight_map"].values())
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, output_loading_info=True
+    )
+    assert not any(loading[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.dtype == model.lm_head.weight.dtype == DTYPES[dtype]
+    assert torch.equal(model.lm_head.weight, low_rank.model.lm_head.weight.to(DTYPES[dtype]))
+    assert torch.equal(model.scen.neurons, low_rank.patch().bank.neurons)
+    with low_rank.steady() as patch:
+        assert torch.equal(model.scen.lora_A, patch.bank.experts.a)
+    ids, mask = low_rank.encode([record.prompt for record in demo_edits()[:20]])
+    out = model.generate(ids, attention_mask=mask)[:, ids.shape[1] :]
+    assert [low_rank.template.answer(row) for row in out.tolist()] == [record.target for record in demo_edits()[:20]]
+
+
+def test_settings_that_cannot_be_exported(edited, tmp_path):
+    sizes = [{"max_shard_size": size} for size in ("much", "-1GB", "0MB")]
+    for wrong in ({"dtype": "int8"}, {"dtype": "bfloat16", "patch_only": True}, *sizes):
+        with pytest.raises(UsageError):
+            export_checkpoint(edited, tmp_path / "out", **wrong)
+        assert not list(tmp_path.iterdir())

@@ -1,0 +1,166 @@
+"""The guard: where its prompts come from, how they are split, and that it cannot be doctored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from scen_cli.data.suites import demo_edits
+from scen_cli.demo.facts import right_facts
+from scen_cli.editing.create_project import DEFAULT_TEMPLATE, new_project
+from scen_cli.editing.patched_model import PatchedModel
+from scen_cli.errors import DamageFound, UsageError
+from scen_cli.model.ffn import find_layer
+from scen_cli.model.sample_prompts import write_prompts
+from scen_cli.model.template import make_template
+from scen_cli.neurons.build_guard import make_guard, reading_of
+from scen_cli.neurons.closed_form import whitening_of
+from scen_cli.project.check import verify
+from scen_cli.recipe import RECIPES
+from tests.conftest import edit_all
+
+FAST = {"expert_steps": 1, "extra_steps": 0, "variants": 0, "require_learned": False}
+
+
+def a_guard(base, file=None, seed=0):
+    template = make_template(base.tokenizer, base.model, DEFAULT_TEMPLATE)
+    reading = reading_of(template, RECIPES["closed-form"])
+    return make_guard(base, template, find_layer(base.model, 2), reading, seed, file)
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("guard") / "prompts.jsonl"
+    lines = [json.dumps({"prompt": fact.phrasings[1]}) for fact in right_facts()[:400]]
+    file.write_text("\n".join(lines))
+    return file
+
+
+def test_the_base_writes_its_own_and_always_the_same(demo_base):
+    template = make_template(demo_base.tokenizer, demo_base.model, DEFAULT_TEMPLATE)
+    state = torch.get_rng_state()
+    written = write_prompts(demo_base, template, 60, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)  # nobody else's dice are touched
+    assert written == write_prompts(demo_base, template, 60, seed=3)
+    assert written != write_prompts(demo_base, template, 60, seed=4)
+    assert len(set(written)) == 60
+    assert not any("[" in prompt for prompt in written)
+
+
+def test_parts_share_no_prompt_and_keys_are_the_prompts(demo_base, demo_guard, tmp_path):
+    project = new_project(tmp_path / "p", "demo", guard=demo_guard, base=demo_base)
+    guard = project.guard()
+    parts = {name: guard.part(name) for name in ("fit", "calibration", "report")}
+    assert [len(prompts) for prompts, _keys, _rows in parts.values()] == [500, 1000, 500]
+    assert len({prompt for prompts, _keys, _rows in parts.values() for prompt in prompts}) == 2000
+    model = PatchedModel(project, base=demo_base)
+    for prompts, keys, rows in parts.values():
+        assert set(rows.tolist()) == set(range(len(prompts)))
+        first = [rows.tolist().index(row) for row in (0, 7)]
+        assert torch.allclose(torch.from_numpy(keys[first]), model.keys([prompts[0], prompts[7]]), atol=1e-4)
+    of_file = whitening_of(torch.from_numpy(parts["fit"][1]))
+    key = model.keys(["Where was Ada born?"])
+    assert torch.allclose(of_file(key), model._whitening(key), atol=1e-5)
+
+
+def test_a_file_stands_guard_too(demo_base, prompts_file, tmp_path, scen):
+    at = ("--dir", tmp_path / "p")
+    shown = scen("init", "--model", "demo", "--guard", prompts_file, *at, "--device", "cpu").stdout
+    assert f"400 prompts of {prompts_file}" in shown.replace("\n", "")
+    assert json.loads(scen("status", "--json", *at).stdout)["recipe"]["name"] == "closed-form"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"prompt": "One?"}\n{"prompt": "Two?"}', "holds 2 prompts that can stand guard"),
+        ('{"a": 1}', "no `prompt` here"),
+    ],
+)
+def test_a_guard_that_is_none(demo_base, tmp_path, scen, content, said):
+    file = tmp_path / "guard.jsonl"
+    file.write_text(content)
+    result = scen("init", "--model", "demo", "--guard", file, "--dir", tmp_path / "p", code=2)
+    assert said in result.stderr
+    assert not (tmp_path / "p" / "scen.db").exists()
+
+
+def test_a_guard_that_is_too_small_for_its_rate(tmp_path, scen):
+    file = tmp_path / "guard.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"Who is number {n}?"}) for n in range(60)))
+    at = ("--guard", file, "--dir", tmp_path / "p")
+    assert "30 guard prompts cannot tell a rate of 0.01" in scen("init", "--model", "demo", *at, code=2).stderr
+    assert not (tmp_path / "p" / "scen.db").exists()
+    scen("init", "--model", "demo", "--set", "false_activation=0.05", *at)
+
+
+def test_a_base_that_writes_no_prompts_is_told_apart(tmp_path):
+    from scen_cli.model.base import load_base
+    from tests.model.tiny import DENSE, save_tiny
+
+    base = load_base(str(save_tiny(tmp_path / "base", *DENSE["llama"])), device="cpu")
+    with pytest.raises(UsageError, match="of its own, the base wrote .* prompts that can stand guard") as raised:
+        new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, base=base)
+    assert "--guard FILE" in raised.value.hint
+
+
+def test_guard_prompts_are_never_reported_on(make_editor, demo_base):
+    from scen_cli.data.suites import Suite
+    from scen_cli.evaluation.evaluate_project import evaluate
+
+    editor = make_editor("closed-form", **FAST)
+    edit_all(editor, demo_edits()[:2])
+    prompts = {name: editor.project.guard().part(name)[0][:5] for name in ("fit", "calibration", "report")}
+    suite = Suite("mine", demo_edits()[:2], [prompt for some in prompts.values() for prompt in some])
+    asked = [s.prompt for s in evaluate(editor, suite, quick=True).samples if s.role == "locality"]
+    assert asked == prompts["report"]
+
+
+def test_a_doctored_guard_is_noticed(make_editor, demo_base):
+    project = make_editor("closed-form", **FAST).project
+    file = next(project.folder.glob("guard-*"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DamageFound, match="is not the guard that was committed"):
+        PatchedModel(project, base=demo_base)
+    assert [problem.where for problem in verify(project, deep=True)] == [file.name]
+
+
+@pytest.mark.parametrize("change", ["update guard set prompt = 'x' where id = 3", "delete from guard where id = 9"])
+def test_doctored_rows_are_noticed(make_editor, change):
+    project = make_editor("closed-form", **FAST).project
+    project.ledger.db.execute(change)
+    assert [problem.what for problem in verify(project)] == ["the guard's prompts are not those that were committed"]
+    with pytest.raises(DamageFound, match="rows in `scen.db` are not those"):
+        project.guard()
+
+
+def test_a_prompt_of_an_edit_that_the_base_wrote_itself_does_not_raise_theta(make_editor):
+    """And one that the user gave does: it is to stay, whatever it is about."""
+    editor = make_editor("closed-form", **FAST, theta=0.1, second_look="none")
+    edit_all(editor, [demo_edits()[0]])
+    key = editor.keys([demo_edits()[0].rephrases[0]])
+    part = editor.index._calibration
+    part.prompts[0] = demo_edits()[0].rephrases[0]
+    part.keys[part._rows == 0] = editor.index.prepare(key)
+    part.topics = type(part.topics)(part.prompts)
+    about = [(demo_edits()[0].prompt, demo_edits()[0].subject)]
+    scores = (part.keys @ editor.index.neurons.all().T)[:, 0]
+    assert part.by_prompt(scores, about)[0] == -torch.inf
+    part._given = True
+    assert part.by_prompt(scores, about)[0] > 0.7
+
+
+def test_a_guard_file_of_the_users_own_is_not_removed_with_the_old_guard(make_editor, scen):
+    editor = make_editor("closed-form", **FAST)
+    edit_all(editor, demo_edits()[:2])
+    editor.detach()
+    mine = editor.project.folder / "guard-new.jsonl"
+    mine.write_text("".join(f'{{"prompt": "{record.prompt}"}}\n' for record in demo_edits()[300:500]))
+    scen("calibrate", "--guard", mine, "--false-activation", "0.05", "--dir", editor.project.folder)
+    assert mine.exists()
+    assert len(list(editor.project.folder.glob("guard-*.safetensors"))) == 1
+    assert verify(editor.project) == []

@@ -1,0 +1,35 @@
+"""Recipe `joint`: every other edit and the guard are negatives, and thieves are fitted again."""
+
+from __future__ import annotations
+
+import torch
+
+from scen_cli.neurons.joint import fit_joint, refit_thieves
+from scen_cli.neurons.paper_losses import train_neuron
+from scen_cli.recipe import Recipe
+
+RECIPE = Recipe(neuron_lr=0.05, neuron_steps=100)
+
+
+def test_it_learns_of_the_guard_which_the_papers_neuron_does_not():
+    torch.manual_seed(0)
+    common = 2 * torch.randn(32)
+    keys, guard = torch.randn(3, 32) + common, torch.randn(40, 32) + common
+    papers = train_neuron(keys[2:], keys[:2], RECIPE, seed=1).neuron
+    joint = fit_joint(keys[2:], keys[:2], guard, RECIPE, seed=1).neuron
+    assert torch.sigmoid(keys[2] @ joint) > 0.65
+    assert torch.sigmoid(guard @ joint).mean() < torch.sigmoid(guard @ papers).mean() / 2
+
+
+def test_a_neuron_that_takes_a_new_edits_prompt_is_fitted_again_and_no_other():
+    torch.manual_seed(0)
+    keys = torch.randn(3, 32)
+    new = keys[0] + 0.7 * torch.randn(32)  # near the first edit
+    guard = torch.randn(10, 32)
+    neurons = torch.stack([train_neuron(keys[:1], keys[:0], RECIPE).neuron, *(torch.zeros(2, 32))])
+    newest = fit_joint(new[None], keys, guard, RECIPE, seed=1).neuron
+    assert neurons[0] @ new > newest @ new  # it would be taken
+    refitted = refit_thieves(neurons, keys, newest, new, guard, RECIPE)
+    assert list(refitted) == [0]
+    assert refitted[0] @ new < newest @ new
+    assert refitted[0] @ keys[0] > refitted[0] @ new  # and still knows its own best
