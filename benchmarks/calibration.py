@@ -33,7 +33,7 @@ def main() -> None:
             file = Path(folder) / "guard.jsonl"
             prompts = [text for fact in right_facts() for text in fact.phrasings[:3]]
             file.write_text("\n".join(json.dumps({"prompt": text}) for text in prompts))
-            changes = {"second_look": "none", "theta": 0.05, "false_activation": chosen.rate}
+            changes = {"subject_filter": False, "theta": 0.05, "false_activation": chosen.rate}
             project = new_project(f"{folder}/p", "demo", guard=file, seed=seed, changes=changes, base=base)
             editor = Editor(project, base=base)
             index = editor.index
@@ -45,7 +45,7 @@ def main() -> None:
                 assert admitted is not None
                 threshold = admitted.threshold or threshold
                 index.take(number, admitted, [(record.prompt, record.subject)])
-            fresh = index.winners_on("report")[1]
+            fresh = index.strongest_on("report")[1]
         assert threshold is not None
         fired = int((fresh > threshold.theta).sum())
         k = round(threshold.expected * (threshold.prompts + 1))

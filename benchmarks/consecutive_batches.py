@@ -13,7 +13,7 @@ from benchmarks.measuring import show
 from scen_cli.baselines.catalogue import ready_method
 from scen_cli.baselines.closed_form_memory import Contexts, at_places, recorded
 from scen_cli.baselines.generate import answer
-from scen_cli.baselines.method import Given, attached
+from scen_cli.baselines.method import MethodContext, attached
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits
 from scen_cli.editing.create_project import DEFAULT_TEMPLATE
@@ -28,7 +28,7 @@ def main(batch: int = 30, series: int = 1, batches: int = 11) -> None:
     torch.set_num_threads(1)
     base = load_base("demo", device="cpu")
     template = make_template(base.tokenizer, base.model, DEFAULT_TEMPLATE)
-    given = Given(base, template, 2, unedited_prompts(base, template, 0, None))
+    given = MethodContext(base, template, 2, unedited_prompts(base, template, 0, None))
     size = batch * batches
     runs = [_run(given, demo_edits()[start * size : (start + 1) * size], batch) for start in range(series)]
     rows: list[list[object]] = []
@@ -40,7 +40,7 @@ def main(batch: int = 30, series: int = 1, batches: int = 11) -> None:
     show(f"COMEBA-HK, {series} series of batches of {batch}, layer 2 of the demo base", columns, rows)
 
 
-def _run(given: Given, edits: Sequence[EditRecord], batch: int) -> list[tuple[int, float, float]]:
+def _run(given: MethodContext, edits: Sequence[EditRecord], batch: int) -> list[tuple[int, float, float]]:
     """After each batch: what is right of the first, how far its hook output has moved, and alpha."""
     base = given.base
     method = ready_method("comeba-hk", given, {**SETTINGS, "batch": batch})

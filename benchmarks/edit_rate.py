@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.cost_model import SHAPES, Shape, edit_flops
 from benchmarks.measuring import median_seconds, show, write
 from scen_cli.experts.fit import fit_experts
-from scen_cli.experts.training_batch import Lesson
+from scen_cli.experts.training_batch import ExpertTask
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.loaded_base import TokenizedEdit
 from scen_cli.recipe import RECIPES
@@ -43,7 +43,7 @@ def main() -> None:
     for batch in chosen.batch:
         lessons = [_lesson(shape, seed) for seed in range(batch)]
 
-        def run(lessons: list[Lesson] = lessons) -> object:
+        def run(lessons: list[ExpertTask] = lessons) -> object:
             return fit_experts(model, edited, lessons, recipe)  # reads the losses: waits for the device
 
         seconds = median_seconds(run, 3) / batch
@@ -86,13 +86,13 @@ def _model(shape: Shape, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
     return model.requires_grad_(False).eval()
 
 
-def _lesson(shape: Shape, seed: int) -> Lesson:
+def _lesson(shape: Shape, seed: int) -> ExpertTask:
     generator = torch.Generator().manual_seed(seed)
     samples = [
         TokenizedEdit(torch.randint(3, shape.vocabulary, (tokens,), generator=generator).tolist(), target)
         for tokens, target in SEQUENCES
     ]
-    return Lesson(samples[:1], samples[1:])
+    return ExpertTask(samples[:1], samples[1:])
 
 
 if __name__ == "__main__":

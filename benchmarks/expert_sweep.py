@@ -22,7 +22,7 @@ from scen_cli.data.entries import read_entries
 from scen_cli.evaluation.robustness import PREFIXES
 from scen_cli.experts.fit import logits_of
 from scen_cli.experts.prefix_cache import record_prefix
-from scen_cli.experts.training_batch import Batch, Lesson
+from scen_cli.experts.training_batch import ExpertTask, TrainingBatch
 from scen_cli.model.base import Base
 from scen_cli.model.expert_stack import Expert, add_low_rank, apply_full
 from scen_cli.model.template import Prompt, SecondTurn
@@ -38,12 +38,12 @@ SETTINGS: list[dict[str, Any]] = [
     *({"rank": rank} for rank in (1, 2, 4, 8, 16, 32, "auto")),
     *({"low_rank_lr": rate} for rate in (0.03, 0.06, 0.15, 0.2)),
     *({"expert_steps": steps} for steps in (5, 10, 20, 30)),
-    *({"stop_when": "learned", "lead": lead} for lead in (2, 4, 6)),
-    {"variants": 0},
+    *({"stop_when": "learned", "lead": logit_margin} for logit_margin in (2, 4, 6)),
+    {"prompt_augmentations": 0},
 ]
 
 
-class Given:
+class MethodContext:
     """Experts that are given, not trained, each for its own lesson."""
 
     literal = rounded = False
@@ -143,11 +143,11 @@ def _right(editor: Editor, experts: list[Expert], records: list[EditRecord], pro
     right = total = 0
     for start in range(0, len(records), BATCH):
         some = range(start, min(start + BATCH, len(records)))
-        lessons = [Lesson([editor.sample(text, records[n].target) for text in prompts[n]]) for n in some]
-        batch = Batch.of(lessons, editor.base.device)
+        lessons = [ExpertTask([editor.sample(text, records[n].target) for text in prompts[n]]) for n in some]
+        batch = TrainingBatch.of(lessons, editor.base.device)
         prefix = record_prefix(editor.model, editor.edited, batch.input_ids)
         with torch.no_grad():
-            given = Given([experts[n] for n in some])
+            given = MethodContext([experts[n] for n in some])
             _losses, graded = batch.grade(logits_of(editor.model, editor.edited, batch, prefix, given))
         right += sum(not wrong for one in graded for wrong in one.wrong_tokens)
         total += sum(len(one.wrong_tokens) for one in graded)

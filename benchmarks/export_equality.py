@@ -80,7 +80,7 @@ def compare(folder: Path, edits: int) -> dict[str, Any]:
     by_names = lambda rows: (model, {"adapter_names": [names[row] for row in rows]})  # noqa: E731
     ways.append(_way("PEFT", editor, prompts, own.tokens, logits, by_names))
     ways.append({"way": "scen serve (texts)", "same_mixed": texts[AT_ONCE], "same_alone": texts[1], "logits": 0.0})
-    return {"edits": edits, "in_force": len(edits_in_force), "prompts": len(prompts), "ways": ways}
+    return {"edits": edits, "active": len(edits_in_force), "prompts": len(prompts), "ways": ways}
 
 
 def _project(folder: Path, edits: int) -> Editor:
@@ -94,7 +94,7 @@ def _project(folder: Path, edits: int) -> Editor:
 @torch.no_grad()
 def _logits_of_scen(editor: Editor, prompts: Sequence[str]) -> torch.Tensor:
     ids, mask = editor.encode(prompts)
-    with editor.steady() as patch, patch.using(patch.route(editor.model, ids, mask).choice):
+    with editor.snapshot() as patch, patch.using(patch.route(editor.model, ids, mask).choice):
         return editor.model(ids, attention_mask=mask).logits[:, -1]
 
 

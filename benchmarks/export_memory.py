@@ -29,7 +29,7 @@ from scen_cli import EditRecord, Project, load_base, new_project
 from scen_cli.data.records import SourceLine
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.base import DEMO
-from scen_cli.project.commit_rows import Trained, Training
+from scen_cli.project.commit_rows import TrainedEdit, TrainingStats
 from scen_cli.project.tensor_files import EditTensors, LowRankArrays
 
 SHAPE = {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 17, "num_attention_heads": 16}
@@ -92,8 +92,8 @@ def _make_project(folder: Path, base_folder: Path, edits: int) -> None:
             record = EditRecord(prompt=f"Question {number}?", target=f"answer {number}")
             parts = (rng.standard_normal(shape, np.float32) / 100 for shape in ((RANK, h), (d, RANK), (2, h)))
             a, b, (neuron, key) = parts
-            trained = Trained(record, SourceLine("synthetic", number), True, 1.0)
-            project.commit([trained], Training(0, 0.0), EditTensors(LowRankArrays(a, b), neuron, key))
+            trained = TrainedEdit(record, SourceLine("synthetic", number), True, 1.0)
+            project.commit([trained], TrainingStats(0, 0.0), EditTensors(LowRankArrays(a, b), neuron, key))
         project.merge()
     project.close()
 

@@ -15,8 +15,8 @@ import torch
 
 from scen_cli import Editor, EditRecord, load_base, new_project
 from scen_cli.demo.world import further_facts
-from scen_cli.model.keys import Reading
-from scen_cli.neurons.build_guard import read_all
+from scen_cli.model.keys import KeyConfig
+from scen_cli.neurons.build_guard import read_segment_keys
 
 TIMED = 50
 
@@ -32,7 +32,7 @@ def main() -> None:
         index = editor.index
         index.load()
         ids = [editor.template.prompt_ids(fact.phrasings[0]) for fact in facts]
-        keys, _rows = read_all(base, editor.edited, ids, Reading())
+        keys, _rows = read_segment_keys(base, editor.edited, ids, KeyConfig())
         took: dict[int, float] = {}
         for number, (fact, key) in enumerate(zip(facts, keys, strict=True)):
             about = [(fact.phrasings[0], fact.subject)]

@@ -31,10 +31,10 @@ def main() -> None:
         for count in EDITS:
             with editor.project.writing():
                 for place, record in enumerate(demo_edits()[:count], start=1):
-                    if not editor.project.ledger.find_same(record.prompt, record.target):
+                    if not editor.project.ledger.find_exact(record.prompt, record.target):
                         editor.edit(record, SourceLine("suite demo", place))
                 editor.project.merge()
-            with editor.steady() as patch:
+            with editor.snapshot() as patch:
                 folded = fold(editor, patch, None, print)
             shares = {
                 kind: {name: figures[name].patched.value for name in FIGURES}

@@ -24,8 +24,8 @@ from scen_cli import PatchedModel, load_base, load_suite, new_project
 from scen_cli.data.suites import read_prompts
 from scen_cli.demo.facts import right_facts
 from scen_cli.demo.world import build_world, further_facts
-from scen_cli.model.keys import Reading
-from scen_cli.neurons.build_guard import read_all
+from scen_cli.model.keys import KeyConfig
+from scen_cli.neurons.build_guard import read_segment_keys
 
 UNEDITED_FACTS = 1000  # of the demo's, that it never met and nobody edits
 
@@ -95,7 +95,7 @@ def main() -> None:
                 plain = prompts[kind] = [text for text in plain if model.fits(text)]
             ids = [model.template.prompt_ids(text) for text in plain]
             for pool in ("last", "mean") if plain else ():
-                arrays[f"{kind}.{pool}"] = read_all(base, model.edited, ids, Reading(pool))[0]
+                arrays[f"{kind}.{pool}"] = read_segment_keys(base, model.edited, ids, KeyConfig(pool))[0]
     save_file(arrays, chosen.out.with_suffix(".safetensors"))
     chosen.out.with_suffix(".json").write_text(json.dumps(prompts))
     print({name: tuple(array.shape) for name, array in arrays.items()})

@@ -27,7 +27,7 @@ from torch import Tensor
 from scen_cli.cli.output import table
 from scen_cli.model.routing import prepare
 from scen_cli.neurons.closed_form import bias_of, neuron_of, whitening_of
-from scen_cli.neurons.joint import fit_joint, refit_thieves
+from scen_cli.neurons.joint import fit_joint, refit_colliding
 from scen_cli.neurons.paper_losses import train_neuron
 from scen_cli.recipe import RECIPES, Recipe
 
@@ -61,7 +61,7 @@ def joint(steps: int, rate: float) -> Router:
         for t in range(len(edits)):
             rows.append(fit_joint(edits[t : t + 1], edits[:t], guard, recipe, t).neuron)
             if t:
-                refitted = refit_thieves(torch.stack(rows[:-1]), edits[:t], rows[-1], edits[t], guard, recipe)
+                refitted = refit_colliding(torch.stack(rows[:-1]), edits[:t], rows[-1], edits[t], guard, recipe)
                 for row, neuron in refitted.items():
                     rows[row] = neuron
         neurons = torch.stack(rows)
@@ -144,14 +144,14 @@ class Bench:
     def measure(self, name: str, router: Router, pool: str, lowest: float = -1e9) -> dict:
         """One router: fitted, its thresholds set on first halves, all else counted on second ones. With a `lowest`
         threshold it takes a second look: an edit's subject must occur in the prompt."""
-        second_look = lowest > -1e9
+        subject_filter = lowest > -1e9
         started = time.perf_counter()
         scorer = router(self.keys("edits", pool), self.keys("guard", pool))
         seconds = time.perf_counter() - started
         strongest, best = {}, {}
         for kind in ("edits", "rephrases", "same_kind", "near", "unrelated"):
             chunks = self.keys(kind, pool).split(1000)
-            found = [self._look(scorer(chunk), kind, 1000 * n, second_look) for n, chunk in enumerate(chunks)]
+            found = [self._look(scorer(chunk), kind, 1000 * n, subject_filter) for n, chunk in enumerate(chunks)]
             strongest[kind] = torch.cat([values for values, _ in found] or [torch.empty(0)])
             best[kind] = torch.cat([rows for _, rows in found] or [torch.empty(0, dtype=torch.long)])
 
@@ -188,9 +188,9 @@ class Bench:
             **{f"at {RATE:.0%} {kind}": at(theta) for kind, theta in thetas.items()},
         }
 
-    def _look(self, scores: Tensor, kind: str, start: int, second_look: bool) -> tuple[Tensor, Tensor]:
+    def _look(self, scores: Tensor, kind: str, start: int, subject_filter: bool) -> tuple[Tensor, Tensor]:
         """Strongest score and row; at a second look, of edits whose subject occurs in the prompt."""
-        if second_look:
+        if subject_filter:
             subjects = [(subject or "").casefold() for _prompt, subject in self.prompts["edits"][: self.count]]
             texts = [text if isinstance(text, str) else text[0] for text in self.prompts[kind]]
             if kind == "rephrases":

@@ -23,7 +23,7 @@ for suite in zsre counterfact; do
         esac
         case $variant in
         *-full) more+=(--expert full --set expert_lr=0.01 --set expert_steps=30) ;;
-        *-mean) more+=(--set reading=mean) ;;
+        *-mean) more+=(--set key_pooling=mean) ;;
         esac
         recipe=${variant%-mean}
         scen init --model "$work/$suite" --layer 2 --recipe ${recipe%-full} "${more[@]}" --dir "$project"

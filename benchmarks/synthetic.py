@@ -16,10 +16,10 @@ from scen_cli.data.records import SourceLine
 from scen_cli.demo.facts import right_facts
 from scen_cli.demo.world import Fact
 from scen_cli.model.base import DEMO, Base
-from scen_cli.model.keys import Reading
-from scen_cli.neurons.build_guard import read_all, whitening_in
+from scen_cli.model.keys import KeyConfig
+from scen_cli.neurons.build_guard import read_segment_keys, whitening_in
 from scen_cli.neurons.closed_form import neuron_of
-from scen_cli.project.commit_rows import Trained, Training
+from scen_cli.project.commit_rows import TrainedEdit, TrainingStats
 from scen_cli.project.project import Project
 from scen_cli.project.tensor_files import EditTensors, LowRankArrays
 
@@ -52,16 +52,18 @@ def guard_file(folder: Path) -> Path:
 
 
 def make_project(folder: Path, facts: Sequence[Fact], base: Base, model: str = "demo", layer: int = 2) -> Project:
-    """A project on a base (the demo's, or `model`) with an edit for each fact in force."""
+    """A project on a base (the demo's, or `model`) with an edit for each fact active."""
     project = new_project(folder, model, layer, guard=guard_file(folder.parent), base=base)
     editor = Editor(project, base=base)
     ids = [editor.template.prompt_ids(fact.phrasings[0]) for fact in facts]
-    keys = read_all(base, editor.edited, ids, Reading())[0] if ids else torch.empty(0, editor.edited.ffn_width)
+    keys = (
+        read_segment_keys(base, editor.edited, ids, KeyConfig())[0] if ids else torch.empty(0, editor.edited.ffn_width)
+    )
     made = project.guard()
     assert made is not None
     whitening, rng = whitening_in(made), np.random.default_rng(0)
     d, h = editor.edited.projection_shape
-    where, training = SourceLine("synthetic", 1), Training(0, 0.0)
+    where, training = SourceLine("synthetic", 1), TrainingStats(0, 0.0)
     project.ledger.db.execute("pragma synchronous = off")  # nothing here need outlast a power cut
     with project.writing():
         for fact, key in zip(facts, keys, strict=True):
@@ -69,7 +71,7 @@ def make_project(folder: Path, facts: Sequence[Fact], base: Base, model: str = "
             expert = LowRankArrays(*(rng.standard_normal(shape, np.float32) / 100 for shape in ((RANK, h), (d, RANK))))
             neuron = neuron_of(key[None], keys[:0], whitening).numpy()
             forms = editor.template.subject_forms(record.subject, (record.prompt,))
-            trained = Trained(record, where, True, 1.0, subject_forms=forms)
+            trained = TrainedEdit(record, where, True, 1.0, subject_forms=forms)
             project.commit([trained], training, EditTensors(expert, neuron, key.numpy()), bias=0.0)
         project.merge()
     editor.detach()

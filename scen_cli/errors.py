@@ -50,7 +50,7 @@ class DamageFound(ScenError):
 
 
 class Quarantined(RuntimeWarning):
-    """An edit in force cannot answer, because its file is damaged: the base answers for it."""
+    """An active edit cannot answer, because its file is damaged: the base answers for it."""
 
 
 class Interrupted(ScenError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scen_cli.errors import DamageFound, UsageError
 
@@ -28,7 +28,7 @@ class Recipe(BaseModel):
     stop_when: Literal["steps", "learned"] = Field(
         "steps", description="learned: training stops as soon as the target has the lead"
     )
-    lead: float = Field(2.0, ge=0, description="logits by which each target token is to lead the next best")
+    logit_margin: float = Field(2.0, ge=0, description="logits by which each target token is to lead the next best")
     neuron_lr: float = Field(1e-4, gt=0, description="Adam's rate for the neuron")
     neuron_steps: int = Field(20, ge=0, description="Adam steps for the neuron")
     alpha: float = Field(0.7, description="equation 6")
@@ -40,23 +40,17 @@ class Recipe(BaseModel):
     require_learned: bool = Field(True, description="false: an expert that misses its target is used all the same")
     theta: float = Field(0.65, gt=0, lt=1, description="activation threshold; if it is calibrated, the lowest")
     index: Literal["paper", "key", "closed-form", "joint"] = Field("paper", description="how neurons are made")
-    reading: Literal["last", "mean"] = Field("last", description="the key: at the last token, or the tokens' mean")
-    read_parts: bool = Field(False, description="true: a prompt's last turn and last sentence are read too")
-    second_look: Literal["none", "subject"] = Field(
-        "none", description="subject: an edit that names its subject fires on prompts alone that name it too"
+    key_pooling: Literal["last", "mean"] = Field("last", description="the key: at the last token, or the tokens' mean")
+    route_segments: bool = Field(False, description="true: a prompt's last turn and last sentence are read too")
+    subject_filter: bool = Field(
+        False, description="true: an edit with a `subject` is routed to only if the prompt names that subject"
     )
     false_activation: float | None = Field(
         None, gt=0, le=0.5, description="share of unedited prompts that may fire: theta is calibrated; none: fixed"
     )
-    variants: int = Field(0, ge=0, le=4, description="other ways to put the prompt that the expert learns from too")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _written_before_there_were_indexes(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "train_neuron" not in values:
-            return values
-        rest = {name: value for name, value in values.items() if name not in ("train_neuron", "normalise")}
-        return {**rest, "index": "paper" if values["train_neuron"] else "key"}
+    prompt_augmentations: int = Field(
+        0, ge=0, le=4, description="other ways to put the prompt that the expert learns from too"
+    )
 
     @property
     def cosine(self) -> bool:
@@ -84,7 +78,7 @@ class Recipe(BaseModel):
         if not self.trains_neurons:
             unused |= {"neuron_lr", "neuron_steps", "alpha", "beta", "m", "disactivate", "margin"}
         if self.stop_when == "steps" and (self.expert == "full" or self.rank != "auto"):
-            unused.add("lead")
+            unused.add("logit_margin")
         return unused
 
     def __str__(self) -> str:
@@ -100,11 +94,11 @@ _SWITCHES = (
     "margin",
     "edits_per_expert",
     "require_learned",
-    "reading",
-    "read_parts",
-    "second_look",
+    "key_pooling",
+    "route_segments",
+    "subject_filter",
     "false_activation",
-    "variants",
+    "prompt_augmentations",
     "extra_steps",
     "expert",
     "stop_when",
@@ -113,10 +107,10 @@ _SWITCHES = (
 
 _CALIBRATED: dict[str, Any] = {
     "theta": 0.5,
-    "read_parts": True,
+    "route_segments": True,
     "false_activation": 0.01,
-    "second_look": "subject",
-    "variants": 2,
+    "subject_filter": True,
+    "prompt_augmentations": 2,
     "expert": "low-rank",
     "expert_steps": 15,
     "extra_steps": 60,
@@ -190,6 +184,6 @@ def _instead(setting: str) -> str:
         "expert_lr": "it is the rate of full experts: `--expert full`, or `low_rank_lr`",
         "low_rank_lr": "it is the rate of low-rank experts: `--expert low-rank`, or `expert_lr`",
         "rank": "full experts have none: `--expert low-rank`",
-        "lead": "it counts with `--stop-when learned` or `--rank auto`",
+        "logit_margin": "it counts with `--stop-when learned` or `--rank auto`",
     }
     return others.get(setting, "it is for recipes that train neurons: `paper` and `joint`")

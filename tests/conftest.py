@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -36,25 +36,10 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _prompts_are_written_once() -> Iterator[None]:
-    """What the demo base writes by itself depends on the template, the number and the seed alone: it is asked once."""
-    from scen_cli.model.base import DEMO
-    from scen_cli.model.quantization import is_whole
-    from scen_cli.neurons import build_guard
-
-    write, known = build_guard.write_prompts, {}
-
-    def remembered(base, template, count, seed, least):
-        if base.folder != DEMO or str(base.model.dtype) != "torch.float32" or not is_whole(base.model):
-            return write(base, template, count, seed, least)
-        asked = template.form, count, seed
-        if asked not in known:
-            known[asked] = write(base, template, count, seed, least)
-        return list(known[asked])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_guard, "write_prompts", remembered)
-        yield
+def _own_cache(tmp_path_factory) -> None:
+    """Tests share one cache folder of their own, also between the processes of one run."""
+    folder = tmp_path_factory.getbasetemp()
+    os.environ["SCEN_CACHE"] = str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache")
 
 
 @pytest.fixture(scope="session")
@@ -78,12 +63,12 @@ def demo_guard(demo_base):
     from scen_cli.editing.create_project import DEFAULT_TEMPLATE
     from scen_cli.model.ffn import find_layer
     from scen_cli.model.template import make_template
-    from scen_cli.neurons.build_guard import make_guard, reading_of
+    from scen_cli.neurons.build_guard import key_config_of, make_guard
     from scen_cli.recipe import RECIPES
 
     template = make_template(demo_base.tokenizer, demo_base.model, DEFAULT_TEMPLATE)
-    reading = reading_of(template, RECIPES["closed-form"])
-    return make_guard(demo_base, template, find_layer(demo_base.model, 2), reading, 0, None)
+    key_config = key_config_of(template, RECIPES["closed-form"])
+    return make_guard(demo_base, template, find_layer(demo_base.model, 2), key_config, 0, None)
 
 
 @pytest.fixture
@@ -94,10 +79,12 @@ def make_editor(tmp_path, demo_base, demo_guard):
 
     made = []
 
-    def make(recipe: str = "key", place: str = "down", **changes) -> Editor:
+    def make(recipe: str = "key", target_module: str = "down", **changes) -> Editor:
         folder = tmp_path / f"project{len(made)}"
         guard = demo_guard if recipe in ("closed-form", "joint") else None
-        project = new_project(folder, "demo", recipe=recipe, place=place, changes=changes, guard=guard, base=demo_base)
+        project = new_project(
+            folder, "demo", recipe=recipe, target_module=target_module, changes=changes, guard=guard, base=demo_base
+        )
         editor = Editor(project, base=demo_base)
         made.append(editor)
         return editor
@@ -109,7 +96,7 @@ def make_editor(tmp_path, demo_base, demo_guard):
 
 @pytest.fixture(scope="session")
 def edited(tmp_path_factory, demo_base):
-    """A project on the demo base with 40 edits in force, for tests that only read."""
+    """A project on the demo base with 40 active edits, for tests that only read."""
     from scen_cli.data.suites import demo_edits
     from scen_cli.editing.create_project import new_project
     from scen_cli.editing.editor import Editor
@@ -123,7 +110,7 @@ def edited(tmp_path_factory, demo_base):
 
 @pytest.fixture(scope="session")
 def low_rank(tmp_path_factory, demo_base, demo_guard):
-    """20 edits in force by the default recipe (low-rank experts, whitened keys, parts of prompts, the second look), for
+    """20 active edits by the default recipe (low-rank experts, whitened keys, parts of prompts, the second look), for
     tests that only read."""
     from scen_cli.data.suites import demo_edits
     from scen_cli.editing.create_project import new_project
@@ -142,6 +129,19 @@ def edit_all(editor, records: list[EditRecord]) -> list:
         rows = [editor.edit(record, SourceLine("test", n)) for n, record in enumerate(records, start=1)]
         editor.project.merge()
     return rows
+
+
+def writing(project):
+    """`project.writing()`, unless the project is being written to already."""
+    return nullcontext() if project.is_writing else project.writing()
+
+
+def take_back(project, *edit_ids: int) -> list:
+    """Revert edits as `scen revert` does."""
+    from scen_cli.editing.revert_edits import revert_edits
+
+    with writing(project):
+        return revert_edits(project, *edit_ids)
 
 
 @pytest.fixture

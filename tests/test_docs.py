@@ -144,7 +144,7 @@ def test_the_table_of_routing_is_what_the_bench_wrote():
         "demo": "demo",
         "demo, tuned on ZsRE": "zsre",
         "demo, tuned on CounterFact": "counterfact",
-        "the same, `reading=mean`": "counterfact",
+        "the same, `key_pooling=mean`": "counterfact",
     }
     lines = re.findall(rf"^\| ({'|'.join(map(re.escape, names))}) \| (\d+) \| (.*) \|$", README, re.MULTILINE)
     assert len(lines) == 5

@@ -19,7 +19,7 @@ from scen_cli.baselines import (
     t_patcher,
     ultra_edit,
 )
-from scen_cli.baselines.method import Given, Method, make_settings
+from scen_cli.baselines.method import Method, MethodContext, make_settings
 from scen_cli.errors import UsageError
 from scen_cli.model.quantization import is_whole
 
@@ -44,7 +44,7 @@ def check_base(name: str, model: PreTrainedModel) -> None:
         )
 
 
-def make_method(name: str, given: Given, changes: dict[str, Any] | None = None) -> Method:
+def make_method(name: str, given: MethodContext, changes: dict[str, Any] | None = None) -> Method:
     """A method, new, with some of its settings changed. Raises `UsageError` for one that cannot be, or not on this
     base."""
     method = find_method(name)
@@ -52,7 +52,7 @@ def make_method(name: str, given: Given, changes: dict[str, Any] | None = None) 
     return method(given, make_settings(method.settings_type, changes or {}))
 
 
-def ready_method(name: str, given: Given, changes: dict[str, Any] | None = None) -> Method:
+def ready_method(name: str, given: MethodContext, changes: dict[str, Any] | None = None) -> Method:
     """The same, prepared for its first edit."""
     method = make_method(name, given, changes)
     method.prepare()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scen_cli.baselines.method import Given
+from scen_cli.baselines.method import MethodContext
 from scen_cli.baselines.training_examples import Examples, padded_right
 from scen_cli.data.records import EditRecord
 from scen_cli.model.ffn import EditedLayer
@@ -35,7 +35,7 @@ class Contexts:
     plain: Tensor  # (edits,) the row of each edit's plain text
 
     @classmethod
-    def of(cls, given: Given, edits: Sequence[EditRecord], count: int, at_subject: bool) -> Contexts:
+    def of(cls, given: MethodContext, edits: Sequence[EditRecord], count: int, at_subject: bool) -> Contexts:
         """`count` texts of each edit, as far as the base's context has room for them."""
         template, device = given.template, given.base.device
         others = [[f"{opening} {edit.prompt}" for opening in OPENINGS[: count - 1]] for edit in edits]
@@ -85,7 +85,7 @@ def recorded(*modules: nn.Module) -> Iterator[dict[nn.Module, tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def second_moment(given: Given, layers: Sequence[EditedLayer]) -> list[Tensor]:
+def second_moment(given: MethodContext, layers: Sequence[EditedLayer]) -> list[Tensor]:
     """The mean of k k^T (h, h), float32, over the keys of all tokens of the unedited prompts and the base's answers to
     them, for each layer. Kept with what is given: it is the base's alone."""
     wanted = [("second moment", one.index) for one in layers]

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from scen_cli.baselines.closed_form_memory import Contexts, second_moment
 from scen_cli.baselines.memit import read
-from scen_cli.baselines.method import Given, HookMethod, Method, Settings, attached, per_row
+from scen_cli.baselines.method import HookMethod, Method, MethodContext, Settings, attached, per_row
 from scen_cli.baselines.target_values import ValueSettings, find_values
 from scen_cli.data.records import EditRecord
 from scen_cli.model.keys import positions_of
-from scen_cli.model.ridge_update import written
+from scen_cli.model.ridge_update import ridge_update
 
 START = 2.2  # alpha before the first edit
 SURE = 1e-3  # what rounding may take from a z-score
@@ -75,7 +75,7 @@ class ComebaHK(HookMethod):
     settings_type: ClassVar[type[Settings]] = ComebaSettings
     settings: ComebaSettings
 
-    def __init__(self, given: Given, settings: ComebaSettings) -> None:
+    def __init__(self, given: MethodContext, settings: ComebaSettings) -> None:
         super().__init__(given, settings)
         self.layers = self.given.layers(settings.layers)
         self.c: list[Tensor] = []
@@ -104,7 +104,7 @@ class ComebaHK(HookMethod):
         for number, layer in enumerate(self.layers):
             with self._texts(*contexts.examples.prompts):
                 keys, residual = read(self, contexts, layer.down_proj, last.layers[last.index], values)
-            delta = written(self.c[number], keys.T, residual.T / (len(self.layers) - number))
+            delta = ridge_update(self.c[number], keys.T, residual.T / (len(self.layers) - number))
             self.c[number] = self.c[number] + keys.T @ keys
             self.deltas[number] = self.deltas[number] + delta.float()
             self.validated[number] = True

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from scen_cli.baselines.catalogue import find_method, ready_method
-from scen_cli.baselines.method import Given, Method, attached
+from scen_cli.baselines.method import Method, MethodContext, attached
 from scen_cli.baselines.result_rows import Row, with_choice
 from scen_cli.baselines.scoring import Answers, Scoring
 from scen_cli.data.records import EditRecord
@@ -35,7 +35,7 @@ class Bench:
     """What all rows share: what they are given, how they are scored when they are tuned and when they are run, how many
     settings of each may be tried, and the folder that results are kept in."""
 
-    given: Given
+    given: MethodContext
     development: Scoring
     test: Scoring
     trials: int
@@ -151,7 +151,7 @@ def run(bench: Bench, row: Row, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fitted(
-    given: Given, row: Row, settings: dict[str, Any], scoring: Scoring, tell: Tell | None = None
+    given: MethodContext, row: Row, settings: dict[str, Any], scoring: Scoring, tell: Tell | None = None
 ) -> tuple[Method, float, list[dict[str, Any]]]:
     """A method that has fitted all edits, in its batches; the seconds that took, without its making; and Reliability
     of edits 1..t when there were t, if there is somebody to `tell`."""
@@ -174,7 +174,7 @@ def _fitted(
     return method, seconds, curve
 
 
-def _token_times(method: Method, edits: Sequence[EditRecord], given: Given) -> dict[str, float]:
+def _token_times(method: Method, edits: Sequence[EditRecord], given: MethodContext) -> dict[str, float]:
     """Milliseconds for one token of one sequence, by the base and with the edits, in turns; medians. Half the prompts
     are edits."""
     prompts = [edit.prompt for edit in edits[: TIMED_PROMPTS // 2]] + list(given.prompts[: TIMED_PROMPTS // 2])

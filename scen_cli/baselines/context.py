@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from scen_cli.baselines.method import Given
+from scen_cli.baselines.method import MethodContext
 from scen_cli.editing.editor import Editor
 from scen_cli.neurons.build_guard import unedited_prompts
 
 
-def given_by(editor: Editor) -> Given:
+def given_by(editor: Editor) -> MethodContext:
     """By a project: its base, template, layer and seed, and the prompts of its guard, or some that the base writes.
 
     Raises `UsageError` for a base that writes none.
@@ -15,4 +15,4 @@ def given_by(editor: Editor) -> Given:
     seed = int(editor.project.settings["seed"])
     guard = [prompt.prompt for prompt in editor.project.ledger.guard()]
     prompts = guard or unedited_prompts(editor.base, editor.template, seed, None)
-    return Given(editor.base, editor.template, editor.edited.index, prompts, (), seed)
+    return MethodContext(editor.base, editor.template, editor.edited.index, prompts, (), seed)

@@ -14,7 +14,7 @@ import torch
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from scen_cli.baselines.method import Given
+from scen_cli.baselines.method import MethodContext
 from scen_cli.baselines.training_examples import Examples
 from scen_cli.model.template import Prompt, SecondTurn
 
@@ -27,7 +27,7 @@ def copied(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedModel:
 
 
 def trained_counterfactual(
-    given: Given, names: Sequence[str], steps: int, lr: float, mini_batch: int
+    given: MethodContext, names: Sequence[str], steps: int, lr: float, mini_batch: int
 ) -> PreTrainedModel:
     """The base with these of its parameters fine-tuned, on so many prompts in scope a step and as many out of it."""
     model = copied(given.base.model, names)
@@ -51,7 +51,7 @@ def trained_counterfactual(
     return model
 
 
-def _lessons(given: Given, known: list[tuple[str, str]], choose: random.Random) -> list[tuple[Prompt, str]]:
+def _lessons(given: MethodContext, known: list[tuple[str, str]], choose: random.Random) -> list[tuple[Prompt, str]]:
     """A prompt in the scope of the edit in front of it, and one out of it, to be answered as the base does.
     Half of the edits have another's answer, so that there is little to learn by heart."""
     edit = choose.choice(given.development)

@@ -24,7 +24,7 @@ def evaluate_method(editor: MethodEditor, suite: Suite, decoding: str = "greedy"
     check_decoding(decoding)
     ledger = editor.project.ledger
     last_change, everything = ledger.last_change(), ledger.edits()
-    scored = scored_edits(everything, {edit for edit, _prompt in ledger.prompts_in_force()}, suite)
+    scored = scored_edits(everything, {edit for edit, _prompt in ledger.active_prompts()}, suite)
     guard = {prompt.prompt for prompt in ledger.guard()}  # the method was given all of it
     locality = locality_prompts(editor, suite, claimed_prompts(everything, scored) | guard)
     wanted = list(papers_prompts(scored, locality))
@@ -41,7 +41,7 @@ def evaluate_method(editor: MethodEditor, suite: Suite, decoding: str = "greedy"
             base=own,
             patched=text,
             edit=one.edit.id if one.edit else None,
-            owner=None,
+            expected_edit=None,
             fired=None,
             right=one.is_right(text, own),
         )

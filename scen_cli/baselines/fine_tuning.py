@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scen_cli.baselines.method import Given, Method, Settings, attached
+from scen_cli.baselines.method import Method, MethodContext, Settings, attached
 from scen_cli.baselines.training_examples import IGNORED, Examples
 from scen_cli.baselines.weight_delta import WeightMethod
 from scen_cli.data.records import EditRecord
@@ -72,7 +72,7 @@ class FineTuningKL(FineTuning):
     settings_type: ClassVar[type[Settings]] = FineTuningKLSettings
     settings: FineTuningKLSettings
 
-    def __init__(self, given: Given, settings: Settings) -> None:
+    def __init__(self, given: MethodContext, settings: Settings) -> None:
         super().__init__(given, settings)
         self._layer = find_layer(self.model, self.given.layer)
 

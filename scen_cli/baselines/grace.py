@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scen_cli.baselines.method import Given, HookMethod, Method, Settings, attached, per_row
+from scen_cli.baselines.method import HookMethod, Method, MethodContext, Settings, attached, per_row
 from scen_cli.baselines.training_examples import Examples
 from scen_cli.data.records import EditRecord
 from scen_cli.model.ffn import find_layer
@@ -48,7 +48,7 @@ class Grace(HookMethod):
     settings_type: ClassVar[type[Settings]] = GraceSettings
     settings: GraceSettings
 
-    def __init__(self, given: Given, settings: GraceSettings) -> None:
+    def __init__(self, given: MethodContext, settings: GraceSettings) -> None:
         super().__init__(given, settings)
         self.layer = find_layer(self.model, self.given.layer)
         d, h = self.layer.projection_shape

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scen_cli.baselines.method import Given, Method, Settings
-from scen_cli.baselines.retrieval_base import FrontMethod
+from scen_cli.baselines.method import Method, MethodContext, Settings
+from scen_cli.baselines.retrieval_base import RetrievalMethod
 
 
 class InContextSettings(Settings):
@@ -21,14 +21,14 @@ class InContextSettings(Settings):
     nearness: float = Field(0.5, ge=-1, le=1, description="the least cosine at which an edit is put in front")
 
 
-class InContext(FrontMethod):
+class InContext(RetrievalMethod):
     """`mean` (h,) is what unedited prompts have in common."""
 
     name = "in-context"
     settings_type: ClassVar[type[Settings]] = InContextSettings
     settings: InContextSettings
 
-    def __init__(self, given: Given, settings: InContextSettings) -> None:
+    def __init__(self, given: MethodContext, settings: InContextSettings) -> None:
         super().__init__(given, settings)
         self.mean = torch.zeros(self.layer.ffn_width, device=self.base.device)
 

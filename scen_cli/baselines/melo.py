@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from scen_cli.baselines.closed_form_memory import recorded
-from scen_cli.baselines.method import Given, HookMethod, Method, Settings, attached
+from scen_cli.baselines.method import HookMethod, Method, MethodContext, Settings, attached
 from scen_cli.baselines.training_examples import Examples
 from scen_cli.baselines.vector_database import VectorDatabase, calibrated_radius
 from scen_cli.data.records import EditRecord
-from scen_cli.model.expert_stack import Carried, Experts, LowRank, add_low_rank
+from scen_cli.model.expert_stack import ActiveRoute, ExpertStack, LowRank, add_low_rank
 from scen_cli.model.keys import last_token, positions_of
 from scen_cli.model.routing import BASE
 
@@ -45,7 +45,7 @@ class Melo(HookMethod):
     settings_type: ClassVar[type[Settings]] = MeloSettings
     settings: MeloSettings
 
-    def __init__(self, given: Given, settings: MeloSettings) -> None:
+    def __init__(self, given: MethodContext, settings: MeloSettings) -> None:
         super().__init__(given, settings)
         self.layers = self.given.layers(settings.layers)
         self.count = 0  # of blocks
@@ -119,12 +119,14 @@ class Melo(HookMethod):
         return seen[block][1][torch.arange(len(ids), device=ids.device), last_token(mask)].float()
 
     @torch.no_grad()
-    def decide(self, ids: Tensor, mask: Tensor) -> list[Carried]:
+    def decide(self, ids: Tensor, mask: Tensor) -> list[ActiveRoute]:
         with self.carrying(mask.sum(dim=1), None):  # no block yet: keys are the base's
             blocks = [self.database.find(key) for key in self._read(ids, mask)]
         choice = torch.tensor([BASE if block is None else block for block in blocks])
         ranks = torch.full((self.count,), self.settings.rank)
-        return [Carried(Experts(a, b, ranks, _none_is_full), choice) for a, b in zip(self.a, self.b, strict=True)]
+        return [
+            ActiveRoute(ExpertStack(a, b, ranks, _none_is_full), choice) for a, b in zip(self.a, self.b, strict=True)
+        ]
 
     def why(self, prompt: str) -> str:
         with attached(self, False):
@@ -146,7 +148,7 @@ class Melo(HookMethod):
         under_way = self.under_way()
         if under_way is None or under_way.decided is None:
             return None
-        carried: Carried = under_way.decided[number]
+        carried: ActiveRoute = under_way.decided[number]
         return carried.output(module, hidden, output)
 
     def state(self) -> dict[str, Tensor]:

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from scen_cli.baselines.closed_form_memory import Contexts, at_places, mean_by_edit, recorded, second_moment
-from scen_cli.baselines.method import Given, Method, Settings, attached
+from scen_cli.baselines.method import Method, MethodContext, Settings, attached
 from scen_cli.baselines.target_values import ValueSettings, find_values
 from scen_cli.baselines.weight_delta import WeightMethod, weight_name
 from scen_cli.data.records import EditRecord
-from scen_cli.model.ridge_update import written
+from scen_cli.model.ridge_update import ridge_update
 
 
 class MemitSettings(ValueSettings):
@@ -31,7 +31,7 @@ class Memit(WeightMethod):
     settings_type: ClassVar[type[Settings]] = MemitSettings
     settings: MemitSettings
 
-    def __init__(self, given: Given, settings: MemitSettings) -> None:
+    def __init__(self, given: MethodContext, settings: MemitSettings) -> None:
         super().__init__(given, settings)
         self.c: list[Tensor] = []
 
@@ -49,7 +49,7 @@ class Memit(WeightMethod):
             values = find_values(self.model, self.template, last, contexts, edits, config)
             for number, (layer, c) in enumerate(zip(self.layers, self.c, strict=True)):
                 keys, residual = read(self, contexts, layer.down_proj, last.layers[last.index], values)
-                delta = written(c, keys.T, residual.T / (len(self.layers) - number))
+                delta = ridge_update(c, keys.T, residual.T / (len(self.layers) - number))
                 name = weight_name(layer)
                 self.learned({**self.weights, name: self.weights[name] + layer.as_stored(delta).float()})
 

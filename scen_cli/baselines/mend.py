@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scen_cli.baselines.closed_form_memory import recorded
-from scen_cli.baselines.method import Given, Method, Settings, attached
+from scen_cli.baselines.method import Method, MethodContext, Settings, attached
 from scen_cli.baselines.training_examples import IGNORED, Examples
 from scen_cli.baselines.weight_delta import WeightMethod, weight_name
 from scen_cli.data.records import EditRecord
@@ -82,7 +82,7 @@ class Mend(WeightMethod):
     settings: MendSettings
     layer: EditedLayer
 
-    def __init__(self, given: Given, settings: MendSettings) -> None:
+    def __init__(self, given: MethodContext, settings: MendSettings) -> None:
         super().__init__(given, settings)
         d, h = self.layer.projection_shape
         u, delta = (torch.zeros(2, width, device=self.base.device) for width in (h, d))

@@ -38,7 +38,7 @@ class Settings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Given:
+class MethodContext:
     """What a method has before the first edit: a base, the layer to edit, `prompts` that no edit claims, and
     `development` edits, which are none of those to come."""
 
@@ -96,7 +96,7 @@ class Method(ABC):
     settings_type: ClassVar[type[Settings]] = Settings
     any_base: ClassVar[bool] = False  # whether a base may be quantised, or spread over devices
 
-    def __init__(self, given: Given, settings: Settings) -> None:
+    def __init__(self, given: MethodContext, settings: Settings) -> None:
         self.given = given if settings.layer is None else replace(given, layer=settings.layer)
         self.settings = settings
         self.base, self.template, self.model = given.base, given.template, given.base.model
@@ -200,7 +200,7 @@ _current: ContextVar[Sequences | None] = ContextVar("scen_rival_sequences", defa
 class HookMethod(Method):
     """A method that stands on the base by hooks. They act inside `answering` alone, in this thread or task."""
 
-    def __init__(self, given: Given, settings: Settings) -> None:
+    def __init__(self, given: MethodContext, settings: Settings) -> None:
         super().__init__(given, settings)
         self._handles: list[Any] = []
 

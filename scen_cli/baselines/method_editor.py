@@ -16,23 +16,23 @@ from torch import Tensor
 
 from scen_cli.baselines.catalogue import find_method, make_method
 from scen_cli.baselines.generate import MAX_NEW_TOKENS, answer
-from scen_cli.baselines.method import Given, Method, attached, make_settings
+from scen_cli.baselines.method import Method, MethodContext, attached, make_settings
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
-from scen_cli.editing.create_project import BaseChoice
-from scen_cli.editing.edit_run import Outcome, Plan, foresee, outcome_of
+from scen_cli.editing.create_project import BaseOptions
+from scen_cli.editing.edit_run import Outcome, Plan, outcome_of, precheck
 from scen_cli.editing.project_editor import ProjectEditor
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
 from scen_cli.model.base import Base
-from scen_cli.model.keys import Reading
+from scen_cli.model.keys import KeyConfig
 from scen_cli.model.template import Prompt
 from scen_cli.neurons.build_guard import make_guard
-from scen_cli.project.commit_rows import Trained, Training
+from scen_cli.project.commit_rows import TrainedEdit, TrainingStats
 from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.method_batches import batches_without, commit_batch, revert_batch
 from scen_cli.project.method_state import read_state, state_setting
 from scen_cli.project.project import Project
-from scen_cli.project.settings import METHOD_FORMAT
+from scen_cli.project.settings import FORMAT
 
 UNUSED_THETA = 0.5  # every ledger has one; no other method asks for it
 
@@ -45,7 +45,7 @@ class MethodEditor(ProjectEditor):
         super().__init__(project, device, base)
         prompts = [prompt.prompt for prompt in project.ledger.guard()]
         seed = int(project.settings["seed"])
-        self.given = Given(self.base, self.template, self.edited.index, prompts, seed=seed)
+        self.given = MethodContext(self.base, self.template, self.edited.index, prompts, seed=seed)
         self.method = self._as_committed()
 
     def _new(self) -> Method:
@@ -74,7 +74,7 @@ class MethodEditor(ProjectEditor):
             self.method = self._as_committed()
 
     def edit_batch(self, records: Sequence[tuple[EditRecord, SourceLine]]) -> list[Edit]:
-        """Learn edits together and commit them. They are in force, whatever the model answers; what it answers instead
+        """Learn edits together and commit them. They are active, whatever the model answers; what it answers instead
         of a target is their `reason`. If the method breaks down over a batch, it learns its edits one by one; an edit
         that it breaks down over alone fails.
 
@@ -92,10 +92,10 @@ class MethodEditor(ProjectEditor):
                     return [edit for one in records for edit in self.edit_batch([one])]
             reasons = self._reasons([record for record, _where in records], broken)
             trained = [
-                Trained(record, where, not broken, reason=reason)
+                TrainedEdit(record, where, not broken, reason=reason)
                 for (record, where), reason in zip(records, reasons, strict=True)
             ]
-            training = Training(int(self.project.settings["seed"]), time.perf_counter() - started)
+            training = TrainingStats(int(self.project.settings["seed"]), time.perf_counter() - started)
             state = None if broken else arrays_of(self.method.state())
             edits = commit_batch(self.project, trained, training, state)
         except BaseException:
@@ -116,7 +116,7 @@ class MethodEditor(ProjectEditor):
         """Take edits back as if they had never been made: a method that starts anew learns all others, in the batches
         they were made in, those that others have superseded among them. Call inside `project.writing()`.
 
-        Raises `UsageError` when there is no such edit, one is not in force, or the method breaks down over the others.
+        Raises `UsageError` when there is no such edit, one is not active, or the method breaks down over the others.
         """
         batches = batches_without(self.project, edit_ids)
         method = self._new()
@@ -133,7 +133,7 @@ class MethodEditor(ProjectEditor):
         self, prompts: Sequence[Prompt], patched: bool = True, at_least: Sequence[str] = (), **options: Any
     ) -> list[str]:
         """Greedy answers, or as `options` for `generate` say, by the edited model, or by the base alone: as long as the
-        longest target in force, or one of `at_least`, takes."""
+        longest active target, or one of `at_least`, takes."""
         self.prompt_ids(prompts)
         if not self.project.is_writing:
             self.catch_up()
@@ -153,7 +153,7 @@ class MethodEditor(ProjectEditor):
 def new_method_project(
     folder: Path,
     method: str,
-    asked: BaseChoice,
+    asked: BaseOptions,
     changes: Mapping[str, Any] | None = None,
     guard: Path | None = None,
     base: Base | None = None,
@@ -166,12 +166,14 @@ def new_method_project(
     """
     settings = method_settings(method, changes or {})
     ready = asked.load(folder, base)
-    kept = make_guard(ready.base, ready.template, ready.edited, Reading(), asked.seed, guard)
-    prompts = [prompt for prompt, _part, _source in kept.prompts]
-    new = make_method(method, Given(ready.base, ready.template, ready.edited.index, prompts, seed=asked.seed), settings)
+    kept = make_guard(ready.base, ready.template, ready.edited, KeyConfig(), asked.seed, guard)
+    prompts = [prompt for prompt, _split, _source in kept.prompts]
+    new = make_method(
+        method, MethodContext(ready.base, ready.template, ready.edited.index, prompts, seed=asked.seed), settings
+    )
     new.prepare()
     recipe = {"name": method, "settings": settings}
-    told = {"format": METHOD_FORMAT, **ready.settings, "method": method, "recipe": recipe}
+    told = {"format": FORMAT, **ready.settings, "method": method, "recipe": recipe}
     return Project.create(folder, told, UNUSED_THETA, kept, author, arrays_of(new.state()))
 
 
@@ -201,7 +203,7 @@ def method_settings(method: str, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def plan_for(editor: MethodEditor, entries: Sequence[Entry]) -> Plan:
     """Foresee each record's fate. Contradictions in other words are not looked for: they are told by SCEN's keys."""
-    return Plan(entries, [foresee(editor, entry) for entry in entries])
+    return Plan(entries, [precheck(editor, entry) for entry in entries])
 
 
 def learn(editor: MethodEditor, plan: Plan) -> Iterator[dict[int, Outcome]]:

@@ -46,9 +46,9 @@ def all_rows(decoder_layers: int) -> dict[str, Row]:
     ]
     default: Choices = [
         _each("recipe.false_activation", 0.05, 0.002),
-        [{"recipe.reading": "mean"}],
-        [{"recipe.second_look": "none"}],
-        _each("recipe.variants", 0, 4),
+        [{"recipe.key_pooling": "mean"}],
+        [{"recipe.subject_filter": "false"}],
+        _each("recipe.prompt_augmentations", 0, 4),
         [{"recipe.rank": 8}],
     ]
     # Shorter than their authors train, who have days of a GPU for it.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scen_cli.baselines.method import Given, Method, Settings
+from scen_cli.baselines.method import Method, MethodContext, Settings
 from scen_cli.data.records import EditRecord
 from scen_cli.errors import UsageError
 from scen_cli.model.ffn import find_layer
@@ -19,10 +19,10 @@ from scen_cli.model.keys import padded, positions_of, read_keys, real_tokens
 from scen_cli.model.template import SecondTurn
 
 
-class FrontMethod(Method):
+class RetrievalMethod(Method):
     """A cache of `edits`, and a vector (n, width) for each, by which they are found."""
 
-    def __init__(self, given: Given, settings: Settings, width: int | None = None) -> None:
+    def __init__(self, given: MethodContext, settings: Settings, width: int | None = None) -> None:
         super().__init__(given, settings)
         self.layer = find_layer(self.model, self.given.layer)
         self.edits: list[tuple[str, str]] = []

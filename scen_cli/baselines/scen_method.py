@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scen_cli.baselines.method import Cost, Given, Method, Settings
+from scen_cli.baselines.method import Cost, Method, MethodContext, Settings
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
@@ -22,7 +22,7 @@ from scen_cli.errors import UsageError
 from scen_cli.model.base import DEMO
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.keys import positions_of
-from scen_cli.neurons.build_guard import guard_from, reading_of
+from scen_cli.neurons.build_guard import guard_from, key_config_of
 from scen_cli.project.archive import backup, restore
 from scen_cli.project.guard import NewGuard
 from scen_cli.recipe import DEFAULT_RECIPE, make_recipe
@@ -43,7 +43,7 @@ class Scen(Method):
     any_base = True
     settings: ScenSettings
 
-    def __init__(self, given: Given, settings: ScenSettings) -> None:
+    def __init__(self, given: MethodContext, settings: ScenSettings) -> None:
         super().__init__(given, settings)
         self._folder = Path(tempfile.mkdtemp(prefix="scen-"))
         finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -79,7 +79,7 @@ class Scen(Method):
     def generate(self, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
         if not self.attached:
             return super().generate(ids, mask, **options)
-        with self.editor.steady() as patch:
+        with self.editor.snapshot() as patch:
             out: Tensor = self.editor.generate_by(patch, ids, mask, None, **options)[0]
         return out
 
@@ -87,13 +87,13 @@ class Scen(Method):
         if not self.attached:
             return super().logits(prompts, texts)
         ids, mask = texts
-        with self.editor.steady() as patch, patch.using(patch.route(self.model, *prompts).choice):
+        with self.editor.snapshot() as patch, patch.using(patch.route(self.model, *prompts).choice):
             out = self.model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False)
         logits: Tensor = out.logits
         return logits
 
     def cost(self) -> Cost:
-        """Experts, neurons and keys of the edits in force, and the guard's whitening."""
+        """Experts, neurons and keys of the active edits, and the guard's whitening."""
         project = self.editor.project
         arrays: list[np.ndarray] = []
         for edit in project.ledger.edits("active"):
@@ -123,13 +123,15 @@ class Scen(Method):
         self.editor = Editor(project, base=self.base)
 
 
-def guard_of(given: Given) -> NewGuard:
+def guard_of(given: MethodContext) -> NewGuard:
     """The unedited prompts as SCEN's guard, made once."""
     key = ("guard", given.layer)
     if key not in given.kept:
         edited = find_layer(given.base.model, given.layer)
-        reading = reading_of(given.template, make_recipe(DEFAULT_RECIPE, {}))
-        given.kept[key] = guard_from(given.prompts, "unedited", given.base, given.template, edited, reading, given.seed)
+        key_config = key_config_of(given.template, make_recipe(DEFAULT_RECIPE, {}))
+        given.kept[key] = guard_from(
+            given.prompts, "unedited", given.base, given.template, edited, key_config, given.seed
+        )
     guard: NewGuard = given.kept[key]
     return guard
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from scen_cli.baselines.generate import MAX_NEW_TOKENS, answer
-from scen_cli.baselines.method import Given, Method
+from scen_cli.baselines.method import Method, MethodContext
 from scen_cli.baselines.training_examples import IGNORED, Examples, padded_right
 from scen_cli.data.records import EditRecord
 from scen_cli.evaluation.hallucination import Passage, continued, whole
@@ -44,7 +44,7 @@ class Answers:
     teacher-forced token accuracy, which is not generation. `locality`: prompts no edit claims, and the base's answers.
     """
 
-    given: Given
+    given: MethodContext
     edits: Sequence[EditRecord]
     locality: Sequence[tuple[str, str]]
     options: dict[str, Any]
@@ -97,7 +97,7 @@ class Answers:
 class Perplexities:
     """Mean perplexities of WikiBio-E (edited), WikiBio-A (accurate) and OpenWebText: the Hallucination suite."""
 
-    given: Given
+    given: MethodContext
     edits: Sequence[EditRecord]
     accurate: Sequence[EditRecord]
     openwebtext: Sequence[str]

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scen_cli.baselines.counterfactual_model import copied, trained_counterfactual
-from scen_cli.baselines.method import Given, Method, Settings
-from scen_cli.baselines.retrieval_base import FrontMethod
+from scen_cli.baselines.method import Method, MethodContext, Settings
+from scen_cli.baselines.retrieval_base import RetrievalMethod
 from scen_cli.baselines.scope_classifier import trained_projection, within_scope
 from scen_cli.errors import UsageError
 
@@ -34,7 +34,7 @@ class SeracSettings(Settings):
     mini_batch: int = Field(10, ge=1, description="prompts in a step, each behind its edit")
 
 
-class Serac(FrontMethod):
+class Serac(RetrievalMethod):
     """`edits` and what is embedded of their prompts, `vectors` (n, width); `projection` (width, h) embeds, and
     `counterfactual` answers."""
 
@@ -42,7 +42,7 @@ class Serac(FrontMethod):
     settings_type: ClassVar[type[Settings]] = SeracSettings
     settings: SeracSettings
 
-    def __init__(self, given: Given, settings: SeracSettings) -> None:
+    def __init__(self, given: MethodContext, settings: SeracSettings) -> None:
         super().__init__(given, settings, settings.width)
         stem, count = self.layer.down_proj_name.partition(f".{self.layer.index}.")[0], len(self.layer.layers)
         last = tuple(f"{stem}.{index}." for index in range(count - (settings.layers or count), count))

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scen_cli.baselines.closed_form_memory import recorded
-from scen_cli.baselines.method import Given, HookMethod, Method, Settings, attached
+from scen_cli.baselines.method import HookMethod, Method, MethodContext, Settings, attached
 from scen_cli.baselines.training_examples import IGNORED, Examples
 from scen_cli.data.records import EditRecord
 from scen_cli.model.ffn import LOCATIONS, find_layer
@@ -70,7 +70,7 @@ class TPatcher(HookMethod):
     settings_type: ClassVar[type[Settings]] = TPatcherSettings
     settings: TPatcherSettings
 
-    def __init__(self, given: Given, settings: TPatcherSettings) -> None:
+    def __init__(self, given: MethodContext, settings: TPatcherSettings) -> None:
         super().__init__(given, settings)
         layers = getattr(self.model.base_model, LOCATIONS[self.model.config.model_type].layers)
         last = find_layer(self.model, len(layers) - 1 if settings.layer is None else settings.layer)

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scen_cli.baselines.closed_form_memory import recorded
-from scen_cli.baselines.method import Given, Method, Settings, attached
+from scen_cli.baselines.method import Method, MethodContext, Settings, attached
 from scen_cli.baselines.training_examples import IGNORED, Examples
 from scen_cli.baselines.weight_delta import WeightMethod, weight_name
 from scen_cli.data.records import EditRecord
@@ -54,7 +54,7 @@ class UltraEdit(WeightMethod):
     settings_type: ClassVar[type[Settings]] = UltraEditSettings
     settings: UltraEditSettings
 
-    def __init__(self, given: Given, settings: UltraEditSettings) -> None:
+    def __init__(self, given: MethodContext, settings: UltraEditSettings) -> None:
         super().__init__(given, settings)
         widths = [(one.ffn_width, one.projection_shape[0]) for one in self.layers]
         self.running = [[Running(width, self.base.device) for width in both] for both in widths]

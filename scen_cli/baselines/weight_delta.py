@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from scen_cli.baselines.method import Given, Method, Settings
+from scen_cli.baselines.method import Method, MethodContext, Settings
 from scen_cli.model.ffn import EditedLayer
 
 
@@ -16,7 +16,7 @@ class WeightMethod(Method):
     """Keeps `weights`: what some of the base's parameters are to be, by name, in float32. They stand in the model while
     the method is attached; the base's own are put back after."""
 
-    def __init__(self, given: Given, settings: Settings) -> None:
+    def __init__(self, given: MethodContext, settings: Settings) -> None:
         super().__init__(given, settings)
         parameters = dict(self.model.named_parameters())
         self.parameters = {name: parameters[name] for name in self.edited_names()}

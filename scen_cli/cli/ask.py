@@ -48,7 +48,7 @@ def ask(
         _ask_method(open_method_editor(project, device, out), prompt, out)
         return
     editor = open_editor(dir, device, out)
-    with editor.steady():
+    with editor.snapshot():
         _ask(editor, prompt, trace, out)
 
 
@@ -66,7 +66,7 @@ def _ask(editor: Editor, prompt: str, trace: bool, out: Output) -> None:
     patched, fired = answers.texts[0], answers.edits[0]
     routed = editor.route([prompt])
     theta, biases = editor.patch().theta, editor.patch().bank.biases.tolist()
-    ranked = sorted(zip(routed.activations[0].tolist(), routed.in_force, biases, strict=True), reverse=True)
+    ranked = sorted(zip(routed.activations[0].tolist(), routed.active, biases, strict=True), reverse=True)
     neurons = [
         {
             "edit": edit_id,
@@ -105,7 +105,7 @@ def _trace(editor: Editor, prompt: str, data: dict[str, Any], shown: list[Render
     read = [(part.text, part.edit, part.activation and f"{part.activation:.4f}") for part in found.parts]
     shown += [
         "",
-        f"read at layer {editor.edited.index} ({editor.recipe.reading}); length of the key {found.key_norm:.2f}",
+        f"read at layer {editor.edited.index} ({editor.recipe.key_pooling}); length of the key {found.key_norm:.2f}",
         table(("what was read", "strongest edit#", "activation#"), read),
     ]
     for edit_id in found.blocked:

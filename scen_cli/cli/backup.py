@@ -48,10 +48,10 @@ def restore(
 
     project = read(file, dir)
     edits = len(project.ledger.edits())
-    in_force = len(project.ledger.prompts_in_force())
+    active = len(project.ledger.active_prompts())
     Output(as_json, quiet).result(
-        {"dir": str(dir), "edits": edits, "in_force": in_force, "head": project.ledger.head()},
-        f"restored to `{dir}`: {edits} edits, {in_force} in force",
+        {"dir": str(dir), "edits": edits, "active": active, "head": project.ledger.head()},
+        f"restored to `{dir}`: {edits} edits, {active} active",
     )
 
 
@@ -65,7 +65,7 @@ def gc(
 ) -> None:
     """Remove files that nothing needs: those of reverted edits, and those that a killed process left.
 
-    Records stay. Files of superseded edits stay too: these are in force again
+    Records stay. Files of superseded edits stay too: these are active again
     once the edit that took their place is reverted.
 
     Example: scen gc --dry-run

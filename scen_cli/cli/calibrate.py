@@ -59,11 +59,11 @@ def calibrate(
             editor.project.set_threshold(chosen.threshold)
             if chosen.own.right < chosen.own.total:
                 out.warn(f"at this theta {chosen.own.total - chosen.own.right} edits do not call themselves")
-    in_force = chosen or calibration.of(editor.project.ledger.threshold())
-    marked = next((one for one in choices if _same(one, in_force)), in_force)
+    active = chosen or calibration.of(editor.project.ledger.threshold())
+    marked = next((one for one in choices if _same(one, active)), active)
     rows = choices if marked in choices else [*choices, marked]
     out.result(
-        {"theta": in_force.threshold.theta, "set": bool(chosen), "choices": [one.as_dict() for one in rows]},
+        {"theta": active.threshold.theta, "set": bool(chosen), "choices": [one.as_dict() for one in rows]},
         table(
             ("", "may fire#", "theta#", "expected (95 %)#", "fresh guard prompts that fired#", "edits#", "rephrases#"),
             [_row(one, one is marked) for one in rows],
@@ -78,18 +78,18 @@ def _same(choice: Choice, other: Choice) -> bool:
     return choice.threshold.theta == other.threshold.theta and len(rates) == 1
 
 
-def _row(choice: Choice, in_force: bool) -> tuple[str, ...]:
+def _row(choice: Choice, active: bool) -> tuple[str, ...]:
     threshold, (low, high) = choice.threshold, choice.expected_fresh
     rate, expected = "by hand", "-"
     if threshold.false_activation is not None:
         rate = f"{100 * threshold.false_activation:g} %"
-        interval = f"{100 * (threshold.low or 0):.1f} to {100 * (threshold.high or 0):.1f}"
-        expected = f"{100 * (threshold.expected or 0):.2f} % ({interval})"
+        interval = f"{100 * (threshold.fpr_low or 0):.1f} to {100 * (threshold.fpr_high or 0):.1f}"
+        expected = f"{100 * (threshold.fpr_expected or 0):.2f} % ({interval})"
     fresh = f"{choice.fresh.right} of {choice.fresh.total}"
-    if threshold.prompts:
+    if threshold.n_guard:
         fresh += f" ({low} to {high} expected)"
     return (
-        ">" if in_force else "",
+        ">" if active else "",
         rate,
         f"{threshold.theta:.4f}",
         expected,
@@ -105,26 +105,26 @@ def _conclusion(chosen: Choice | None) -> str:
     threshold = chosen.threshold
     if threshold.false_activation is None:
         return f"theta is {threshold.theta:g}, and stays there"
-    if (threshold.expected or 0) > threshold.false_activation:
+    if (threshold.fpr_expected or 0) > threshold.false_activation:
         return f"theta is {threshold.theta:.4f}: any higher, and an edit would no longer call itself"
     return f"theta is {threshold.theta:.4f}; every further edit sets it anew, for the same rate"
 
 
 def _take_guard(editor: Editor, source: str, rate: float | None, out: Output) -> None:
     """Put prompts in the place of those that theta was set by; nothing is changed if they cannot serve."""
-    from scen_cli.neurons.build_guard import make_guard, replaced
+    from scen_cli.neurons.build_guard import make_guard, replace_guard_splits
     from scen_cli.neurons.calibration import check_enough
 
     file = None if source == "self" else Path(source)
     out.note("reading the guard's keys" if file else "the base writes prompts")
     project = editor.project
     seed = int(project.settings["seed"]) + len(project.ledger.events())  # not the prompts it wrote before
-    new = make_guard(editor.base, editor.template, editor.edited, editor.routing.reading, seed, file)
+    new = make_guard(editor.base, editor.template, editor.edited, editor.routing.key_config, seed, file)
     old = project.guard()
-    new = replaced(old, new) if old else new
+    new = replace_guard_splits(old, new) if old else new
     if rate:
-        check_enough(sum(part == "calibration" for _prompt, part, _source in new.prompts), rate)
-    if not project.ledger.experts_in_force():
-        raise UsageError("no edit is in force: nothing can fire", hint="`scen edit edits.jsonl` makes some")
+        check_enough(sum(split == "calibration" for _prompt, split, _source in new.prompts), rate)
+    if not project.ledger.active_experts():
+        raise UsageError("no edit is active: nothing can fire", hint="`scen edit edits.jsonl` makes some")
     project.set_guard(new)
     editor.index.forget_guard()

@@ -19,7 +19,7 @@ def compress(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit the full experts in force anew at low rank: a fraction of the bytes, the same answers.
+    """Fit the full active experts anew at low rank: a fraction of the bytes, the same answers.
 
     Every edit's prompt and rephrases are asked of both. If one that was answered rightly would be lost, nothing is
     changed, and the edits are named.
@@ -34,7 +34,7 @@ def compress(
     from scen_cli.editing.compress_experts import compress as compress_all
 
     with editor.project.writing():
-        full = sum(rank == 0 for rank in editor.project.ledger.ranks_in_force().values())
+        full = sum(rank == 0 for rank in editor.project.ledger.active_ranks().values())
         with out.progress(full, "compressing") as tell:
             done = compress_all(editor, wanted, tell)
     out.result(

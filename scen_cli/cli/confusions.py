@@ -52,12 +52,12 @@ def confusions(
         (
             "prompts taken in the last evaluation",
             ("edit#", "of#", "prompts#", "the edit's prompt"),
-            [(edit, other or "nobody", count, prompt[edit]) for edit, other, count in found.taken],
+            [(edit, other or "nobody", count, prompt[edit]) for edit, other, count in found.misrouted],
         ),
         (
             "edits that none of their rephrases called in the last evaluation",
             ("edit#", "prompt"),
-            [(edit, prompt[edit]) for edit in found.unreached],
+            [(edit, prompt[edit]) for edit in found.never_routed],
         ),
     ]
     parts = [part for title, columns, rows in tables if rows for part in ("", title, table(columns, rows))][1:]

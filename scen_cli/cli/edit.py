@@ -47,7 +47,7 @@ def edit(
         typer.Option(help="A record that contradicts an edit in other words: refuse, supersede it, or keep both."),
     ] = "refuse",
     reason: Annotated[str, typer.Option(help="Why both are kept: goes into the ledger.")] = "",
-    learn_rephrases: Annotated[
+    train_rephrases: Annotated[
         int, typer.Option(min=0, help="Learn each record's first N rephrases too; they are then not scored.")
     ] = 0,
     batch: Annotated[
@@ -86,18 +86,18 @@ def edit(
     elsewhere = workers > 1 or engine != "processes"
     events, items = log_or_records(file)
     project = open_project(dir, author, wait)
-    if project.method and (events or learn_rephrases or conflicts != "refuse" or batch > 1 or elsewhere):
+    if project.method and (events or train_rephrases or conflicts != "refuse" or batch > 1 or elsewhere):
         raise UsageError(f"a project that edits by `{project.method}` takes records as they are, in its own batches")
     if events:
-        if first or learn_rephrases or conflicts != "refuse" or batch > 1 or elsewhere:
-            raise UsageError("a log is replayed as it is: `--first`, `--learn-rephrases` and the like have no use")
+        if first or train_rephrases or conflicts != "refuse" or batch > 1 or elsewhere:
+            raise UsageError("a log is replayed as it is: `--first`, `--train-rephrases` and the like have no use")
         if any(event.kind == "init" and event.detail.get("method") for event in events):
             raise UsageError("this is the log of a project that edits by another method: it cannot be replayed")
         editor = open_editor(dir, device, out, author, wait)
         _tell(editor.project, replay(editor, events, out), out)
         return
     asked = _entries(file, items, prompt, target, suite, data)[:first]
-    entries = [_learning(entry, learn_rephrases) for entry in asked]
+    entries = [_learning(entry, train_rephrases) for entry in asked]
     bad = [entry for entry in entries if entry.record is None]
     if bad and strict:
         raise UsageError(
@@ -117,9 +117,9 @@ def _tell(project: Project, outcomes: list[Outcome], out: Output) -> None:
     """The result of a run."""
     counts = {kind: sum(outcome.outcome == kind for outcome in outcomes) for kind in ("edited", "skipped", "failed")}
     summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    in_force = len(project.ledger.prompts_in_force())
+    active = len(project.ledger.active_prompts())
     records = [asdict(outcome) for outcome in outcomes]
-    out.result({**counts, "in_force": in_force, "edits": records}, f"{summary}; {in_force} edits in force")
+    out.result({**counts, "active": active, "edits": records}, f"{summary}; {active} active edits")
     if counts["failed"]:
         raise SomeEditsFailed(
             f"{counts['failed']} records were not edited",
@@ -141,8 +141,10 @@ def _learning(entry: Entry, count: int) -> Entry:
     if entry.record is None or not count:
         return entry
     record = entry.record
-    more = (*record.learn, *record.rephrases[:count])
-    return replace(entry, record=record.model_copy(update={"learn": more, "rephrases": record.rephrases[count:]}))
+    more = (*record.train_rephrases, *record.rephrases[:count])
+    return replace(
+        entry, record=record.model_copy(update={"train_rephrases": more, "rephrases": record.rephrases[count:]})
+    )
 
 
 def _what_may_help(outcomes: list[Outcome]) -> str:

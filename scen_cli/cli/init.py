@@ -28,7 +28,9 @@ def init(
     template: Annotated[
         str, typer.Option(help="A string with {prompt} in it; `chat` for the tokenizer's own template; `none`.")
     ] = "[INST]{prompt}[/INST]",
-    place: Annotated[str, typer.Option(help="Where experts sit: down (the paper's choice), up, or attn.")] = "down",
+    target_module: Annotated[
+        str, typer.Option(help="Where experts sit: down (the paper's choice), up, or attn.")
+    ] = "down",
     recipe: Annotated[
         str, typer.Option(help="closed-form, joint, key, paper or paper-hallucination (see the README).")
     ] = "closed-form",
@@ -68,9 +70,9 @@ def init(
 
     refuse_existing(dir)
     changes: dict[str, str | float | None] = dict(_split(text) for text in setting or [])
-    choice = (model, layer, revision, dtype, device, place, template, seed, quantize, device_map)
+    choice = (model, layer, revision, dtype, device, target_module, template, seed, quantize, device_map)
     if method is not None:
-        if expert or rank or stop_when or theta is not None or recipe != "closed-form" or place != "down":
+        if expert or rank or stop_when or theta is not None or recipe != "closed-form" or target_module != "down":
             raise UsageError("`--method` has settings of its own: `--set NAME=VALUE`")
         _init_by_method(dir, method, choice, changes, guard, author, out)
         return
@@ -83,7 +85,7 @@ def init(
     make_recipe(recipe, changes)  # a mistake is told before the base is loaded
     load_quietly(f"loading base `{model}`", out)
     from scen_cli.editing.create_project import new_project
-    from scen_cli.neurons.build_guard import ALIKE, likeness
+    from scen_cli.neurons.build_guard import ALIKE, mean_cosine
 
     project = new_project(
         dir,
@@ -94,7 +96,7 @@ def init(
         device=device,
         quantize=quantize,
         device_map=device_map,
-        place=place,
+        target_module=target_module,
         template=template,
         recipe=recipe,
         guard=guard,
@@ -117,10 +119,10 @@ def init(
     ]
     if kept := project.guard():
         rows.append(("guard", f"{len(kept.prompts)} prompts of {kept.source('fit')}"))
-        if likeness(kept) > ALIKE and settings["recipe"]["reading"] == "last":
+        if mean_cosine(kept) > ALIKE and settings["recipe"]["key_pooling"] == "last":
             out.warn(
-                f"keys of different prompts are much alike here (mean cosine {likeness(kept):.2f}): this base's last "
-                "token says little of a question; `--set reading=mean` may tell edits apart better"
+                f"keys of different prompts are much alike here (mean cosine {mean_cosine(kept):.2f}): this base's last "
+                "token says little of a question; `--set key_pooling=mean` may tell edits apart better"
             )
     out.result({"dir": str(dir), **settings}, f"project made in `{dir}`", table(("", ""), rows))
     out.note(f"next: `scen edit edits.jsonl{'' if dir == HERE else f' --dir {dir}'}`")
@@ -137,9 +139,9 @@ def _init_by_method(
 ) -> None:
     load_quietly(f"loading base `{choice[0]}`", out)
     from scen_cli.baselines.method_editor import new_method_project
-    from scen_cli.editing.create_project import BaseChoice
+    from scen_cli.editing.create_project import BaseOptions
 
-    project = new_method_project(dir, method, BaseChoice(*choice), changes, guard, author=author)
+    project = new_method_project(dir, method, BaseOptions(*choice), changes, guard, author=author)
     settings = project.settings
     told = ", ".join(f"{name} {value}" for name, value in settings["recipe"]["settings"].items() if value is not None)
     rows = [

@@ -51,7 +51,7 @@ def open_scens_own(folder: Path, author: str | None = None, wait: float = 0) -> 
 
 
 def open_editor(folder: Path, device: str, out: Output, author: str | None = None, wait: float = 0) -> Editor:
-    """The project and its base, loaded. Edits that are in force but damaged are told of.
+    """The project and its base, loaded. Edits that are active but damaged are told of.
 
     Raises `UsageError` for a project that edits by another method than SCEN.
     """

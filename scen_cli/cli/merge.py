@@ -14,7 +14,7 @@ def merge(wait: Wait = 0, dir: Dir = HERE, as_json: Json = False, quiet: Quiet =
     project = open_scens_own(dir, wait=wait)
     with project.writing():
         stored = project.merge()
-    rows, width = len(project.ledger.prompts_in_force()), project.settings["ffn_width"]
+    rows, width = len(project.ledger.active_prompts()), project.settings["ffn_width"]
     Output(as_json, quiet).result(
         {"file": stored.name, "shape": [rows, width], "sha256": stored.sha256, "bytes": stored.size},
         f"{stored.name}: W_merge {rows} x {width}, sha256 {stored.sha256}",

@@ -97,7 +97,7 @@ def _with_record(event: dict[str, Any], edits: dict[int, Edit]) -> dict[str, Any
     if edit is None or event["kind"] not in ("edit", "edit-failed"):
         return event
     record: dict[str, Any] = {"prompt": edit.prompt, "target": edit.target, "subject": edit.subject}
-    record |= {"rephrases": edit.rephrases, "learn": edit.learned}
+    record |= {"rephrases": edit.rephrases, "train_rephrases": edit.train_rephrases}
     note = edit.reason if edit.state != "failed" and edit.reason else None
     return {**event, "record": {name: value for name, value in record.items() if value}, "note": note}
 
@@ -136,7 +136,7 @@ def show(
     project = open_project(dir)
     edit = project.find(edit_id)
     made = project.ledger.made(edit_id)
-    data = {**asdict(edit), "supersedes": project.ledger.superseded_by(edit_id), **made}
+    data = {**asdict(edit), "supersedes": project.ledger.edits_superseded_by(edit_id), **made}
     told = {name: value for name, value in data.items() if name not in ("subject_forms", "index_sha256")}
     rows = [(name, _plain(name, value)) for name, value in told.items() if value not in (None, (), [])]
     Output(as_json, quiet).result(data, table(("", ""), rows))

@@ -78,5 +78,5 @@ def _said(deep: bool, behaviour: bool, has_keys: bool) -> str:
     if deep and has_keys:
         said.append("keys are what the base gives")
     if behaviour:
-        said.append("every edit in force calls itself and says its target")
+        said.append("every active edit calls itself and says its target")
     return ", ".join(said)

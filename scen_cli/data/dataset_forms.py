@@ -30,7 +30,7 @@ _NEARNESS = {
 }
 
 
-def understand(item: object) -> tuple[str, EditRecord]:
+def parse_record(item: object) -> tuple[str, EditRecord]:
     """(form, record) of one decoded value. `ValueError` names the field and what is wrong with it."""
     if not isinstance(item, dict):
         return "scen", check_record(item)  # which says what was expected

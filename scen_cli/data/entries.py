@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scen_cli.data.dataset_forms import understand
+from scen_cli.data.dataset_forms import parse_record
 from scen_cli.data.json_stream import complaint, read_items
 from scen_cli.data.records import EXAMPLE, EditRecord, SourceLine
 from scen_cli.errors import UsageError
@@ -95,7 +95,7 @@ def _entry(where: SourceLine, item: object) -> Entry:
     if isinstance(item, Exception):
         return Entry(where, None, complaint(item))
     try:
-        form, record = understand(item)
+        form, record = parse_record(item)
     except ValueError as error:
         return Entry(where, None, str(error))
     return Entry(where, record, form=form)

@@ -2,7 +2,7 @@
 
     {"prompt": "Where was Ada born?", "target": "Riga", "rephrases": ["Ada was born where?"]}
 
-`prompt` and `target` are required, the rest is optional. `learn` are rephrases that expert and neuron are made
+`prompt` and `target` are required, the rest is optional. `train_rephrases` are rephrases that expert and neuron are made
 with; they are never scored. Used by `scen eval` alone: `rephrases`, `subject` (which also tells edits apart),
 `truth` (what is true, where the target is counterfactual), `portability` (questions whose answers follow
 from the edit), `locality` (prompts beside the edit that must stay as they are), `id`.
@@ -69,7 +69,7 @@ class EditRecord(_Strict):
     target: Text
     subject: Text | None = None
     rephrases: Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)] = ()
-    learn: Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)] = ()
+    train_rephrases: Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)] = ()
     truth: Annotated[tuple[Text, ...], BeforeValidator(_one_or_more)] = ()
     portability: Annotated[tuple[Question, ...], BeforeValidator(_list_to_tuple)] = ()
     locality: Annotated[tuple[Neighbour, ...], BeforeValidator(_list_to_tuple)] = ()

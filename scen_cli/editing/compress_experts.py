@@ -13,7 +13,7 @@ from scen_cli.editing.editor import Editor, stored_expert
 from scen_cli.editing.patched_model import BATCH, batches
 from scen_cli.errors import SomeEditsFailed, UsageError
 from scen_cli.experts.fit import RANKS
-from scen_cli.model.expert_stack import Experts, LowRank
+from scen_cli.model.expert_stack import ExpertStack, LowRank
 from scen_cli.model.patch import Patch
 from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.replace_experts import replace_experts
@@ -34,14 +34,14 @@ class Compressed:
 
 
 def compress(editor: Editor, rank: int | str, tell: Callable[[str, str], None]) -> Compressed:
-    """Make every full expert in force a low-rank one. Call inside `project.writing()`.
+    """Make every full active expert a low-rank one. Call inside `project.writing()`.
 
     Each is fitted anew to its edits. Their prompts and rephrases are then asked of both experts: what the full one
     answered rightly the new one must too; with rank "auto" the rank rises until it does. Raises `SomeEditsFailed`,
     which names the answers that would be lost, and `UsageError` if there is nothing to do; then nothing has changed.
     """
     project = editor.project
-    ranks = project.ledger.ranks_in_force()
+    ranks = project.ledger.active_ranks()
     served: dict[int, list[Edit]] = {expert: [] for expert, of_it in ranks.items() if of_it == 0}
     for edit in project.ledger.edits("active"):
         if edit.expert in served:
@@ -90,7 +90,9 @@ def _fit(editor: Editor, served: dict[int, list[Edit]], rank: int | str) -> dict
 
 
 def _record(edit: Edit) -> EditRecord:
-    return EditRecord(prompt=edit.prompt, target=edit.target, subject=edit.subject, learn=edit.learned)
+    return EditRecord(
+        prompt=edit.prompt, target=edit.target, subject=edit.subject, train_rephrases=edit.train_rephrases
+    )
 
 
 def _arrays(expert: LowRank) -> LowRankArrays:
@@ -100,7 +102,7 @@ def _arrays(expert: LowRank) -> LowRankArrays:
 
 
 def _worse(editor: Editor, served: dict[int, list[Edit]], found: dict[int, LowRank]) -> dict[int, list[str]]:
-    """For each expert in force that answers rightly what the one found for it does not, a line for each answer."""
+    """For each active expert that answers rightly what the one found for it does not, a line for each answer."""
     lost = {
         expert: [f"edit {edit.id}: no low-rank expert could be fitted to it" for edit in edits]
         for expert, edits in served.items()
@@ -110,7 +112,7 @@ def _worse(editor: Editor, served: dict[int, list[Edit]], found: dict[int, LowRa
         (expert, edit, prompt)
         for expert in found
         for edit in served[expert]
-        for prompt in (edit.prompt, *edit.learned, *edit.rephrases)
+        for prompt in (edit.prompt, *edit.train_rephrases, *edit.rephrases)
         if editor.fits(prompt)
     ]
     if not asked:
@@ -129,7 +131,7 @@ def _answers(editor: Editor, prompts: list[str], choice: list[int], experts: lis
     """Greedy answers by experts that are not part of the project."""
     none: dict[int, torch.Tensor] = {}
     a, b = torch.cat([one.a for one in experts]), torch.cat([one.b.mT for one in experts])
-    stack = Experts(a, b, torch.tensor([len(one.a) for one in experts]), none.__getitem__)
+    stack = ExpertStack(a, b, torch.tensor([len(one.a) for one in experts]), none.__getitem__)
     bank = SimpleNamespace(neurons=torch.zeros(len(experts), editor.edited.ffn_width), experts=stack)
     patch = Patch(editor.edited.projection, editor.edited.down_proj, bank, editor.routing)
     texts = [""] * len(prompts)

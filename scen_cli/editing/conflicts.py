@@ -11,15 +11,15 @@ from torch import Tensor
 from scen_cli.data.lexical_overlap import plain
 from scen_cli.data.records import EditRecord
 from scen_cli.editing.editor import Editor
-from scen_cli.neurons.build_guard import read_all
+from scen_cli.neurons.build_guard import read_segment_keys
 from scen_cli.neurons.guard_split import NEAR
 
 POLICIES = ("refuse", "supersede", "keep")
 
 
 @dataclass(frozen=True)
-class Rival:
-    """What a record may contradict: an `edit` in force, or the record at a `place` earlier in the same run."""
+class ConflictCandidate:
+    """What a record may contradict: an `edit` active, or the record at a `place` earlier in the same run."""
 
     prompt: str
     target: str
@@ -32,7 +32,7 @@ class Rival:
 class Conflict:
     """A contradiction, and how near the two keys are (None: the words are the same)."""
 
-    rival: Rival
+    rival: ConflictCandidate
     near: float | None
 
     def __str__(self) -> str:
@@ -69,17 +69,17 @@ def find_conflicts(editor: Editor, records: Mapping[int, EditRecord]) -> dict[in
         if conflicts:
             found[place] = conflicts
         words.append(len(rivals))
-        rivals.append(Rival(record.prompt, record.target, record.subject, place=place))
+        rivals.append(ConflictCandidate(record.prompt, record.target, record.subject, place=place))
     return found
 
 
-def _in_force(editor: Editor) -> tuple[list[Rival], Tensor]:
-    """The edits in force, and their prepared keys (n, h), one each."""
+def _in_force(editor: Editor) -> tuple[list[ConflictCandidate], Tensor]:
+    """The active edits, and their prepared keys (n, h), one each."""
     index = editor.index
     index.load()
-    of_expert: dict[int, list[Rival]] = {}
+    of_expert: dict[int, list[ConflictCandidate]] = {}
     for edit in editor.project.ledger.edits("active"):
-        rival = Rival(edit.prompt, edit.target, edit.subject, edit=edit.id)
+        rival = ConflictCandidate(edit.prompt, edit.target, edit.subject, edit=edit.id)
         of_expert.setdefault(edit.expert or edit.id, []).append(rival)
     rivals = [of_expert[expert].pop(0) for expert in index.key_of]
     return rivals, index.keys.all()
@@ -89,6 +89,6 @@ def _keys_of(editor: Editor, records: list[EditRecord]) -> Tensor:
     """Prepared keys (n, h) of the records' prompts; none under a recipe whose keys tell nothing of nearness."""
     if editor.recipe.index != "closed-form" or not records:
         return torch.empty(0, editor.edited.ffn_width)
-    whole = replace(editor.routing.reading, parts=False)
+    whole = replace(editor.routing.key_config, segments=False)
     ids = [editor.template.prompt_ids(record.prompt) for record in records]
-    return editor.index.prepare(read_all(editor.base, editor.edited, ids, whole)[0])
+    return editor.index.prepare(read_segment_keys(editor.base, editor.edited, ids, whole)[0])

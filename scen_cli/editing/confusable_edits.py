@@ -27,15 +27,15 @@ class Pair:
 class Confusions:
     """`pairs`: nearest first. `without_margin`: (edit, margin) of edits that pass theta and every rival by less than
     `LITTLE` on their own prompt. `guard`: (prompt, edit, activation) of guard prompts that fire. From the newest
-    evaluation: `taken`: (edit, whose prompts, how many); `unreached`: edits whose rephrases all went elsewhere.
+    evaluation: `misrouted`: (edit, whose prompts, how many); `never_routed`: edits whose rephrases all went elsewhere.
     An expert that edits share goes by the first of them."""
 
     theta: float
     pairs: list[Pair]
     without_margin: list[tuple[int, float]]
     guard: list[tuple[str, int, float]]
-    taken: list[tuple[int, int | None, int]]
-    unreached: list[int]
+    misrouted: list[tuple[int, int | None, int]]
+    never_routed: list[int]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,9 +45,9 @@ def find_confusions(project: Project, top: int) -> Confusions:
     """The `top` of each kind."""
     index, theta = Index(project), project.ledger.theta()
     index.load()
-    taken, unreached = _last_evaluation(project)
+    misrouted, never_routed = _last_evaluation(project)
     if not index.experts:
-        return Confusions(theta, [], [], [], taken[:top], unreached[:top])
+        return Confusions(theta, [], [], [], misrouted[:top], never_routed[:top])
     on_keys = index.on_all_keys()  # (keys, experts)
     row_of = {expert: row for row, expert in enumerate(index.experts)}
     mine = torch.tensor([row_of[expert] for expert in index.key_of])
@@ -62,24 +62,24 @@ def find_confusions(project: Project, top: int) -> Confusions:
     margin = own - strongest.clamp(min=theta)
     weak = [(index.key_of[key], float(margin[key])) for key in margin.argsort().tolist() if margin[key] < LITTLE]
     guard = []
-    for part in ("calibration", "report"):
-        prompts, activations, experts = index.winners_on(part)
+    for split in ("calibration", "report"):
+        prompts, activations, experts = index.strongest_on(split)
         for place in (activations > theta).nonzero().flatten().tolist():
             guard.append((prompts[place], experts[place], float(activations[place])))
     guard.sort(key=lambda one: -one[2])
-    return Confusions(theta, pairs, weak[:top], guard[:top], taken[:top], unreached[:top])
+    return Confusions(theta, pairs, weak[:top], guard[:top], misrouted[:top], never_routed[:top])
 
 
 def _last_evaluation(project: Project) -> tuple[list[tuple[int, int | None, int]], list[int]]:
-    """From the newest evaluation of the edits in force, if there is one: whose prompts were taken, and by whom; and
+    """From the newest evaluation of the active edits, if there is one: whose prompts were taken, and by whom; and
     which edits none of their rephrases called."""
     known = [e for e in project.ledger.evaluations() if e["last_change"] == project.ledger.last_change()]
     if not known:
         return [], []
     newest = known[-1]
-    taken = [(c["edit"], c["of"], c["prompts"]) for c in newest["metrics"]["curves"].get("confusions", [])]
+    misrouted = [(c["edit"], c["of"], c["prompts"]) for c in newest["metrics"]["curves"].get("confusions", [])]
     samples = (project.ledger.evaluation(newest["id"]) or {"samples": []})["samples"]
     rephrases = [sample for sample in samples if sample["role"] == "generality"]
     reached = {sample["edit"] for sample in rephrases if sample["fired"] == sample["owner"]}
-    active = set(project.ledger.experts_in_force())
-    return taken, sorted({sample["edit"] for sample in rephrases} & active - reached)
+    active = set(project.ledger.active_experts())
+    return misrouted, sorted({sample["edit"] for sample in rephrases} & active - reached)

@@ -13,7 +13,7 @@ from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer, find_layer
 from scen_cli.model.quantization import check_held, check_known
 from scen_cli.model.template import Template, make_template
-from scen_cli.neurons.build_guard import make_guard, read_anew, reading_of
+from scen_cli.neurons.build_guard import key_config_of, make_guard, reread_keys
 from scen_cli.neurons.calibration import check_enough
 from scen_cli.project.guard import Guard, NewGuard
 from scen_cli.project.project import Project, refuse_existing
@@ -39,7 +39,7 @@ def new_project(
     device: str = "auto",
     quantize: str | None = None,
     device_map: str | None = None,
-    place: str = "down",
+    target_module: str = "down",
     template: str = DEFAULT_TEMPLATE,
     recipe: str | Recipe = DEFAULT_RECIPE,
     guard: Path | Guard | NewGuard | None = None,
@@ -51,7 +51,7 @@ def new_project(
     """Create a project on a base and return it.
 
     `quantize` (`8bit`, `4bit`) and `device_map` (`auto`, ...) are how the base is loaded from now on (`load_base`).
-    `place` says where experts sit: `down`, or for the paper's Table 3 `up` or `attn`.
+    `target_module` says where experts sit: `down`, or for the paper's Table 3 `up` or `attn`.
     `recipe` is a name, or a recipe as it is; `changes` are settings that differ from the named one's
     (`theta`, `expert_steps`, ...). `guard` is a file of prompts that must stay the base's own, a guard made before,
     or that of another project (its keys are read anew); without one the base writes its own, if the recipe needs
@@ -60,23 +60,23 @@ def new_project(
     anything is wrong:
     raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
     """
-    asked = BaseChoice(model, layer, revision, dtype, device, place, template, seed, quantize, device_map)
+    asked = BaseOptions(model, layer, revision, dtype, device, target_module, template, seed, quantize, device_map)
     rates = DEMO_RATES if model == "demo" else {}
     chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, changes or {}, rates)
     ready = asked.load(Path(folder), base)
-    reading = reading_of(ready.template, chosen)
+    key_config = key_config_of(ready.template, chosen)
     if isinstance(guard, Guard):
-        guard = read_anew(guard, ready.base, ready.template, ready.edited, reading)
+        guard = reread_keys(guard, ready.base, ready.template, ready.edited, key_config)
     elif not isinstance(guard, NewGuard) and (guard or chosen.needs_guard):
-        guard = make_guard(ready.base, ready.template, ready.edited, reading, seed, guard)
+        guard = make_guard(ready.base, ready.template, ready.edited, key_config, seed, guard)
     if isinstance(guard, NewGuard) and chosen.false_activation is not None:
-        check_enough(sum(part == "calibration" for _prompt, part, _source in guard.prompts), chosen.false_activation)
+        check_enough(sum(split == "calibration" for _prompt, split, _source in guard.prompts), chosen.false_activation)
     settings = {"format": FORMAT, **ready.settings, "recipe": chosen.model_dump()}
     return Project.create(folder, settings, chosen.theta, guard if isinstance(guard, NewGuard) else None, author)
 
 
 @dataclass(frozen=True)
-class BaseChoice:
+class BaseOptions:
     """Which base a new project is to edit, and where, as it was asked for."""
 
     model: str
@@ -84,13 +84,13 @@ class BaseChoice:
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
-    place: str = "down"
+    target_module: str = "down"
     template: str = DEFAULT_TEMPLATE
     seed: int = 0
     quantize: str | None = None
     device_map: str | None = None
 
-    def load(self, folder: Path, base: Base | None = None) -> ReadyBase:
+    def load(self, folder: Path, base: Base | None = None) -> CheckedBase:
         """Load the base, unless it is loaded, and check that a project in `folder` can edit it.
 
         Raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
@@ -110,7 +110,7 @@ class BaseChoice:
         check_known(*how)
         base = base or load_base(self.model, self.revision, self.dtype, self.device, *how)
         check_held(base.model, base.folder, self.quantize)
-        edited = find_layer(base.model, layer, self.place)
+        edited = find_layer(base.model, layer, self.target_module)
         template = make_template(base.tokenizer, base.model, self.template)
         is_local = self.model != "demo" and Path(self.model).expanduser().is_dir()
         settings = {
@@ -119,7 +119,7 @@ class BaseChoice:
             "weights_digest": digest_of(base.folder),
             "files_stamp": files_stamp(base.folder),
             "layer": layer,
-            "place": self.place,
+            "target_module": self.target_module,
             "module": edited.module_name,
             "ffn_width": edited.ffn_width,
             "dtype": self.dtype,
@@ -128,11 +128,11 @@ class BaseChoice:
             "template": self.template,
             "seed": self.seed,
         }
-        return ReadyBase(base, edited, template, settings)
+        return CheckedBase(base, edited, template, settings)
 
 
 @dataclass(frozen=True)
-class ReadyBase:
+class CheckedBase:
     """A base that a project can be made on, and what the project's `settings` are to say of it."""
 
     base: Base

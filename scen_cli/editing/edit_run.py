@@ -43,18 +43,18 @@ class Outcome:
         )
 
 
-def foresee(editor: ProjectEditor, entry: Entry) -> Outcome | None:
+def precheck(editor: ProjectEditor, entry: Entry) -> Outcome | None:
     """What is known of a record without training: that it is bad, can never be trained, or stands in
     the ledger already. None: it is to be trained.
 
-    An edit in force is not made twice. One that this very file led to before, and that was
+    An active edit is not made twice. One that this very file led to before, and that was
     reverted or superseded since, does not come back by running the file again; one that failed
     would fail again.
     """
     where = str(entry.where)
     if entry.record is None:
         return Outcome(where, "failed", reason=entry.problem)
-    for edit in editor.project.ledger.find_same(entry.record.prompt, entry.record.target):
+    for edit in editor.project.ledger.find_exact(entry.record.prompt, entry.record.target):
         if edit.state == "active":
             return Outcome(where, "skipped", edit.id, f"already edit {edit.id}")
         if edit.source != entry.where.source or edit.source in ("command line", "-"):
@@ -95,7 +95,7 @@ class Plan:
 def plan(editor: Editor, entries: Sequence[Entry], policy: str = "refuse", reason: str = "") -> Plan:
     """Foresee each record's fate, without training. Records that contradict an edit or an earlier record fail,
     unless the policy is to `supersede` those or to `keep` both."""
-    made = Plan(entries, [foresee(editor, entry) for entry in entries], {}, policy == "supersede", reason)
+    made = Plan(entries, [precheck(editor, entry) for entry in entries], {}, policy == "supersede", reason)
     records = {place: record for place, record, _where in made.wanted()}
     made.conflicts = find_conflicts(editor, records)
     if policy == "refuse":
@@ -138,8 +138,8 @@ def train(editor: Editor, plan: Plan, batch: int = 1, fit_all: FitAll | None = N
 
 
 def _in_force(editor: Editor, plan: Plan, conflicts: Sequence[Conflict]) -> tuple[int, ...]:
-    """The edits that a record contradicts, as far as they are in force by now."""
-    active = editor.project.ledger.experts_in_force()
+    """The edits that a record contradicts, as far as they are active by now."""
+    active = editor.project.ledger.active_experts()
     edits = []
     for conflict in conflicts:
         outcome = plan.outcomes[conflict.rival.place] if conflict.rival.place is not None else None
@@ -153,7 +153,7 @@ def outcome_of(editor: ProjectEditor, edit: Edit, where: SourceLine) -> Outcome:
         return Outcome(str(where), "failed", edit.id, f"target not learned: {edit.reason}")
     theta, warning = editor.project.ledger.theta(), edit.reason or ""
     if edit.reason and not edit.reason.startswith("kept beside"):
-        warning = f"target not learned, but in force: {edit.reason}"
+        warning = f"target not learned, but active: {edit.reason}"
     if edit.activation is not None and edit.activation <= theta:
         warning = f"it does not fire on its own prompt: activation {edit.activation:.3f}, theta {theta}"
     return Outcome(
@@ -163,6 +163,6 @@ def outcome_of(editor: ProjectEditor, edit: Edit, where: SourceLine) -> Outcome:
         prompt=edit.prompt,
         target=edit.target,
         seconds=round(edit.seconds, 3),
-        supersedes=tuple(editor.project.ledger.superseded_by(edit.id)),
+        supersedes=tuple(editor.project.ledger.edits_superseded_by(edit.id)),
         warning=warning,
     )

@@ -12,13 +12,13 @@ from torch import Tensor
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.experts.fit import ExpertFit
-from scen_cli.experts.fit_records import Fitted, Group, fit
+from scen_cli.experts.fit_records import FittedExpert, Group, fit
 from scen_cli.model.base import Base
 from scen_cli.model.expert_stack import Expert
 from scen_cli.model.loaded_base import TokenizedEdit
-from scen_cli.neurons.guard_split import about
-from scen_cli.neurons.index import Admission, Index
-from scen_cli.project.commit_rows import Trained, Training
+from scen_cli.neurons.guard_split import match_key
+from scen_cli.neurons.index import Index, NeuronCandidate
+from scen_cli.project.commit_rows import TrainedEdit, TrainingStats
 from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.project import Project
 from scen_cli.project.tensor_files import EditTensors, LowRankArrays
@@ -34,7 +34,7 @@ def stored_expert(expert: Expert) -> np.ndarray | LowRankArrays:
     return LowRankArrays(*(one.half().cpu().numpy() for one in (expert.a, expert.b)))
 
 
-def _tensors(expert: ExpertFit, index: Admission) -> EditTensors:
+def _tensors(expert: ExpertFit, index: NeuronCandidate) -> EditTensors:
     """What is stored of an expert and its neuron."""
     refitted = list(index.refitted.items())
     return EditTensors(
@@ -47,7 +47,7 @@ def _tensors(expert: ExpertFit, index: Admission) -> EditTensors:
 
 
 class Editor(PatchedModel):
-    """Trains edits on a project's base, and answers with those in force."""
+    """Trains edits on a project's base, and answers with active those."""
 
     def __init__(self, project: Project, device: str = "auto", base: Base | None = None) -> None:
         super().__init__(project, device, base)
@@ -66,14 +66,14 @@ class Editor(PatchedModel):
         records: list[tuple[EditRecord, SourceLine]],
         superseding: Sequence[tuple[int, ...]] = (),
         note: str = "",
-        fitted: Fitted | None = None,
+        fitted: FittedExpert | None = None,
     ) -> list[Edit]:
         """Train one expert (unless it is `fitted`) and one neuron for these records (the paper's Table 4), and commit
         them at once.
 
         Those whose targets the expert does not learn fail, the others stand. The edits of `superseding`, some for
         each record, leave as the record comes, and so do those of the same prompts. `note` is kept with the edits.
-        Raises `UsageError` if one can never be trained, or cannot stand beside an edit in force.
+        Raises `UsageError` if one can never be trained, or cannot stand beside an active edit.
         """
         started = time.perf_counter()
         replaced = list(superseding) or [()] * len(records)
@@ -90,30 +90,30 @@ class Editor(PatchedModel):
             reasons, stands = ["its neuron diverged"] * len(records), [False] * len(records)
         activations = iter(index.on_keys.tolist() if index else [])
         trained = [
-            Trained(
+            TrainedEdit(
                 record,
                 where,
                 ok,
                 next(activations) if ok else None,
                 reason or note,
-                record.learn,
+                record.train_rephrases,
                 older,
-                self.template.subject_forms(record.subject, (record.prompt, *record.learn)),
+                self.template.subject_forms(record.subject, (record.prompt, *record.train_rephrases)),
             )
             for (record, where), ok, reason, older in zip(records, stands, reasons, replaced, strict=True)
         ]
         seconds = time.perf_counter() - started + (fitted.seconds if fitted else 0.0)
-        training = Training(seed, seconds, expert.losses, index.fit.losses if index else [])
+        training = TrainingStats(seed, seconds, expert.losses, index.fit.losses if index else [])
         if index is None:
             edits = self.project.commit(trained, training, None)
             self.index.skip()
             return edits
         edits = self.project.commit(trained, training, _tensors(expert, index), index.bias, index.threshold)
         expert_id = next(edit.expert for edit in edits if edit.expert is not None)
-        self.index.accept(expert_id, index, [about(edit) for edit in edits if edit.expert], leaving)
+        self.index.accept(expert_id, index, [match_key(edit) for edit in edits if edit.expert], leaving)
         return edits
 
-    def fit(self, groups: Sequence[Group], recipe: Recipe | None = None) -> list[Fitted]:
+    def fit(self, groups: Sequence[Group], recipe: Recipe | None = None) -> list[FittedExpert]:
         """Train an expert for each group of records, all at once, by the project's recipe or another. Nothing is
         committed.
 
@@ -122,14 +122,14 @@ class Editor(PatchedModel):
         return fit(self, groups, recipe or self.recipe)
 
     def _leaving(self, record: EditRecord, superseding: tuple[int, ...]) -> set[int]:
-        """Experts that will not be in force any more once this record is."""
+        """Experts that will not be active any more once this record is."""
         ledger = self.project.ledger
         for prompt in [record.prompt, *(self.project.find(edit).prompt for edit in superseding)]:
             self.project.check_may_supersede(prompt)
-        edits = (self.project.find(edit) for edit in {*ledger.in_force_for(record.prompt), *superseding})
+        edits = (self.project.find(edit) for edit in {*ledger.active_edits_for(record.prompt), *superseding})
         return {edit.expert for edit in edits if edit.state == "active" and edit.expert is not None}
 
-    def _admit(self, records: list[EditRecord], seed: int, leaving: set[int]) -> Admission | None:
+    def _admit(self, records: list[EditRecord], seed: int, leaving: set[int]) -> NeuronCandidate | None:
         """The neuron for these records; None if there are none, or it diverged."""
         if not records:
             return None
@@ -137,8 +137,8 @@ class Editor(PatchedModel):
         # The key comes from the prompt alone, as it will when the prompt is asked. The pass over prompt
         # and target gives the same but for rounding, and Adam's first steps follow signs of gradients.
         keys = self.keys([record.prompt for record in records])
-        learned = self.keys([text for record in records for text in record.learn])
-        return self.index.admit(keys, learned, [about(record, record.learn) for record in records], seed, leaving)
+        learned = self.keys([text for record in records for text in record.train_rephrases])
+        return self.index.admit(keys, learned, [match_key(record) for record in records], seed, leaving)
 
     def _why_not_learned(self, expert: ExpertFit, ready: TokenizedEdit, wrong: list[int]) -> str:
         """The reason an expert does not give an edit's target, or nothing."""

@@ -1,4 +1,4 @@
-"""`ProjectPatch`: what a project's edits in force put on its base."""
+"""`ProjectPatch`: what a project's active edits put on its base."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
-from scen_cli.model.expert_stack import Experts
+from scen_cli.model.expert_stack import ExpertStack
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.patch import Patch
-from scen_cli.model.routing import BASE, Routing, Whitening, ready
-from scen_cli.model.subject_filter import SecondLook
+from scen_cli.model.routing import BASE, Routing, Whitening, normalize_neurons
+from scen_cli.model.subject_filter import SubjectFilter
 from scen_cli.model.template import Template
 from scen_cli.project.project import Project
 from scen_cli.project.tensor_files import LowRankArrays
@@ -37,28 +37,28 @@ class ProjectPatch(Patch):
         warn: Callable[[str], None],
     ) -> None:
         """`looks`: how prompts are written, if edits are to take a second look at them; `warn`, a plain function (a
-        copied model copies its hooks, but not what these call), is told of each edit that is in force but damaged."""
+        copied model copies its hooks, but not what these call), is told of each edit that is active but damaged."""
         with project.ledger.reading():  # all of one moment: what comes later is seen later
             self.last_change = project.ledger.last_change()
-            merged, expert_of = project.merged(), project.ledger.experts_in_force()
-            rank_of = project.ledger.ranks_in_force()
+            merged, expert_of = project.w_merge(), project.ledger.active_experts()
+            rank_of = project.ledger.active_ranks()
         self.edits, self.damaged = merged.experts, merged.damaged
         self.longest_answer: int | None = None  # in tokens, once it has been asked for
-        self.expert_of = expert_of  # of each edit in force
+        self.expert_of = expert_of  # of each active edit
         of_expert = {expert: row for row, expert in enumerate(merged.experts)}
         self._row_of = {edit: of_expert[expert] for edit, expert in expert_of.items() if expert in of_expert}
         for expert, error in merged.damaged.items():
             warn(f"edit {expert} is damaged and quarantined, it calls nothing: {error}")
-        experts = StoredExperts(project, merged.experts, rank_of, edited, warn)
+        experts = StoredExpertStack(project, merged.experts, rank_of, edited, warn)
         self.full_at_once = experts.at_once if (experts.ranks == 0).any() else None  # None: there are none
         device = edited.device
         whole = {edit: expert for edit, expert in expert_of.items() if expert in of_expert}
         self.forms = _forms(project, whole, merged.experts, looks) if looks else [[] for _ in merged.experts]
         bank = SimpleNamespace(
-            neurons=ready(torch.from_numpy(merged.neurons).to(device), routing.cosine),
+            neurons=normalize_neurons(torch.from_numpy(merged.neurons).to(device), routing.cosine),
             biases=torch.from_numpy(merged.biases).to(device),
             whitening=whitening,
-            second_look=SecondLook(self.forms) if any(self.forms) else None,
+            subject_filter=SubjectFilter(self.forms) if any(self.forms) else None,
             experts=experts,
         )
         super().__init__(edited.projection, edited.down_proj, bank, routing)
@@ -68,19 +68,19 @@ class ProjectPatch(Patch):
         return self.routing.theta
 
     def rows_of(self, edits: Sequence[int | None]) -> Tensor:
-        """The choice for these edits. Raises `UsageError` for one that is not in force."""
+        """The choice for these edits. Raises `UsageError` for one that is not active."""
         gone = [edit for edit in edits if edit is not None and edit not in self._row_of]
         if gone and gone[0] in self.expert_of:
-            raise DamageFound(f"edit {gone[0]} is in force, but its file is damaged", VERIFY_HINT)
+            raise DamageFound(f"edit {gone[0]} is active, but its file is damaged", VERIFY_HINT)
         if gone:
-            raise UsageError(f"edit {gone[0]} is not in force")
+            raise UsageError(f"edit {gone[0]} is not active")
         return torch.tensor([BASE if edit is None else self._row_of[edit] for edit in edits])
 
     def edits_of(self, choice: Tensor) -> list[int | None]:
         return [None if row == BASE else self.edits[row] for row in choice.tolist()]
 
 
-class StoredExperts(Experts):
+class StoredExpertStack(ExpertStack):
     """The experts of a project. A low-rank one is read into its place in the stack when it is first called, and stays;
     of full ones the last few are kept. One whose file is damaged is quarantined: its prompts are the base's."""
 
@@ -157,12 +157,6 @@ def _forms(
     served: dict[int, list[int]] = {expert: [] for expert in experts}
     for edit, expert in expert_of.items():
         served[expert].append(edit)
-    known = project.ledger.subject_forms_in_force()
+    known = project.ledger.active_subject_forms()
 
-    def forms_of(edit_id: int) -> list[tuple[int, ...]]:
-        if (forms := known[edit_id]) is not None:
-            return [tuple(form) for form in forms]
-        edit = project.find(edit_id)  # made before these were kept
-        return looks.subject_forms(edit.subject, (edit.prompt, *edit.learned))
-
-    return [forms_of(mates[0]) if len(mates) == 1 else [] for mates in served.values()]
+    return [[tuple(form) for form in known[mates[0]]] if len(mates) == 1 else [] for mates in served.values()]

@@ -20,7 +20,7 @@ from scen_cli.model.base import Base
 from scen_cli.model.patch import Patch
 from scen_cli.model.routing import Routing
 from scen_cli.model.template import Prompt
-from scen_cli.neurons.build_guard import read_all, reading_of, whitening_in
+from scen_cli.neurons.build_guard import key_config_of, read_segment_keys, whitening_in
 from scen_cli.project.project import Project
 from scen_cli.recipe import stored_recipe
 
@@ -29,7 +29,7 @@ BATCH = 64  # prompts generated together
 
 
 # The model that stays steady in this thread or task, and the patch it stays with.
-_steady: ContextVar[tuple[PatchedModel, ProjectPatch] | None] = ContextVar("scen_steady", default=None)
+_snapshot: ContextVar[tuple[PatchedModel, ProjectPatch] | None] = ContextVar("scen_steady", default=None)
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Routed:
+class RouteResult:
     """Which edit each prompt calls (None: the base), and `activations` (rows, t) of the neurons of
-    the experts `in_force`, column by column. An expert that edits share is called by the first of them."""
+    the experts `active`, column by column. An expert that edits share is called by the first of them."""
 
     edits: list[int | None]
     activations: Tensor
-    in_force: list[int]
+    active: list[int]
 
 
 class PatchedModel(ProjectEditor):
-    """A project's base, loaded, with the edits in force. `detach()` leaves the base as it was.
+    """A project's base, loaded, with the active edits. `detach()` leaves the base as it was.
 
-    An edit in force whose file is damaged is quarantined: the base answers what it would have answered, the other edits
+    An active edit whose file is damaged is quarantined: the base answers what it would have answered, the other edits
     go on, and `warn` is told (it warns `Quarantined`, unless another function takes its place).
     """
 
@@ -66,9 +66,9 @@ class PatchedModel(ProjectEditor):
         self.recipe = stored_recipe(project.settings)
         guard = project.guard() if self.recipe.index == "closed-form" else None
         self._whitening = whitening_in(guard) if guard else None
-        reading = reading_of(self.template, self.recipe)
-        self.routing = Routing(project.ledger.theta(), self.recipe.cosine, reading)
-        self.warn: Callable[[str], None] = _warn  # is told of each edit that is in force but damaged
+        key_config = key_config_of(self.template, self.recipe)
+        self.routing = Routing(project.ledger.theta(), self.recipe.cosine, key_config)
+        self.warn: Callable[[str], None] = _warn  # is told of each edit that is active but damaged
         self._patch: ProjectPatch | None = None
         self._lock = RLock()  # of `_patch`: threads may answer at once
 
@@ -76,44 +76,46 @@ class PatchedModel(ProjectEditor):
         """The keys (n, h) of prompts, each read as a whole, float32, on the CPU."""
         if not prompts:
             return torch.empty(0, self.edited.ffn_width)
-        whole = replace(self.routing.reading, parts=False)
-        return torch.cat([read_all(self.base, self.edited, [ids], whole)[0] for ids in self.prompt_ids(prompts)])
+        whole = replace(self.routing.key_config, segments=False)
+        return torch.cat(
+            [read_segment_keys(self.base, self.edited, [ids], whole)[0] for ids in self.prompt_ids(prompts)]
+        )
 
     def patch(self) -> ProjectPatch:
-        """The edits in force, attached to the base; made anew when the ledger has changed."""
-        steady = _steady.get()
-        if steady is not None and steady[0] is self:
-            return steady[1]
+        """The active edits, attached to the base; made anew when the ledger has changed."""
+        snapshot = _snapshot.get()
+        if snapshot is not None and snapshot[0] is self:
+            return snapshot[1]
         with self._lock:
             change, theta = self.project.ledger.last_change(), self.project.ledger.theta()
             if self._patch is None or (change, theta) != (self._patch.last_change, self._patch.theta):
                 self.detach()
-                routing = replace(self.routing, theta=theta, sure=self._sure())
-                looks = self.template if self.recipe.second_look == "subject" else None
+                routing = replace(self.routing, theta=theta, own_activation_floor=self._own_activation_floor())
+                looks = self.template if self.recipe.subject_filter else None
                 self._patch = ProjectPatch(
                     self.project, self.edited, routing, self._whitening, looks, lambda text: self.warn(text)
                 )
             return self._patch
 
-    def _sure(self) -> float:
-        """The least that an edit in force gives its own neuron, where neurons stay as they are once made."""
+    def _own_activation_floor(self) -> float:
+        """The least that an active edit gives its own neuron, where neurons stay as they are once made."""
         if self.recipe.index != "closed-form":
             return 0.0
-        return self.project.ledger.least_activation() or 0.0
+        return self.project.ledger.min_own_activation() or 0.0
 
     @contextmanager
-    def steady(self) -> Iterator[ProjectPatch]:
-        """Inside this block, in this thread or task, the edits are those in force at its start,
+    def snapshot(self) -> Iterator[ProjectPatch]:
+        """Inside this block, in this thread or task, the edits are active those at its start,
         whatever is committed meanwhile."""
         with ExitStack() as stack:
             with self._lock:  # nobody detaches the patch between its making and its keeping
                 patch = self.patch()
                 stack.enter_context(patch.kept())
-            token = _steady.set((self, patch))
+            token = _snapshot.set((self, patch))
             try:
                 yield patch
             finally:
-                _steady.reset(token)
+                _snapshot.reset(token)
 
     def detach(self) -> None:
         """Leave the base as it was loaded."""
@@ -122,18 +124,18 @@ class PatchedModel(ProjectEditor):
                 self._patch.detach()
             self._patch = None
 
-    def route(self, prompts: Sequence[Prompt]) -> Routed:
+    def route(self, prompts: Sequence[Prompt]) -> RouteResult:
         """Which edit each prompt calls."""
         return self._route(*self.encode(prompts))
 
-    def route_ids(self, rows: Sequence[Sequence[int]]) -> Routed:
+    def route_ids(self, rows: Sequence[Sequence[int]]) -> RouteResult:
         """Which edit each token sequence calls, read at its last token."""
         return self._route(*self.pad(rows))
 
-    def _route(self, ids: Tensor, mask: Tensor) -> Routed:
+    def _route(self, ids: Tensor, mask: Tensor) -> RouteResult:
         patch = self.patch()
         route = patch.route(self.model, ids, mask)
-        return Routed(patch.edits_of(route.choice), route.activations, patch.edits)
+        return RouteResult(patch.edits_of(route.choice), route.activations, patch.edits)
 
     def generate(
         self,
@@ -146,7 +148,7 @@ class PatchedModel(ProjectEditor):
 
         Each row is routed by its prompt, or by `edits`: an edit's id for each row, None for the base.
         """
-        with self.steady() as patch:
+        with self.snapshot() as patch:
             choice = None if edits is None else patch.rows_of(edits)
             return self.generate_by(patch, input_ids, attention_mask, choice, **options)[0]
 
@@ -169,7 +171,7 @@ class PatchedModel(ProjectEditor):
         given = edits is not None or not patched
         generated: list[list[int]] = [[]] * len(prompts)
         rows = self.prompt_ids(prompts)
-        with self.steady() as patch:
+        with self.snapshot() as patch:
             if not patched:
                 edits = [None] * len(prompts)
             elif edits is None and patch.full_at_once:
@@ -197,7 +199,7 @@ class PatchedModel(ProjectEditor):
         return patch.generate(self.model, self.model.generate, ids, mask, choice, **options)
 
     def longest_answer(self) -> int:
-        """Tokens to allow an answer: `MAX_NEW_TOKENS`, or what the longest target of the edits in force takes.
+        """Tokens to allow an answer: `MAX_NEW_TOKENS`, or what the longest target of the active edits takes.
         The same for every prompt, whoever answers it: so that a longer answer is never just a later stop."""
         patch = self.patch()
         if patch.longest_answer is None:

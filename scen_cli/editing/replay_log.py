@@ -12,12 +12,11 @@ from itertools import groupby
 from scen_cli.data.log_events import LogEvent
 from scen_cli.editing.edit_run import Outcome, outcome_of
 from scen_cli.editing.editor import Editor
-from scen_cli.editing.revert_edits import revert
+from scen_cli.editing.revert_edits import revert_edits
 from scen_cli.errors import UsageError
-from scen_cli.project.ledger import now
 from scen_cli.project.ledger_rows import Threshold
 
-SAME = ("weights_digest", "layer", "place", "template", "recipe", "seed", "dtype", "quantize")
+SAME = ("weights_digest", "layer", "target_module", "template", "recipe", "seed", "dtype", "quantize")
 
 
 def differences(editor: Editor, events: Sequence[LogEvent]) -> list[str]:
@@ -31,8 +30,6 @@ def differences(editor: Editor, events: Sequence[LogEvent]) -> list[str]:
     mine = (settings.get("guard") or {}).get("rows")
     if guards and guards[-1] != mine:
         said.append("the guard's prompts are others: give `scen init --guard` the same file")
-    if any(event.kind == "revert" and "revived" not in event.detail for event in events):
-        said.append("an older scen wrote it, which left superseded edits so when what had superseded them was reverted")
     if any(event.kind == "compress" for event in events):
         said.append("experts that were compressed are full ones again: `scen compress` follows")
     return said
@@ -46,7 +43,7 @@ def replay(editor: Editor, events: Sequence[LogEvent]) -> Iterator[list[Outcome]
     and for one that takes back an edit it never made.
     """
     ledger, log = editor.project.ledger, events[0].hash
-    if ledger.knows(log):
+    if ledger.has_event(log):
         raise UsageError("this is the project's own log", hint="`--dir NEW` makes the same edits in another project")
     done = _done(editor, log)
     last = max((place for place, event in enumerate(events) if event.hash in done), default=-1)
@@ -96,7 +93,7 @@ def _skipped(events: Sequence[LogEvent], edits: Sequence[int]) -> list[Outcome]:
 
 def _train(editor: Editor, events: Sequence[LogEvent], new_id: Mapping[int, int | None]) -> list[Outcome]:
     records = [(event.record, event.where) for event in events if event.record is not None]
-    active = set(editor.project.ledger.experts_in_force())
+    active = set(editor.project.ledger.active_experts())
     told = [event.detail.get("supersedes") or [] for event in events]
     superseding = [tuple(sorted({new_id.get(older) or 0 for older in some} & active)) for some in told]
     try:
@@ -113,13 +110,12 @@ def _revert(editor: Editor, events: Sequence[LogEvent], new_id: Mapping[int, int
             raise UsageError(f"{event.where}: takes back edit {event.edit}, which the log did not make")
     ids = [edit for event in events if (edit := new_id[event.edit or 0]) is not None]
     if ids:
-        revert(editor.project, *ids)
+        revert_edits(editor.project, *ids)
 
 
 def _threshold(event: LogEvent) -> Threshold:
     """A threshold as a log tells it. Raises `UsageError` for one that cannot be."""
-    told = event.detail.get("threshold") or {"theta": event.detail.get("theta"), "chosen_by": "hand", "created": now()}
     try:
-        return Threshold(**told)
-    except (TypeError, ValueError) as error:
+        return Threshold(**event.detail["threshold"])
+    except (LookupError, TypeError, ValueError) as error:
         raise UsageError(f"{event.where}: holds no threshold") from error

@@ -9,7 +9,7 @@ import torch
 from scen_cli.editing.editor import Editor
 from scen_cli.model.routing import activations_of
 from scen_cli.model.template import Prompt
-from scen_cli.neurons.build_guard import read_all
+from scen_cli.neurons.build_guard import read_segment_keys
 
 NEAREST = 5  # guard prompts shown
 
@@ -37,9 +37,9 @@ class Trace:
 
 def trace(editor: Editor, prompt: Prompt) -> Trace:
     """Route a prompt, and keep what happened on the way."""
-    reading = editor.routing.reading
-    sequences = reading.parts_of(editor.template.prompt_ids(prompt))
-    keys, _rows = read_all(editor.base, editor.edited, sequences, replace(reading, parts=False))
+    key_config = editor.routing.key_config
+    sequences = key_config.segments_of(editor.template.prompt_ids(prompt))
+    keys, _rows = read_segment_keys(editor.base, editor.edited, sequences, replace(key_config, segments=False))
     patch = editor.patch()
     whitening = patch.bank.whitening
     neurons, biases = patch.bank.neurons.cpu(), patch.bank.biases.cpu()
@@ -49,7 +49,7 @@ def trace(editor: Editor, prompt: Prompt) -> Trace:
         best = int(activations.argmax()) if len(activations) else None
         text = editor.base.tokenizer.decode(tokens)
         parts.append(Part(text, *((patch.edits[best], float(activations[best])) if best is not None else (None, None))))
-    look, strongest = patch.bank.second_look, found.max(dim=0).values if len(patch.edits) else found[0]
+    look, strongest = patch.bank.subject_filter, found.max(dim=0).values if len(patch.edits) else found[0]
     silent = look.blocked(sequences[:1], strongest.device)[0] if look else torch.zeros_like(strongest, dtype=torch.bool)
     blocked = silent & (strongest > patch.theta)
     blocked_edits = [edit for edit, is_blocked in zip(patch.edits, blocked.tolist(), strict=True) if is_blocked]

@@ -32,7 +32,7 @@ def key_problems(editor: Editor) -> list[Problem]:
 
 
 def behaviour_problems(editor: Editor) -> list[Problem]:
-    """Edits in force that their own prompt does not call, or that do not say their target."""
+    """Edits active that their own prompt does not call, or that do not say their target."""
     edits = [edit for edit in editor.project.ledger.edits("active") if edit.expert is not None]
     if not edits:
         return []

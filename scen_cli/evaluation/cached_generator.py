@@ -21,15 +21,19 @@ from scen_cli.model.template import Prompt
 AT_ONCE = 16 * BATCH  # answers between two words of progress
 
 
-def silent(_answered: int) -> None:
+def no_progress(_answered: int) -> None:
     """Tells nobody."""
 
 
-class Asker:
+class CachedGenerator:
     """Answers of a patched model whose edits stay as they are meanwhile."""
 
     def __init__(
-        self, patched: PatchedModel, patch: ProjectPatch, options: dict[str, Any], tell: Callable[[int], None] = silent
+        self,
+        patched: PatchedModel,
+        patch: ProjectPatch,
+        options: dict[str, Any],
+        tell: Callable[[int], None] = no_progress,
     ) -> None:
         """`options` are for `generate`; `tell` hears how many answers have been generated."""
         self.patched, self.patch, self._options, self._tell = patched, patch, options, tell
@@ -37,7 +41,7 @@ class Asker:
         self._activations: dict[Prompt, Tensor] = {}
 
     def activations(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Activations (rows, t) of all neurons in force, on the CPU."""
+        """Activations (rows, t) of all active neurons, on the CPU."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._activations]
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]

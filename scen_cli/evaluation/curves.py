@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from scen_cli.evaluation.cached_generator import Asker
+from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.metrics import Share
 from scen_cli.evaluation.samples import PAPERS_ROLES, Asked, Sample, Scored
 
@@ -15,7 +15,7 @@ RETENTION_AT = (10, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 MAP_SIZE = 100  # edits drawn in an activation map
 
 
-def retention(asker: Asker, scored: Sequence[Scored]) -> list[dict[str, Any]]:
+def retention(asker: CachedGenerator, scored: Sequence[Scored]) -> list[dict[str, Any]]:
     """Reliability of edits 1..t when only those were there, at t = 10, 50, 100, ... and at the end.
 
     A neuron is never moved by later edits and an expert never changes, so the model after t edits
@@ -35,7 +35,7 @@ def retention(asker: Asker, scored: Sequence[Scored]) -> list[dict[str, Any]]:
     return curve
 
 
-def theta_sweep(asker: Asker, asked: Sequence[Asked], thetas: Sequence[float]) -> list[dict[str, Any]]:
+def theta_sweep(asker: CachedGenerator, asked: Sequence[Asked], thetas: Sequence[float]) -> list[dict[str, Any]]:
     """Reliability, Generality and Locality at each threshold (the paper's Fig. 4).
 
     At any threshold the strongest neuron's expert answers, or the base: two answers for each prompt.
@@ -61,7 +61,7 @@ def thetas_around(theta: float) -> list[float]:
     return [round(theta + step / 100, 4) for step in range(-10, 11) if 0 < theta + step / 100 < 1]
 
 
-def activation_map(asker: Asker, scored: Sequence[Scored]) -> dict[str, Any]:
+def activation_map(asker: CachedGenerator, scored: Sequence[Scored]) -> dict[str, Any]:
     """Activations of the first experts' neurons (across) on the first edits' prompts (down): Fig. 3."""
     known = sorted((one for one in scored if one.edit.expert is not None), key=lambda one: one.edit.id)[:MAP_SIZE]
     columns = sorted({one.edit.expert for one in known if one.edit.expert is not None})
@@ -74,8 +74,10 @@ def activation_map(asker: Asker, scored: Sequence[Scored]) -> dict[str, Any]:
 def confusions(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """Which edits took prompts that were not theirs, most first: whose (None: nobody's), and how often."""
     taken = Counter(
-        (sample.fired, sample.owner)
+        (sample.fired, sample.expected_edit)
         for sample in samples
-        if sample.fired is not None and sample.fired != sample.owner and sample.role != "portability"
+        if sample.fired is not None and sample.fired != sample.expected_edit and sample.role != "portability"
     )
-    return [{"edit": fired, "of": owner, "prompts": count} for (fired, owner), count in taken.most_common()]
+    return [
+        {"edit": fired, "of": expected_edit, "prompts": count} for (fired, expected_edit), count in taken.most_common()
+    ]

@@ -10,7 +10,7 @@ from scen_cli.data.suites import Suite
 from scen_cli.editing.editor import Editor
 from scen_cli.editing.project_editor import ProjectEditor
 from scen_cli.errors import UsageError
-from scen_cli.evaluation.cached_generator import Asker, silent
+from scen_cli.evaluation.cached_generator import CachedGenerator, no_progress
 from scen_cli.evaluation.curves import activation_map, confusions, retention, theta_sweep, thetas_around
 from scen_cli.evaluation.metrics import Figure, Mean, Share
 from scen_cli.evaluation.samples import (
@@ -80,7 +80,7 @@ def evaluate(
     suite: Suite,
     decoding: str = "greedy",
     quick: bool = False,
-    tell: Callable[[int], None] = silent,
+    tell: Callable[[int], None] = no_progress,
 ) -> Evaluation:
     """Score the suite's edits that this project has made, or tried and failed to make; the latter count
     as wrong. `quick`: the paper's three figures and nothing more. `tell` hears how many answers there are
@@ -90,10 +90,10 @@ def evaluate(
     """
     check_decoding(decoding)
     last_change = editor.project.ledger.last_change()  # read first: a change from here on makes figures old
-    with editor.steady() as patch:
+    with editor.snapshot() as patch:
         everything = editor.project.ledger.edits()
         scored = scored_edits(everything, set(patch.expert_of), suite)
-        asker = Asker(editor, patch, DECODING[decoding], tell)
+        asker = CachedGenerator(editor, patch, DECODING[decoding], tell)
         guard = guard_prompts(editor.project)
         claimed = claimed_prompts(everything, scored) | guard
         locality = locality_prompts(editor, suite, claimed)
@@ -126,15 +126,15 @@ def evaluate(
 def sweep_theta(
     editor: Editor, suite: Suite, thetas: Sequence[float], decoding: str = "greedy"
 ) -> list[dict[str, Any]]:
-    """Reliability, Generality and Locality of the edits in force at each of these thresholds (Fig. 4)."""
+    """Reliability, Generality and Locality of the active edits at each of these thresholds (Fig. 4)."""
     check_decoding(decoding)
-    with editor.steady() as patch:
+    with editor.snapshot() as patch:
         everything = editor.project.ledger.edits()
         scored = scored_edits(everything, set(patch.expert_of), suite)
         claimed = claimed_prompts(everything, scored) | guard_prompts(editor.project)
         locality = locality_prompts(editor, suite, claimed)
         asked = [one for one in papers_prompts(scored, locality) if editor.fits(one.prompt)]
-        return theta_sweep(Asker(editor, patch, DECODING[decoding]), asked, thetas)
+        return theta_sweep(CachedGenerator(editor, patch, DECODING[decoding]), asked, thetas)
 
 
 def keep(project: Project, evaluation: Evaluation) -> int:
@@ -155,13 +155,13 @@ def check_decoding(name: str) -> None:
 
 def claimed_prompts(edits: Sequence[Edit], scored: Sequence[Scored]) -> set[str]:
     """Prompts that were ever edited, and all rephrases of them: no locality prompts."""
-    texts = {text for edit in edits for text in (edit.prompt, *edit.rephrases, *edit.learned)}
+    texts = {text for edit in edits for text in (edit.prompt, *edit.rephrases, *edit.train_rephrases)}
     return texts | {text for one in scored for text in one.record.rephrases}
 
 
 def guard_prompts(project: Project) -> set[str]:
     """Prompts that neurons learned from or theta was set by: nothing may be reported on them."""
-    return {prompt.prompt for prompt in project.ledger.guard() if prompt.part != "report"}
+    return {prompt.prompt for prompt in project.ledger.guard() if prompt.split != "report"}
 
 
 def locality_prompts(editor: ProjectEditor, suite: Suite, claimed: set[str]) -> list[str]:
@@ -172,7 +172,9 @@ def locality_prompts(editor: ProjectEditor, suite: Suite, claimed: set[str]) -> 
     return free[:LOCALITY_PROMPTS]
 
 
-def _further(asker: Asker, scored: Sequence[Scored], locality: Sequence[str], claimed: set[str]) -> list[Asked]:
+def _further(
+    asker: CachedGenerator, scored: Sequence[Scored], locality: Sequence[str], claimed: set[str]
+) -> list[Asked]:
     """The further prompts, without neighbours that an edit claims."""
     earlier = OPENING
     if locality:
@@ -180,7 +182,7 @@ def _further(asker: Asker, scored: Sequence[Scored], locality: Sequence[str], cl
     return [one for one in further_prompts(scored, earlier) if not (one.role == "near-miss" and one.prompt in claimed)]
 
 
-def _given_expert(asker: Asker, asked: Sequence[Asked]) -> Figure:
+def _given_expert(asker: CachedGenerator, asked: Sequence[Asked]) -> Figure:
     """Generality when each rephrase is handed its own edit's expert; what was not learned stays wrong."""
     rephrases = [one for one in asked if one.role == "generality"]
     experts = [one.edit.expert if one.edit else None for one in rephrases]
@@ -190,7 +192,9 @@ def _given_expert(asker: Asker, asked: Sequence[Asked]) -> Figure:
     return Figure(Share.of(right + [False] * (len(rephrases) - len(learned))))
 
 
-def _drift(asker: Asker, scored: Sequence[Scored], locality: list[str], claimed: set[str]) -> dict[str, Figure]:
+def _drift(
+    asker: CachedGenerator, scored: Sequence[Scored], locality: list[str], claimed: set[str]
+) -> dict[str, Figure]:
     """On prompts the data calls unrelated where it does, else on the locality prompts."""
     unrelated = dict.fromkeys(n.prompt for one in scored for n in one.record.locality if n.kind == "unrelated")
     prompts = [prompt for prompt in unrelated if prompt not in claimed and asker.patched.fits(prompt)] or locality
@@ -216,7 +220,7 @@ def _token_accuracy(editor: Editor, scored: Sequence[Scored], samples: Sequence[
 
 
 def _curves(
-    asker: Asker, scored: Sequence[Scored], asked: Sequence[Asked], samples: Sequence[Sample]
+    asker: CachedGenerator, scored: Sequence[Scored], asked: Sequence[Asked], samples: Sequence[Sample]
 ) -> dict[str, Any]:
     return {
         "retention": retention(asker, scored),

@@ -40,7 +40,7 @@ def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
     sentence at its beginning; `cut` says how many were. `too_long` counts what cannot be scored at all.
     """
     last_change = editor.project.ledger.last_change()
-    with editor.steady() as patch:
+    with editor.snapshot() as patch:
         everything = editor.project.ledger.edits()
         scored = scored_edits(everything, set(patch.expert_of), passages.edits)
         groups = {

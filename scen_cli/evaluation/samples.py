@@ -9,7 +9,7 @@ from typing import Any
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite
 from scen_cli.errors import UsageError
-from scen_cli.evaluation.cached_generator import Asker
+from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.metrics import Figure, Share
 from scen_cli.evaluation.robustness import variants
 from scen_cli.model.template import Prompt
@@ -42,7 +42,7 @@ class Asked:
 @dataclass(frozen=True)
 class Sample:
     """One prompt and its answers. `edit` is the edit it belongs to, `fired` the one whose expert answered,
-    `owner` the one whose expert should (an expert that edits share goes by the first of them; a failed edit
+    `expected_edit` the one whose expert should (an expert that edits share goes by the first of them; a failed edit
     owns its prompts and never fires)."""
 
     role: str
@@ -52,7 +52,7 @@ class Sample:
     base: str
     patched: str
     edit: int | None
-    owner: int | None
+    expected_edit: int | None
     fired: int | None
     right: bool
 
@@ -68,21 +68,21 @@ class Scored:
     edit: Edit
 
 
-def scored_edits(edits: Sequence[Edit], in_force: set[int], suite: Suite) -> list[Scored]:
-    """The suite's records that are to be scored: those in force, and those that failed unless another target
+def scored_edits(edits: Sequence[Edit], active: set[int], suite: Suite) -> list[Scored]:
+    """The suite's records that are to be scored: active those, and those that failed unless another target
     has been edited in for the same prompt since. Raises `UsageError` if none of them was edited."""
     tried: dict[tuple[str, str], Edit] = {}
-    newest: dict[str, int] = {}  # the newest edit in force, by prompt
+    newest: dict[str, int] = {}  # the newest active edit, by prompt
     for edit in edits:
-        if edit.id in in_force:
+        if edit.id in active:
             newest[edit.prompt] = max(edit.id, newest.get(edit.prompt, 0))
         earlier = tried.get((edit.prompt, edit.target))
-        if earlier is None or earlier.id not in in_force:
+        if earlier is None or earlier.id not in active:
             tried[edit.prompt, edit.target] = edit
     standing = {
         key: edit
         for key, edit in tried.items()
-        if edit.id in in_force or (edit.state == "failed" and edit.id > newest.get(edit.prompt, 0))
+        if edit.id in active or (edit.state == "failed" and edit.id > newest.get(edit.prompt, 0))
     }
     scored = [
         Scored(record, standing[record.prompt, record.target])
@@ -112,7 +112,7 @@ def papers_prompts(scored: Sequence[Scored], locality: Sequence[str]) -> Iterato
     for one in scored:
         yield Asked("reliability", one.record.prompt, one.record.target, edit=one.edit)
     for one in scored:
-        for text in [text for text in one.record.rephrases if text not in one.edit.learned][:REPHRASES]:
+        for text in [text for text in one.record.rephrases if text not in one.edit.train_rephrases][:REPHRASES]:
             yield Asked("generality", text, one.record.target, edit=one.edit)
     for prompt in locality:
         yield Asked("locality", prompt)
@@ -131,7 +131,7 @@ def further_prompts(scored: Sequence[Scored], earlier: tuple[str, str]) -> Itera
             yield Asked("robustness", prompt, one.record.target, kind, one.edit)
 
 
-def ask(asker: Asker, asked: Sequence[Asked]) -> list[Sample]:
+def ask(asker: CachedGenerator, asked: Sequence[Asked]) -> list[Sample]:
     """Route and answer every prompt, by the patched model and by the base."""
     prompts = [one.prompt for one in asked]
     fired = asker.route(prompts)
@@ -146,7 +146,7 @@ def ask(asker: Asker, asked: Sequence[Asked]) -> list[Sample]:
             base=own,
             patched=answer,
             edit=one.edit.id if one.edit else None,
-            owner=(one.edit.expert or one.edit.id) if one.edit and one.target is not None else None,
+            expected_edit=(one.edit.expert or one.edit.id) if one.edit and one.target is not None else None,
             fired=expert,
             right=one.is_right(answer, own),
         )
@@ -172,5 +172,5 @@ def _figure(name: str, samples: list[Sample]) -> Figure:
         fired=Share.of([sample.fired is not None for sample in samples]),
         routed=None
         if stays
-        else Share.of([sample.fired is not None and sample.fired == sample.owner for sample in samples]),
+        else Share.of([sample.fired is not None and sample.fired == sample.expected_edit for sample in samples]),
     )

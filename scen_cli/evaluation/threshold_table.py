@@ -21,7 +21,7 @@ RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # shown beside the one that is 
 @dataclass(frozen=True)
 class Choice:
     """A threshold, and what it gives: `fresh` guard prompts (which it was not set by) that fire, and how many were
-    expected to; `own`: edits that call themselves; `rephrases` of edits in force that call their own (those
+    expected to; `own`: edits that call themselves; `rephrases` of active edits that call their own (those
     that they learned left out)."""
 
     threshold: Threshold
@@ -36,7 +36,7 @@ class Choice:
 
 
 class Calibration:
-    """Activations of all neurons in force on the guard and on the rephrases of their edits."""
+    """Activations of all active neurons on the guard and on the rephrases of their edits."""
 
     def __init__(self, editor: Editor) -> None:
         """Raises `UsageError` if there is nothing to calibrate with or for."""
@@ -48,10 +48,10 @@ class Calibration:
                 hint="`--guard FILE` takes some, `--guard self` lets the base write them",
             )
         if not self._index.experts:
-            raise UsageError("no edit is in force: nothing can fire", hint="`scen edit edits.jsonl` makes some")
-        self._fresh = self._index.winners_on("report")[1]
+            raise UsageError("no edit is active: nothing can fire", hint="`scen edit edits.jsonl` makes some")
+        self._fresh = self._index.strongest_on("report")[1]
         edits = editor.project.ledger.edits("active")
-        wanted = [(text, edit.expert) for edit in edits for text in edit.rephrases if text not in edit.learned]
+        wanted = [(text, edit.expert) for edit in edits for text in edit.rephrases if text not in edit.train_rephrases]
         wanted = [(text, expert) for text, expert in wanted if editor.fits(text)]
         rows = {expert: row for row, expert in enumerate(editor.patch().edits)}
         self._owners = torch.tensor([rows[expert] for _text, expert in wanted if expert is not None])
@@ -85,8 +85,8 @@ class Calibration:
         """What a threshold gives, however it was chosen."""
         theta = threshold.theta
         fired = Share.of((self._fresh > theta).tolist())
-        k = round((threshold.expected or 0) * ((threshold.prompts or 0) + 1))
-        expected = expected_to_fire(k, threshold.prompts, fired.total) if threshold.prompts else (0, fired.total)
+        k = round((threshold.fpr_expected or 0) * ((threshold.n_guard or 0) + 1))
+        expected = expected_to_fire(k, threshold.n_guard, fired.total) if threshold.n_guard else (0, fired.total)
         own = Share.of((self._index.own.all()[:, 0] > theta).tolist())
         called = choose(self._on_rephrases, theta)
         return Choice(threshold, fired, expected, own, Share.of((called == self._owners).tolist()))

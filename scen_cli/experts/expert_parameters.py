@@ -20,7 +20,7 @@ from scen_cli.model.ffn import EditedLayer
 A_RATE = 7.5  # A's rate over B's (benchmarks/LOG.md)
 
 
-class Trainable(Protocol):
+class ExpertParameters(Protocol):
     """`parameters`, each (lessons, ...), with their rates; `output` of the projection; the experts as they stand.
 
     `literal`: Adam's first steps on them follow the signs of gradients, the least ones too, so that rounding shows: the

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scen_cli.experts.expert_parameters import FullExperts, LowRankExperts, Trainable
-from scen_cli.experts.prefix_cache import Prefix, in_training, record_prefix, standing_still
-from scen_cli.experts.training_batch import Batch, Graded, Lesson
+from scen_cli.experts.expert_parameters import ExpertParameters, FullExperts, LowRankExperts
+from scen_cli.experts.prefix_cache import Prefix, in_training, record_prefix, replay_prefix
+from scen_cli.experts.training_batch import ExpertTask, FitStatus, TrainingBatch
 from scen_cli.model.device import device_of
 from scen_cli.model.expert_stack import Expert
 from scen_cli.model.ffn import EditedLayer
@@ -22,7 +22,7 @@ RANKS = (4, 8, 16, 32, 64)  # what rank "auto" tries
 
 @dataclass(frozen=True)
 class ExpertFit:
-    """An expert, float32; the loss before each step; what it still gets wrong, and by how much it leads (`Graded`).
+    """An expert, float32; the loss before each step; what it still gets wrong, and by how much it leads (`FitStatus`).
 
     A sample without `wrong_tokens` is learned: greedy decoding gives exactly its target.
     """
@@ -30,7 +30,7 @@ class ExpertFit:
     expert: Expert
     losses: list[float]
     wrong_tokens: list[list[int]]
-    lead: float
+    logit_margin: float
 
     @property
     def finite(self) -> bool:
@@ -39,7 +39,7 @@ class ExpertFit:
 
 
 def fit_experts(
-    model: PreTrainedModel, edited: EditedLayer, lessons: Sequence[Lesson], recipe: Recipe
+    model: PreTrainedModel, edited: EditedLayer, lessons: Sequence[ExpertTask], recipe: Recipe
 ) -> list[ExpertFit]:
     """Train an expert for each lesson, all at once, each as if alone but for rounding.
 
@@ -56,7 +56,7 @@ def fit_experts(
         extra = recipe.extra_steps if rank == RANKS[-1] else 0
         found = _fit(model, edited, [lessons[place] for place in rest], recipe, rank, extra)
         fits |= dict(zip(rest, found, strict=True))
-        rest = [place for place in rest if not fits[place].lead >= recipe.lead]
+        rest = [place for place in rest if not fits[place].logit_margin >= recipe.logit_margin]
         if not rest:
             break
     return [fits[place] for place in range(len(lessons))]
@@ -65,12 +65,12 @@ def fit_experts(
 def _fit(
     model: PreTrainedModel,
     edited: EditedLayer,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[ExpertTask],
     recipe: Recipe,
     rank: int | str,
     extra_steps: int,
 ) -> list[ExpertFit]:
-    batch = Batch.of(lessons, device_of(model))
+    batch = TrainingBatch.of(lessons, device_of(model))
     prefix = record_prefix(model, edited, batch.input_ids)
     experts = _begin(edited, batch, prefix, recipe, rank)
     pairs = zip(experts.parameters, experts.rates, strict=True)
@@ -88,7 +88,7 @@ def _fit(
             for place, one, is_done in zip(range(len(places)), graded, done, strict=True):
                 if is_done:
                     expert = experts.expert(place)
-                    fits[places[place]] = ExpertFit(expert, losses[places[place]], one.wrong_tokens, one.lead)
+                    fits[places[place]] = ExpertFit(expert, losses[places[place]], one.wrong_tokens, one.logit_margin)
                 else:
                     losses[places[place]].append(one.loss)
             if all(done):
@@ -103,21 +103,25 @@ def _fit(
             step += 1
 
 
-def _begin(edited: EditedLayer, batch: Batch, prefix: Prefix, recipe: Recipe, rank: int | str) -> Trainable:
+def _begin(
+    edited: EditedLayer, batch: TrainingBatch, prefix: Prefix, recipe: Recipe, rank: int | str
+) -> ExpertParameters:
     if recipe.expert == "full":
         return FullExperts(edited, len(batch.lessons), recipe.expert_lr)
     d, _h = edited.projection_shape
     return LowRankExperts(prefix, batch.real, d, int(rank), recipe.low_rank_lr)
 
 
-def _may_stop(graded: Graded, step: int, recipe: Recipe) -> bool:
+def _may_stop(graded: FitStatus, step: int, recipe: Recipe) -> bool:
     """Whether a lesson need not go on, whatever steps are left."""
     if recipe.stop_when == "learned":
-        return graded.lead >= recipe.lead
+        return graded.logit_margin >= recipe.logit_margin
     return step >= recipe.expert_steps and not any(graded.wrong_tokens)
 
 
-def logits_of(model: PreTrainedModel, edited: EditedLayer, batch: Batch, prefix: Prefix, experts: Trainable) -> Tensor:
+def logits_of(
+    model: PreTrainedModel, edited: EditedLayer, batch: TrainingBatch, prefix: Prefix, experts: ExpertParameters
+) -> Tensor:
     """Logits (rows, places, vocabulary) where anything is predicted: layers l..L on the cached prefix."""
 
     def use_experts(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -125,7 +129,7 @@ def logits_of(model: PreTrainedModel, edited: EditedLayer, batch: Batch, prefix:
 
     handle = edited.projection.register_forward_hook(use_experts)
     try:
-        with standing_still(edited, prefix):
+        with replay_prefix(edited, prefix):
             if experts.literal:
                 return model(input_ids=batch.input_ids, use_cache=False).logits[:, batch.places]
             return model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=batch.places).logits
@@ -134,8 +138,8 @@ def logits_of(model: PreTrainedModel, edited: EditedLayer, batch: Batch, prefix:
 
 
 def _narrow(
-    batch: Batch, prefix: Prefix, experts: Trainable, optimizer: torch.optim.Adam, stay: list[int]
-) -> tuple[Batch, Prefix]:
+    batch: TrainingBatch, prefix: Prefix, experts: ExpertParameters, optimizer: torch.optim.Adam, stay: list[int]
+) -> tuple[TrainingBatch, Prefix]:
     """Go on with the lessons that `stay` alone: their rows, their parameters, and what Adam remembers of them."""
     kept = torch.tensor(stay, device=prefix.residual.device)
     for place, group in enumerate(optimizer.param_groups):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from scen_cli.data.records import EditRecord
 from scen_cli.experts.fit import ExpertFit, fit_experts
-from scen_cli.experts.training_batch import Lesson
+from scen_cli.experts.training_batch import ExpertTask
 from scen_cli.model.loaded_base import LoadedBase
-from scen_cli.model.prompt_augmentation import ways_to_put
+from scen_cli.model.prompt_augmentation import augmented_prompts
 from scen_cli.model.template import Prompt
 from scen_cli.recipe import Recipe
 
@@ -18,7 +18,7 @@ Group = list[EditRecord]  # records that share an expert; as a rule one
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedExpert:
     """An expert for some records, and the seconds it took."""
 
     fit: ExpertFit
@@ -26,10 +26,10 @@ class Fitted:
 
 
 # Trains batches of groups, one batch after another or several at a time, and gives what came of them in their order.
-FitAll = Callable[[Sequence[Sequence[Group]]], Iterator[list[Fitted]]]
+FitAll = Callable[[Sequence[Sequence[Group]]], Iterator[list[FittedExpert]]]
 
 
-def fit(loaded: LoadedBase, groups: Sequence[Group], recipe: Recipe) -> list[Fitted]:
+def fit(loaded: LoadedBase, groups: Sequence[Group], recipe: Recipe) -> list[FittedExpert]:
     """Train an expert for each group of records, all at once.
 
     Raises `UsageError` for a record that can never be trained.
@@ -38,13 +38,15 @@ def fit(loaded: LoadedBase, groups: Sequence[Group], recipe: Recipe) -> list[Fit
     lessons = []
     for records in groups:
         samples = [loaded.prepare(record) for record in records]
-        ways = [(record, way) for record in records for way in ways_of(loaded, record, recipe.variants)]
-        lessons.append(Lesson(samples, [loaded.sample(way, record.target) for record, way in ways]))
+        ways = [
+            (record, way) for record in records for way in training_prompts(loaded, record, recipe.prompt_augmentations)
+        ]
+        lessons.append(ExpertTask(samples, [loaded.sample(way, record.target) for record, way in ways]))
     fits = fit_experts(loaded.model, loaded.edited, lessons, recipe)
-    return [Fitted(one, (time.perf_counter() - started) / len(groups)) for one in fits]
+    return [FittedExpert(one, (time.perf_counter() - started) / len(groups)) for one in fits]
 
 
-def ways_of(loaded: LoadedBase, record: EditRecord, variants: int) -> list[Prompt]:
+def training_prompts(loaded: LoadedBase, record: EditRecord, variants: int) -> list[Prompt]:
     """What an expert learns the target from beside the prompt, as far as the base's context has room for it."""
-    ways = [*record.learn, *ways_to_put(record.prompt, variants)]
+    ways = [*record.train_rephrases, *augmented_prompts(record.prompt, variants)]
     return [way for way in ways if loaded.has_room(len(loaded.sample(way, record.target).input_ids))]

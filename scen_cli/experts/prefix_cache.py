@@ -79,7 +79,7 @@ def record_prefix(model: PreTrainedModel, edited: EditedLayer, input_ids: Tensor
 
 
 @contextmanager
-def standing_still(edited: EditedLayer, prefix: Prefix) -> Iterator[None]:
+def replay_prefix(edited: EditedLayer, prefix: Prefix) -> Iterator[None]:
     """Inside this block what was recorded computes nothing, and hands on the recording.
 
     Other threads that run the model meanwhile meet its layers as they are.
@@ -108,5 +108,5 @@ def standing_still(edited: EditedLayer, prefix: Prefix) -> Iterator[None]:
 
 
 def in_training(prefix: Prefix) -> bool:
-    """Whether this thread or task is inside `standing_still(..., prefix)`."""
+    """Whether this thread or task is inside `replay_prefix(..., prefix)`."""
     return _training.get() is prefix

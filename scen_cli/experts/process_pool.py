@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from scen_cli.experts.fit_records import Group
-from scen_cli.experts.scheduling import Died, Workers
-from scen_cli.experts.training_worker import Trainee
+from scen_cli.experts.scheduling import WorkerDied, Workers
+from scen_cli.experts.training_worker import TrainingWorker
 
 
 class WorkerPool(Workers):
@@ -45,7 +45,7 @@ class WorkerPool(Workers):
         try:
             return self._pools[worker].submit(_fit, batch)
         except BrokenProcessPool as error:
-            raise Died from error
+            raise WorkerDied from error
 
     def ready(self, worker: int) -> Future[Any]:
         at_once: Future[None] = Future()  # its process begins with its first batch
@@ -62,7 +62,7 @@ class WorkerPool(Workers):
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise Died from error
+            raise WorkerDied from error
 
 
 def device_of(number: int, device: str) -> str:
@@ -71,7 +71,7 @@ def device_of(number: int, device: str) -> str:
     return f"cuda:{number % gpus}" if gpus > 1 and device in ("auto", "cuda") else device
 
 
-_trainee: Trainee  # of a worker process
+_trainee: TrainingWorker  # of a worker process
 
 
 def _begin(settings: Mapping[str, Any], device: str, threads: int) -> None:
@@ -85,7 +85,7 @@ def _begin(settings: Mapping[str, Any], device: str, threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _trainee = Trainee(settings, device, threads)
+    _trainee = TrainingWorker(settings, device, threads)
 
 
 def _fit(groups: Sequence[Group]) -> bytes:

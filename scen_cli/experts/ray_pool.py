@@ -13,8 +13,8 @@ import torch
 
 from scen_cli.errors import UsageError
 from scen_cli.experts.fit_records import Group
-from scen_cli.experts.scheduling import Died, Workers
-from scen_cli.experts.training_worker import Trainee
+from scen_cli.experts.scheduling import WorkerDied, Workers
+from scen_cli.experts.training_worker import TrainingWorker
 
 try:
     import ray
@@ -37,7 +37,7 @@ class RayPool(Workers):
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
             ray.init(where, **quiet, **({"include_dashboard": False} if where == "local" else {}))
         gpus = int(device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)  # this machine need not have one
-        self._actor = ray.remote(num_cpus=1, num_gpus=gpus)(Trainee)
+        self._actor = ray.remote(num_cpus=1, num_gpus=gpus)(TrainingWorker)
         self._how = dict(settings), device, torch.get_num_threads()
         self.count, self.actors = workers, [self._actor.remote(*self._how) for _ in range(workers)]
 
@@ -67,6 +67,6 @@ class RayPool(Workers):
         try:
             return ray.get(future)
         except LOST as error:
-            raise Died from error
+            raise WorkerDied from error
         except RayTaskError as error:  # what was raised there, without Ray's account of it
             raise error.cause from None

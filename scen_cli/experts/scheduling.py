@@ -8,28 +8,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from scen_cli.errors import ScenError
-from scen_cli.experts.fit_records import Fitted, Group
+from scen_cli.experts.fit_records import FittedExpert, Group
 from scen_cli.experts.serialize import unpacked
 
 AHEAD = 2  # batches per worker that may wait to be committed: full experts are large
 TRIES = 3  # times that a batch may end with its worker's death
 
 
-class Died(Exception):
+class WorkerDied(Exception):
     """A worker did."""
 
 
 class Workers(ABC):
     """Workers by number, 0 to `count` - 1: `with KIND(settings, 2) as workers: workers(batches)`.
 
-    What is sent comes back as a future, of whatever kind: `result` of it raises `Died` if its worker did.
+    What is sent comes back as a future, of whatever kind: `result` of it raises `WorkerDied` if its worker did.
     """
 
     count: int
 
     @abstractmethod
     def send(self, worker: int, batch: Sequence[Group]) -> Any:
-        """Have a batch trained. Raises `Died` if the worker is known to be dead."""
+        """Have a batch trained. Raises `WorkerDied` if the worker is known to be dead."""
 
     @abstractmethod
     def ready(self, worker: int) -> Any:
@@ -46,7 +46,7 @@ class Workers(ABC):
     @abstractmethod
     def result(self, future: Any) -> Any: ...
 
-    def __call__(self, batches: Sequence[Sequence[Group]]) -> Iterator[list[Fitted]]:
+    def __call__(self, batches: Sequence[Sequence[Group]]) -> Iterator[list[FittedExpert]]:
         """Experts of each batch, in order. Raises `ScenError` if a batch's worker dies again and again."""
         waiting, idle = deque(range(len(batches))), list[int]()
         running: dict[Any, tuple[int | None, int]] = {}  # batch (None: it begins) and worker
@@ -60,7 +60,7 @@ class Workers(ABC):
                 following, worker = waiting.popleft(), idle.pop()
                 try:
                     running[self.send(worker, list(batches[following]))] = following, worker
-                except Died as error:  # while it had nothing to do
+                except WorkerDied as error:  # while it had nothing to do
                     waiting.appendleft(following)
                     deaths.count(None, worker, error)
                     self.replace(worker)
@@ -73,7 +73,7 @@ class Workers(ABC):
                 place, worker = running.pop(future)
                 try:
                     found = self.result(future)
-                except Died as error:
+                except WorkerDied as error:
                     deaths.count(place, worker, error)
                     if place is not None:
                         waiting.appendleft(place)
@@ -92,7 +92,7 @@ class _Deaths:
     def __init__(self, batches: Sequence[Sequence[Group]], workers: int) -> None:
         self._batches, self._over, self.idle = batches, [0] * len(batches), [0] * workers
 
-    def count(self, place: int | None, worker: int, error: Died) -> None:
+    def count(self, place: int | None, worker: int, error: WorkerDied) -> None:
         """Raises `ScenError` if it is once too often."""
         if place is None:
             self.idle[worker] += 1

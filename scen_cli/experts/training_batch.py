@@ -12,7 +12,7 @@ from scen_cli.model.loaded_base import TokenizedEdit
 
 
 @dataclass(frozen=True)
-class Lesson:
+class ExpertTask:
     """What one expert is to learn: the `samples` of its edits (one, unless edits share it), and `others`, which help
     it but need not be learned."""
 
@@ -21,21 +21,21 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Graded:
-    """How an expert does on a lesson: `loss`, the mean over samples of their mean cross-entropy; the least `lead` of a
+class FitStatus:
+    """How an expert does on a lesson: `loss`, the mean over samples of their mean cross-entropy; the least `logit_margin` of a
     target token over the next best, in logits, on samples and others; for each sample, the places within its target
     whose greedy token, given the target up to there, is another one."""
 
     loss: float
-    lead: float
+    logit_margin: float
     wrong_tokens: list[list[int]]
 
 
-class Batch:
+class TrainingBatch:
     """Lessons as rows of tokens, (lessons, width, tokens): `width` samples each, padded on the right, where causal
     attention never looks. A lesson of fewer samples has its first again in their place, and none of it is `real`."""
 
-    def __init__(self, lessons: Sequence[Lesson], ids: Tensor, real: Tensor, labels: Tensor, device: torch.device):
+    def __init__(self, lessons: Sequence[ExpertTask], ids: Tensor, real: Tensor, labels: Tensor, device: torch.device):
         """`labels`: at the place before each target token, that token; elsewhere -1."""
         self.lessons, self._ids, self.real, self._labels, self._device = list(lessons), ids, real, labels, device
         self.width = ids.shape[1]
@@ -50,7 +50,7 @@ class Batch:
         self._rows, self._at = there.nonzero()[:, 0], there.to(device)
 
     @classmethod
-    def of(cls, lessons: Sequence[Lesson], device: torch.device) -> Batch:
+    def of(cls, lessons: Sequence[ExpertTask], device: torch.device) -> TrainingBatch:
         rows = [[*lesson.samples, *lesson.others] for lesson in lessons]
         tokens = max(len(sample.input_ids) for samples in rows for sample in samples)
         ids = torch.zeros(len(rows), max(map(len, rows)), tokens, dtype=torch.long)
@@ -64,12 +64,12 @@ class Batch:
             ids[lesson, len(samples) :] = ids[lesson, 0]
         return cls(lessons, ids, real, labels, device)
 
-    def only(self, stay: Sequence[int]) -> Batch:
+    def only(self, stay: Sequence[int]) -> TrainingBatch:
         """The lessons of these places alone, in rows as long as they were."""
         ids, real, labels = (tensor[list(stay)] for tensor in (self._ids, self.real, self._labels))
-        return Batch([self.lessons[place] for place in stay], ids, real, labels, self._device)
+        return TrainingBatch([self.lessons[place] for place in stay], ids, real, labels, self._device)
 
-    def grade(self, logits: Tensor) -> tuple[Tensor, list[Graded]]:
+    def grade(self, logits: Tensor) -> tuple[Tensor, list[FitStatus]]:
         """Of logits (rows, places, vocabulary): the losses (lessons,), with their gradients, and how each does."""
         found = logits[self._at].float()
         each = nn.functional.cross_entropy(found, self._targets, reduction="none") * self._weights
@@ -78,15 +78,17 @@ class Batch:
         with torch.no_grad():
             own = found.gather(1, self._targets[:, None])[:, 0]
             best = found.scatter(1, self._targets[:, None], -torch.inf).max(dim=1).values
-            leads, values = (own - best).tolist(), losses.tolist()
+            logit_margins, values = (own - best).tolist(), losses.tolist()
         wrong: list[list[list[int]]] = [[[] for _ in range(self.width)] for _ in self.lessons]
         least, seen, before = [torch.inf] * len(self.lessons), 0, -1
-        for row, lead in zip(self._rows.tolist(), leads, strict=True):
+        for row, logit_margin in zip(self._rows.tolist(), logit_margins, strict=True):
             seen, before = (seen + 1, row) if row == before else (0, row)
-            if not lead > 0:  # a tie, or not a number
+            if not logit_margin > 0:  # a tie, or not a number
                 wrong[row // self.width][row % self.width].append(seen)
-            least[row // self.width] = min(least[row // self.width], lead) if lead == lead else -torch.inf
+            least[row // self.width] = (
+                min(least[row // self.width], logit_margin) if logit_margin == logit_margin else -torch.inf
+            )
         return losses, [
-            Graded(values[place], least[place], wrong[place][: len(lesson.samples)])
+            FitStatus(values[place], least[place], wrong[place][: len(lesson.samples)])
             for place, lesson in enumerate(self.lessons)
         ]

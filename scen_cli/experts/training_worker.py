@@ -14,7 +14,7 @@ from scen_cli.model.loaded_base import LoadedBase
 from scen_cli.recipe import stored_recipe
 
 
-class Trainee:
+class TrainingWorker:
     """A base of its own, loaded with the first batch, and a project's recipe. It knows the project's
     settings, not its folder: the parent alone writes."""
 

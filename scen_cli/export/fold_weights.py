@@ -20,7 +20,7 @@ from scen_cli.evaluation.metrics import Figure, Share
 from scen_cli.evaluation.samples import REPHRASES
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.keys import read_input
-from scen_cli.model.ridge_update import written
+from scen_cli.model.ridge_update import ridge_update
 from scen_cli.neurons.build_guard import unedited_prompts
 from scen_cli.project.ledger_rows import Edit
 
@@ -69,7 +69,7 @@ def fold(patched: PatchedModel, patch: ProjectPatch, only: int | None, tell: Cal
     else:
         keys, residual = _keys(patched, patch, edits, base)
         c = _second_moment(patched, {prompt: own[prompt] for prompt in fitting})
-        tried = {lam: base + written(lam * c, keys, residual).float() for lam in KNOWN}
+        tried = {lam: base + ridge_update(lam * c, keys, residual).float() for lam in KNOWN}
         some = _questions(edits[:TRIED_ON], held_out[:TRIED_ON], dict(zip(asked.prompts, asked.wanted, strict=True)))
         known = max(tried, key=lambda lam: _score(patched, tried[lam], some, lam, tell))
         weight = tried[known]
@@ -121,7 +121,7 @@ def _divided(guard: Sequence[str]) -> tuple[list[str], list[str]]:
 def _questions(edits: Sequence[Edit], guard: Sequence[str], by_base: dict[str, str]) -> _Questions:
     asked = [(edit.prompt, edit.target, "reliability") for edit in edits]
     for edit in edits:
-        texts = [text for text in edit.rephrases if text not in edit.learned][:REPHRASES]
+        texts = [text for text in edit.rephrases if text not in edit.train_rephrases][:REPHRASES]
         asked += [(text, edit.target, "generality") for text in texts]
     asked += [(prompt, by_base[prompt], "locality") for prompt in guard]
     return _Questions(*(list(column) for column in zip(*asked, strict=True)))

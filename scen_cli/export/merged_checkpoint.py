@@ -27,11 +27,11 @@ def export_merged(
     license: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Path], Folded]:
-    """Fold the edits in force into the base's projection (of one `edit` alone, exactly), score that, and write it.
+    """Fold the active edits into the base's projection (of one `edit` alone, exactly), score that, and write it.
     Returns the files and what was folded.
 
     Raises `GateNotMet` if a figure of the folded weights is not what is asked: nothing is written then. Raises
-    `UsageError` when there is nothing to export, the edit is not in force, or the folder is not empty.
+    `UsageError` when there is nothing to export, the edit is not active, or the folder is not empty.
     """
     if quantization_of(patched.model.config) is not None:
         raise UsageError(
@@ -44,7 +44,7 @@ def export_merged(
         )
     with all_there(patched) as patch, new_folder(folder) as draft:
         if edit is not None and edit not in patch.expert_of:
-            raise UsageError(f"edit {edit} is not in force", hint="`scen status` lists those that are")
+            raise UsageError(f"edit {edit} is not active", hint="`scen status` lists those that are")
         folded = fold(patched, patch, edit, tell)
         if problems := not_met(gates, folded.figures):
             raise GateNotMet("\n".join([*problems, *rows(folded), "nothing was written"]))

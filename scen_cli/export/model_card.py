@@ -9,7 +9,7 @@ from typing import Any
 from scen_cli._version import __version__
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.base import hub_name
-from scen_cli.report.markdown import about, figures_table, model_name
+from scen_cli.report.markdown import describe, figures_table, model_name
 
 LISTED = 20  # edits written out in the card
 
@@ -135,7 +135,7 @@ def _figures(suite: str, metrics: dict[str, Any]) -> str:
     shown = {
         name: figure for name, figure in metrics["figures"].items() if "/" not in name and name != "token-accuracy"
     }
-    return f"Suite `{suite}`: {about(metrics)}\n\n{figures_table(shown)}\n"
+    return f"Suite `{suite}`: {describe(metrics)}\n\n{figures_table(shown)}\n"
 
 
 def _code(text: str) -> str:

@@ -36,11 +36,11 @@ from transformers.utils import cached_file
 
 from scen_cli.model.device import device_of
 from scen_cli.model.digest import digest_of
-from scen_cli.model.expert_stack import Experts
-from scen_cli.model.keys import Reading, positions_of
+from scen_cli.model.expert_stack import ExpertStack
+from scen_cli.model.keys import KeyConfig, positions_of
 from scen_cli.model.patch import Patch, mask_of
 from scen_cli.model.routing import Routing, Whitening
-from scen_cli.model.subject_filter import SecondLook
+from scen_cli.model.subject_filter import SubjectFilter
 
 
 def _with_parameters(function: Any, *names: str) -> inspect.Signature:
@@ -99,7 +99,7 @@ class StoredBank(nn.Module):
         super().__init__()
         edits, forms, ranks = len(settings["edits"]), settings["subjects"], settings["ranks"]
         (d, h_in), h, axes = (settings[name] for name in ("expert_shape", "h", "axes"))
-        self.second_look = SecondLook(forms) if any(forms) else None
+        self.subject_filter = SubjectFilter(forms) if any(forms) else None
 
         def stored(*size: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(size), requires_grad=False)
@@ -120,9 +120,9 @@ class StoredBank(nn.Module):
         return Whitening(self.mean, self.axes, self.scales) if len(self.axes) else None
 
     @cached_property
-    def experts(self) -> Experts:
+    def experts(self) -> ExpertStack:
         """Made when first asked for: by then the parameters hold what the file says."""
-        return Experts(self.lora_A, self.lora_B, torch.tensor(self._ranks), lambda row: self.full[str(row)])
+        return ExpertStack(self.lora_A, self.lora_B, torch.tensor(self._ranks), lambda row: self.full[str(row)])
 
 
 class ScenForCausalLM(LlamaForCausalLM):
@@ -150,12 +150,15 @@ class ScenForCausalLM(LlamaForCausalLM):
         # Said here, not of the class: transformers 4 looks for the module while the base class is made.
         self._keep_in_fp32_modules_strict = {*(getattr(self, "_keep_in_fp32_modules_strict", None) or ()), "scen"}
         projection, down_proj = (self.get_submodule(settings[name]) for name in ("module", "keys_at"))
-        read = dict(settings["reading"])
+        read = dict(settings["key_config"])
         for name in ("start", "opening", "closing"):
             read[name] = tuple(read[name])
-        reading = Reading(**{**read, "sentence_ends": frozenset(read["sentence_ends"])})
+        key_config = KeyConfig(**{**read, "sentence_ends": frozenset(read["sentence_ends"])})
         self._patch = Patch(
-            projection, down_proj, self.scen, Routing(settings["theta"], settings["cosine"], reading, settings["sure"])
+            projection,
+            down_proj,
+            self.scen,
+            Routing(settings["theta"], settings["cosine"], key_config, settings["own_activation_floor"]),
         )
 
     @classmethod

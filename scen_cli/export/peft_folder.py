@@ -26,12 +26,12 @@ from scen_cli.model.base import hub_name
 ROUTER = "router"
 ABOUT = (
     "A prompt's tokens run through the base up to layer `layer`; its key is the input of `keys_at` at the last token "
-    "(reading.pool). Centred on `mean`, at unit length, shrunk along `axes` by 1 + `scales` and at unit length again "
+    "(key_config.pooling). Centred on `mean`, at unit length, shrunk along `axes` by 1 + `scales` and at unit length again "
     "(if there are axes), its cosine with each row of `neurons`, less the row's bias, is the row's activation. The "
     "largest row whose subject occurs in the prompt's tokens, if any are listed in `subjects`, calls its adapter for "
     "the whole sequence if it passes `theta`; otherwise the base answers. With `cosine` false activations are "
-    "sigmoid(neuron . key). With reading.parts the last turn and the last sentence are read too, each as if asked "
-    "alone, unless the whole prompt gives `sure` or more; the largest activation counts. With `quantization` the base "
+    "sigmoid(neuron . key). With key_config.segments the last turn and the last sentence are read too, each as if asked "
+    "alone, unless the whole prompt gives `own_activation_floor` or more; the largest activation counts. With `quantization` the base "
     "must be loaded in it: a `BitsAndBytesConfig` of transformers."
 )
 

@@ -29,22 +29,22 @@ class Router:
 
 @contextmanager
 def all_there(patched: PatchedModel) -> Iterator[ProjectPatch]:
-    """The edits in force, steady inside this block, every expert read.
+    """The active edits, steady inside this block, every expert read.
 
     Raises `UsageError` if there is none, `DamageFound` if one is damaged.
     """
     if not patched.patch().edits:
-        raise UsageError("no edit is in force: there is nothing to export", hint="`scen edit edits.jsonl` makes some")
-    with patched.steady() as patch:
+        raise UsageError("no edit is active: there is nothing to export", hint="`scen edit edits.jsonl` makes some")
+    with patched.snapshot() as patch:
         everything = torch.arange(len(patch.edits))
         if patch.damaged or (patch.bank.experts.fetch(everything) != everything).any():
-            raise DamageFound("an edit in force is damaged: nothing was exported", hint=VERIFY_HINT)
+            raise DamageFound("an active edit is damaged: nothing was exported", hint=VERIFY_HINT)
         yield patch
 
 
 def router_of(patched: PatchedModel, patch: ProjectPatch) -> Router:
     """How prompts find the edits of a patch."""
-    reading, whitening, h = patch.routing.reading, patch.bank.whitening, patched.edited.ffn_width
+    key_config, whitening, h = patch.routing.key_config, patch.bank.whitening, patched.edited.ffn_width
     axes = whitening.axes if whitening else torch.zeros(0, h)
     held = patched.project.settings.get("quantize")
     settings = {
@@ -59,8 +59,8 @@ def router_of(patched: PatchedModel, patch: ProjectPatch) -> Router:
         "theta": patch.theta,
         "subjects": patch.forms,
         "cosine": patch.routing.cosine,
-        "sure": patch.routing.sure,
-        "reading": {**vars(reading), "sentence_ends": sorted(reading.sentence_ends)},
+        "own_activation_floor": patch.routing.own_activation_floor,
+        "key_config": {**vars(key_config), "sentence_ends": sorted(key_config.sentence_ends)},
         "template": patched.template.form,
         "quantization": quantization(held, patched.model.dtype) if held else None,
     }

@@ -29,7 +29,7 @@ from scen_cli.model.base import DTYPES, hub_name, load_base
 from scen_cli.model.quantization import is_whole, quantization
 
 MODELING = Path(__file__).parent / "modeling_scen.py"
-_ROUTING = ("device.py", "digest.py", "reading.py", "second_look.py", "routing.py", "experts.py", "patch.py")
+_ROUTING = ("device.py", "digest.py", "keys.py", "subject_filter.py", "routing.py", "expert_stack.py", "patch.py")
 ROUTING = [Path(__file__).parents[1] / "model" / name for name in _ROUTING]
 PATCH_FILE = "scen.safetensors"
 SHARD = "1GB"

@@ -42,7 +42,7 @@ def apply_full(weight: Tensor, projection: nn.Module, hidden: Tensor) -> Tensor:
     return out.to(hidden.dtype)
 
 
-class Experts:
+class ExpertStack:
     """The experts of W_merge's rows. Low-rank ones are resident in two stacked tensors: row i's `ranks[i]` rows of A
     (sum of ranks, h) and of B (sum of ranks, d) begin at `starts[i]`. Full ones, of rank 0, are read as they are
     called."""
@@ -69,10 +69,10 @@ class Experts:
         return LowRank(a, b.mT)
 
 
-class Carried:
+class ActiveRoute:
     """A choice (n,) carried by sequences through the model: their experts, gathered once for all their tokens."""
 
-    def __init__(self, experts: Experts, choice: Tensor) -> None:
+    def __init__(self, experts: ExpertStack, choice: Tensor) -> None:
         self.experts, self.choice = experts, experts.fetch(choice.cpu())
         self._gathered: dict[int, _Gathered] = {}  # by rows of a batch: beams and returned sequences multiply them
 
@@ -93,7 +93,7 @@ class Carried:
 class _Gathered:
     """The experts of one batch, row by row."""
 
-    def __init__(self, experts: Experts, choice: Tensor, device: torch.device) -> None:
+    def __init__(self, experts: ExpertStack, choice: Tensor, device: torch.device) -> None:
         self.experts = experts
         edited = choice != BASE
         self.any, self.all = bool(edited.any()), bool(edited.all())

@@ -40,7 +40,7 @@ LOCATIONS: dict[str, Names] = {
     "phi3": Names("layers", "mlp.down_proj", None, "self_attn.o_proj"),  # its W_up is one matrix with the gate
     "gpt2": Names("h", "mlp.c_proj", "mlp.c_fc", "attn.c_proj"),
 }
-PLACES = ("down", "up", "attn")  # where an expert may sit: the paper's W_down, W_up and W_attn
+TARGET_MODULES = ("down", "up", "attn")  # where an expert may sit: the paper's W_down, W_up and W_attn
 _MOE_SETTINGS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -82,10 +82,10 @@ class EditedLayer:
         return _shape(self.down_proj)[1]
 
 
-def find_layer(model: PreTrainedModel, layer: int, place: str = "down") -> EditedLayer:
-    """Find the projections of one decoder layer; experts are to sit at `place`, one of `PLACES`.
+def find_layer(model: PreTrainedModel, layer: int, target_module: str = "down") -> EditedLayer:
+    """Find the projections of one decoder layer; experts are to sit at `target_module`, one of `TARGET_MODULES`.
 
-    Raises `UsageError` for a layer or place that is not there, a mixture of experts, an unknown
+    Raises `UsageError` for a layer or target module that does not exist, a mixture of experts, an unknown
     architecture, or a projection that is neither a plain matrix nor one that bitsandbytes has quantised.
     """
     model_type = model.config.model_type
@@ -106,11 +106,13 @@ def find_layer(model: PreTrainedModel, layer: int, place: str = "down") -> Edite
             hint="an unquantised base works, and `--quantize 8bit` or `4bit` of it",
         )
     names = LOCATIONS[model_type]
-    if place not in PLACES:
-        raise UsageError(f"there is no place `{place}` for experts", hint=f"one of: {', '.join(PLACES)}")
-    here = getattr(names, place)
+    if target_module not in TARGET_MODULES:
+        raise UsageError(f"target module `{target_module}` is not known", hint=f"one of: {', '.join(TARGET_MODULES)}")
+    here = getattr(names, target_module)
     if here is None:
-        raise UsageError(f"`{model_type}` has no W_{place} by itself", hint="`--place down` is the paper's")
+        raise UsageError(
+            f"`{model_type}` has no W_{target_module} by itself", hint="`--target-module down` is the paper's"
+        )
     layers = getattr(model.base_model, names.layers)
     if not 0 <= layer < len(layers):
         raise UsageError(f"layer {layer} is not there: this base has layers 0 to {len(layers) - 1}")

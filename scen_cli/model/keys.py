@@ -16,27 +16,27 @@ SENTENCE = 3  # tokens that a sentence has at least: less is a mark or a space b
 
 
 @dataclass(frozen=True)
-class Reading:
+class KeyConfig:
     """Where the key of a prompt is read.
 
-    `pool`: at the `last` token (the paper), or the `mean` over all tokens but the first. With `parts`,
+    `pooling`: at the `last` token (the paper), or the `mean` over all tokens but the first. With `segments`,
     the prompt's last turn and its last sentence are read too, each as if it had been asked alone: they
     are found by the token ids that `start` every sequence, that the template puts before a prompt
     (`opening`) and after it (`closing`), and that end a sentence.
     """
 
-    pool: str = "last"
-    parts: bool = False
+    pooling: str = "last"
+    segments: bool = False
     start: tuple[int, ...] = ()
     opening: tuple[int, ...] = ()
     closing: tuple[int, ...] = ()
     sentence_ends: frozenset[int] = frozenset()
 
-    def parts_of(self, tokens: list[int]) -> list[list[int]]:
-        """The sequence itself, and the parts of it that differ from it."""
+    def segments_of(self, tokens: list[int]) -> list[list[int]]:
+        """The sequence itself, and the segments of it that differ from it."""
         end = len(tokens) - len(self.closing)
-        at = _last_place(tokens, self.opening) if self.opening else len(self.start)
-        if not self.parts or at is None or tuple(tokens[end:]) != self.closing:
+        at = _end_of_last(tokens, self.opening) if self.opening else len(self.start)
+        if not self.segments or at is None or tuple(tokens[end:]) != self.closing:
             return [tokens]
         asked = tokens[at:end]
 
@@ -47,10 +47,10 @@ class Reading:
         ends = [place for place in range(len(asked) - SENTENCE) if asked[place] in self.sentence_ends]
         if ends:
             found.append(alone(asked[ends[-1] + 1 :]))
-        return [part for place, part in enumerate(found) if part not in found[:place]]
+        return [segment for place, segment in enumerate(found) if segment not in found[:place]]
 
 
-def _last_place(tokens: list[int], opening: tuple[int, ...]) -> int | None:
+def _end_of_last(tokens: list[int], opening: tuple[int, ...]) -> int | None:
     """Where what follows the last `opening` begins."""
     for end in range(len(tokens), len(opening) - 1, -1):
         if tuple(tokens[end - len(opening) : end]) == opening:
@@ -64,11 +64,11 @@ class _StopForward(Exception):
 
 @torch.no_grad()
 def read_keys(
-    model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, pool: str = "last"
+    model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: str = "last"
 ) -> Tensor:
     """Keys (rows, h), float32: the input of `down_proj` at each row's last real token, or the mean over its
-    tokens (`Reading`): see `pooled` for what is read there."""
-    return pooled(read_input(model, down_proj, input_ids, attention_mask), attention_mask, pool)
+    tokens (`KeyConfig`): see `pooled` for what is read there."""
+    return pooled(read_input(model, down_proj, input_ids, attention_mask), attention_mask, pooling)
 
 
 @torch.no_grad()
@@ -98,39 +98,44 @@ def read_input(model: nn.Module, module: nn.Module, input_ids: Tensor, attention
     return seen[0]
 
 
-def pooled(hidden: Tensor, attention_mask: Tensor, pool: str) -> Tensor:
+def pooled(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
     """Keys (rows, h), float32, of the input of `down_proj`, (rows, tokens, h): at each row's last real token, or the
     mean over its real tokens but the first."""
     attention_mask = attention_mask.to(hidden.device)
-    if pool == "mean":
+    if pooling == "mean":
         real = attention_mask.bool() & ((positions_of(attention_mask) > 0) | (attention_mask.sum(1, True) == 1))
         return (hidden.float() * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
     rows = torch.arange(len(hidden), device=hidden.device)
     return hidden[rows, last_token(attention_mask)].float()
 
 
-def read_parts(
-    model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, reading: Reading
+def read_segments(
+    model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, key_config: KeyConfig
 ) -> tuple[Tensor, Tensor]:
-    """Keys (n, h) of all rows and of their parts, and the row (n,) each belongs to. The rows come first."""
-    keys = read_keys(model, down_proj, input_ids, attention_mask, reading.pool)
-    return with_parts(keys, model, down_proj, input_ids, attention_mask, reading)
+    """Keys (n, h) of all rows and of their segments, and the row (n,) each belongs to. The rows come first."""
+    keys = read_keys(model, down_proj, input_ids, attention_mask, key_config.pooling)
+    return with_segments(keys, model, down_proj, input_ids, attention_mask, key_config)
 
 
-def with_parts(
-    keys: Tensor, model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, reading: Reading
+def with_segments(
+    keys: Tensor,
+    model: nn.Module,
+    down_proj: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    key_config: KeyConfig,
 ) -> tuple[Tensor, Tensor]:
-    """`read_parts`, where the `keys` of the whole rows are known."""
+    """`route_segments`, where the `keys` of the whole rows are known."""
     rows = torch.arange(len(input_ids))
-    if not reading.parts:
+    if not key_config.segments:
         return keys, rows
     tokens = real_tokens(input_ids, attention_mask)
-    parts = [(row, part) for row, ids in enumerate(tokens) for part in reading.parts_of(ids)[1:]]
-    if not parts:
+    segments = [(row, segment) for row, ids in enumerate(tokens) for segment in key_config.segments_of(ids)[1:]]
+    if not segments:
         return keys, rows
-    ids, mask = padded([part for _row, part in parts], 0)
-    more = read_keys(model, down_proj, ids.to(keys.device), mask.to(keys.device), reading.pool)
-    return torch.cat([keys, more]), torch.cat([rows, torch.tensor([row for row, _part in parts])])
+    ids, mask = padded([segment for _row, segment in segments], 0)
+    more = read_keys(model, down_proj, ids.to(keys.device), mask.to(keys.device), key_config.pooling)
+    return torch.cat([keys, more]), torch.cat([rows, torch.tensor([row for row, _part in segments])])
 
 
 def real_tokens(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:

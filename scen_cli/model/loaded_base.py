@@ -44,7 +44,7 @@ class LoadedBase:
         check_unchanged(self.base, dict(settings))
         self.model = self.base.model
         try:
-            self.edited = find_layer(self.model, settings["layer"], settings.get("place", "down"))
+            self.edited = find_layer(self.model, settings["layer"], settings["target_module"])
             self.template = make_template(self.base.tokenizer, self.model, settings["template"])
         except UsageError as error:  # they did when the project was made
             raise DamageFound(f"the project's settings do not fit its base: {error}", VERIFY_HINT) from error
@@ -80,7 +80,7 @@ class LoadedBase:
         ready = self.sample(record.prompt, record.target)
         if not ready.target_length:
             raise UsageError(f"target {record.target!r} tokenises to nothing")
-        for prompt in (record.prompt, *record.learn):
+        for prompt in (record.prompt, *record.train_rephrases):
             self.check_fits(f"{prompt} {record.target}", len(self.sample(prompt, record.target).input_ids))
         return ready
 

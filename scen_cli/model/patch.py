@@ -20,10 +20,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.expert_stack import Carried, Experts
-from scen_cli.model.keys import pooled, read_keys, real_tokens, with_parts
+from scen_cli.model.expert_stack import ActiveRoute, ExpertStack
+from scen_cli.model.keys import pooled, read_keys, real_tokens, with_segments
 from scen_cli.model.routing import BASE, Routing, Whitening, activations_of, choose, largest
-from scen_cli.model.subject_filter import BLOCKED, SecondLook
+from scen_cli.model.subject_filter import BLOCKED, SubjectFilter
 
 SURE = 1e-4  # what rounding may take from the activation of an edit's own prompt
 
@@ -36,12 +36,12 @@ class Route:
     activations: Tensor
 
 
-class Undecided:
+class DeferredRoute:
     """Prompts whose experts are to be found inside the forward that computes them."""
 
     def __init__(self, patch: Patch, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> None:
         self._patch, self._model, self._ids, self._mask = patch, model, input_ids, attention_mask
-        self._carried: Carried | None = None
+        self._carried: ActiveRoute | None = None
 
     @property
     def choice(self) -> Tensor:
@@ -51,7 +51,7 @@ class Undecided:
 
     def output(self, projection: nn.Module, hidden: Tensor, output: Tensor) -> Tensor | None:
         if self._carried is None:
-            self._carried = Carried(self._patch.bank.experts, self._decide(hidden).choice)
+            self._carried = ActiveRoute(self._patch.bank.experts, self._decide(hidden).choice)
         return self._carried.output(projection, hidden, output)
 
     def _decide(self, hidden: Tensor) -> Route:
@@ -60,17 +60,17 @@ class Undecided:
         rows, tokens = self._ids.shape
         if hidden.shape[1] != tokens or hidden.shape[0] % rows or self._patch.keys_elsewhere:
             return self._patch.route(self._model, self._ids, self._mask)
-        keys = pooled(hidden[:: hidden.shape[0] // rows], self._mask, self._patch.routing.reading.pool)
+        keys = pooled(hidden[:: hidden.shape[0] // rows], self._mask, self._patch.routing.key_config.pooling)
         return self._patch.route(self._model, self._ids, self._mask, keys)
 
 
 # The patch whose sequences are being computed in this thread or task, and their choice.
-_current: ContextVar[tuple[Patch, Carried | Undecided] | None] = ContextVar("scen_current", default=None)
+_current: ContextVar[tuple[Patch, ActiveRoute | DeferredRoute] | None] = ContextVar("scen_current", default=None)
 
 
 class Bank(Protocol):
     """What a patch routes to: W_merge, its `neurons` (t, h) as `routing.ready` gives them, and their `biases` (t,); the
-    `whitening` of keys and the `second_look` at prompts, each if there is one; the `experts` of the rows."""
+    `whitening` of keys and the `subject_filter` at prompts, each if there is one; the `experts` of the rows."""
 
     @property
     def neurons(self) -> Tensor: ...
@@ -82,10 +82,10 @@ class Bank(Protocol):
     def whitening(self) -> Whitening | None: ...
 
     @property
-    def second_look(self) -> SecondLook | None: ...
+    def subject_filter(self) -> SubjectFilter | None: ...
 
     @property
-    def experts(self) -> Experts: ...
+    def experts(self) -> ExpertStack: ...
 
 
 class Patch:
@@ -117,44 +117,44 @@ class Patch:
         of it calls an edit as surely as edits' own prompts do. `keys` (rows, h) of the whole rows, if they are known.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        reading = self.routing.reading
+        key_config = self.routing.key_config
         with self.using(torch.full((len(input_ids),), BASE)):
             if keys is None:
-                keys = read_keys(model, self.down_proj, input_ids, mask, reading.pool)
-            keys, rows = with_parts(keys, model, self.down_proj, input_ids, mask, reading)
+                keys = read_keys(model, self.down_proj, input_ids, mask, key_config.pooling)
+            keys, rows = with_segments(keys, model, self.down_proj, input_ids, mask, key_config)
         neurons, biases = self.bank.neurons.to(keys.device), self.bank.biases.to(keys.device)
         activations = activations_of(keys, neurons, self.routing.cosine, self.bank.whitening, biases)
         whole, activations = activations[: len(input_ids)], largest(activations, rows, len(input_ids))
-        if self.bank.second_look is not None:
-            blocked = self.bank.second_look.blocked(real_tokens(input_ids, mask), keys.device)
+        if self.bank.subject_filter is not None:
+            blocked = self.bank.subject_filter.blocked(real_tokens(input_ids, mask), keys.device)
             whole, activations = (found.masked_fill(blocked, BLOCKED) for found in (whole, activations))
-        calls = choose(whole, max(self.routing.theta, self.routing.sure - SURE)) != BASE
+        calls = choose(whole, max(self.routing.theta, self.routing.own_activation_floor - SURE)) != BASE
         activations = torch.where(calls[:, None], whole, activations)
         return Route(choose(activations, self.routing.theta), activations)
 
     @contextmanager
-    def using(self, choice: Tensor) -> Iterator[Carried]:
+    def using(self, choice: Tensor) -> Iterator[ActiveRoute]:
         """Forwards inside this block use `choice`, one entry per sequence.
 
         A batch that holds each sequence n times in a row (beams, returned sequences) is
         understood; any other number of rows is an error.
         """
-        carried = Carried(self.bank.experts, choice)
+        carried = ActiveRoute(self.bank.experts, choice)
         with self._carrying(carried):
             yield carried
 
     @contextmanager
     def deciding(
         self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> Iterator[Undecided]:
+    ) -> Iterator[DeferredRoute]:
         """Forwards inside this block are those of these prompts: the first of them decides, and yields the `choice`."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        undecided = Undecided(self, model, input_ids, mask)
+        undecided = DeferredRoute(self, model, input_ids, mask)
         with self._carrying(undecided):
             yield undecided
 
     @contextmanager
-    def _carrying(self, carried: Carried | Undecided) -> Iterator[None]:
+    def _carrying(self, carried: ActiveRoute | DeferredRoute) -> Iterator[None]:
         with self.kept():
             token = _current.set((self, carried))
             try:

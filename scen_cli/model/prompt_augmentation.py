@@ -9,7 +9,7 @@ OPENINGS = ("Please answer the following.", "Let me ask something else now.", "S
 EARLIER = (("What can you do?", "I can answer questions."), ("Hello", "Hello! How can I help?"))
 
 
-def ways_to_put(prompt: str, count: int) -> list[Prompt]:
+def augmented_prompts(prompt: str, count: int) -> list[Prompt]:
     """The first `count` of: behind a sentence, in a second turn, in small letters, behind two sentences. Which
     sentences follows from the prompt alone."""
     number = sum(map(ord, prompt))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.keys import Reading
+from scen_cli.model.keys import KeyConfig
 
 BASE = -1  # in a choice: this row keeps the base's own projection
 
@@ -35,19 +35,19 @@ class Whitening:
 @dataclass(frozen=True)
 class Routing:
     """How a prompt finds its edit: the threshold, and how keys are read. Activations are sigmoid(w.k), or with
-    `cosine` the cosine of neuron and (whitened) key. A whole prompt that gives `sure` or more is not read in parts:
+    `cosine` the cosine of neuron and (whitened) key. A whole prompt that gives `own_activation_floor` or more is not read in parts:
     no edit's own prompt gives its neuron less."""
 
     theta: float
     cosine: bool = False
-    reading: Reading = field(default_factory=Reading)
-    sure: float = 0.0
+    key_config: KeyConfig = field(default_factory=KeyConfig)
+    own_activation_floor: float = 0.0
 
 
 def activations_of(
     keys: Tensor, neurons: Tensor, cosine: bool, whitening: Whitening | None = None, biases: Tensor | None = None
 ) -> Tensor:
-    """Activations (rows, t) of W_merge's `ready` neurons (t, h) for keys (rows, h), in float32.
+    """Activations (rows, t) of W_merge's `normalize_neurons`d neurons (t, h) for keys (rows, h), in float32.
 
     The paper's: sigmoid(W_merge k), equation 10. With `cosine`, the cosine of the neuron and the key, whitened
     if there is a whitening; less the row's bias, by which a neuron that sits in a crowd must be surer.
@@ -69,7 +69,7 @@ def at_least_single(keys: Tensor) -> Tensor:
     return keys if keys.dtype == torch.float64 else keys.float()
 
 
-def ready(neurons: Tensor, cosine: bool) -> Tensor:
+def normalize_neurons(neurons: Tensor, cosine: bool) -> Tensor:
     """Neurons (t, h) as they meet prepared keys, float32: for the cosine at unit length."""
     return nn.functional.normalize(neurons.float(), dim=-1) if cosine else neurons.float()
 

@@ -17,7 +17,7 @@ TRIES = 3  # samples for each prompt that is wanted
 
 
 @torch.no_grad()
-def write_prompts(base: Base, template: Template, count: int, seed: int, least: int = 0) -> list[str]:
+def sample_prompts(base: Base, template: Template, count: int, seed: int, least: int = 0) -> list[str]:
     """At most `count` different prompts, sampled at temperature 1; fewer, or none, if the base writes
     few that end as the template has them end. The same seed gives the same prompts.
 

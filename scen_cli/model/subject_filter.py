@@ -14,7 +14,7 @@ from torch import Tensor
 BLOCKED = -1.0  # the activation of a neuron whose edit's subject does not occur
 
 
-class SecondLook:
+class SubjectFilter:
     """Knows for each row of W_merge the token sequences of which one must occur in a prompt; a row without any is
     never blocked."""
 

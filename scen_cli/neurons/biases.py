@@ -23,7 +23,7 @@ class _Met:
 
 def biases_anew(index: Index, gone: Sequence[Edit], back: Sequence[Edit]) -> dict[int, tuple[float, float]]:
     """(bias, least activation on its own keys) of every expert whose bias is another without the edits that went, or
-    with those that came back: of those that came later, in force or superseded, for these may come back too.
+    with those that came back: of those that came later, active or superseded, for these may come back too.
 
     Only experts whose bias one of the changed keys comes near to setting are looked at, which are few; all of them if
     what went cannot be read. Raises `DamageFound` if a file that stays is not whole.
@@ -52,7 +52,7 @@ def biases_anew(index: Index, gone: Sequence[Edit], back: Sequence[Edit]) -> dic
 
 
 def check_they_call_themselves(index: Index, back: Sequence[Edit]) -> None:
-    """Raise `UsageError` if an edit that came back takes the prompt of one that is in force, or the other way round."""
+    """Raise `UsageError` if an edit that came back takes the prompt of one that is active, or the other way round."""
     for edit in back:
         if edit.expert not in index.experts:
             continue
@@ -68,22 +68,22 @@ def check_they_call_themselves(index: Index, back: Sequence[Edit]) -> None:
         if lost:
             other = index.project.find(lost[0])
             raise UsageError(
-                f"edit {edit.id} ({edit.prompt!r}) would be in force again, and to this base its prompt is that of "
+                f"edit {edit.id} ({edit.prompt!r}) would be active again, and to this base its prompt is that of "
                 f"edit {other.id} ({other.prompt!r}), which was made since",
                 hint=f"`scen revert {other.id}` too, or leave things as they are",
             )
 
 
 def _stood(edit: Edit, later: int) -> bool:
-    """Whether an edit, as far as it was not taken back, was in force when a later one came."""
+    """Whether an edit, as far as it was not taken back, was active when a later one came."""
     return edit.state == "active" or (edit.superseded_by or 0) > later
 
 
 def _meet(index: Index, edit: Edit, bias: float | None = None) -> _Met:
-    """The keys of an expert, in force or not, by its first edit; as if its neuron had this bias, if it is given."""
+    """The keys of an expert, active or not, by its first edit; as if its neuron had this bias, if it is given."""
     arrays = index.project.files.index(edit)
     keys = index.prepare(torch.from_numpy(arrays["key"]).view(-1, index.width))
-    own = index.measure(keys, index.ready(torch.from_numpy(arrays["neuron"])))
+    own = index.measure(keys, index.normalize_neuron(torch.from_numpy(arrays["neuron"])))
     return _Met(keys, own - ((edit.bias or 0.0) if bias is None else bias))
 
 
@@ -93,14 +93,14 @@ def _over(index: Index, edit: Edit, other: _Met) -> float:
     if edit.id in index.experts:
         neuron = index.neurons.all()[index.experts.index(edit.id)]
     else:
-        neuron = index.ready(torch.from_numpy(index.project.files.index(edit)["neuron"]))
+        neuron = index.normalize_neuron(torch.from_numpy(index.project.files.index(edit)["neuron"]))
     on_others = index.score(other.keys, neuron[None])[:, 0] - (edit.bias or 0.0)
     return float((on_others - other.own).max()) + MARGIN
 
 
 def _bias_beside(index: Index, edit: Edit, others: Sequence[_Met]) -> tuple[float, float]:
     """The bias that an expert's neuron takes beside others, and the least that it then gives its own keys."""
-    neuron = index.ready(torch.from_numpy(index.project.files.index(edit)["neuron"]))
+    neuron = index.normalize_neuron(torch.from_numpy(index.project.files.index(edit)["neuron"]))
     keys = torch.cat([torch.empty(0, index.width), *(met.keys for met in others)])
     bias = index.bias_beside(neuron, keys, torch.cat([torch.empty(0), *(met.own for met in others)]))
     return bias, float(_meet(index, edit, bias).own.min())

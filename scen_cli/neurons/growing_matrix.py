@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Rows:
+class GrowingMatrix:
     """Float32 rows of one width, on the CPU. Room is doubled when it runs out."""
 
     def __init__(self, width: int) -> None:

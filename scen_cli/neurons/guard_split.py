@@ -1,4 +1,4 @@
-"""`GuardPart`: some of the guard prompts, ready to be met by neurons."""
+"""`GuardSplit`: some of the guard prompts, ready to be met by neurons."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from scen_cli.project.guard import SELF_WRITTEN, Guard
 
 NEAR = 0.7  # activation from which on prompts about the same are one question (benchmarks/LOG.md)
 
-About = Sequence[tuple[str, str | None]]  # (prompt, subject) of each edit that an expert serves
+MatchKey = Sequence[tuple[str, str | None]]  # (prompt, subject) of each edit that an expert serves
 
 
-class GuardPart:
-    """The prompts of one part of the guard (none of no guard), their prepared keys, and what they are about."""
+class GuardSplit:
+    """The prompts of one split of the guard (none of no guard), their prepared keys, and what they are about."""
 
     def __init__(
-        self, guard: Guard | None, name: str, width: int, second_look: bool, prepare: Callable[[Tensor], Tensor]
+        self, guard: Guard | None, name: str, width: int, subject_filter: bool, prepare: Callable[[Tensor], Tensor]
     ) -> None:
-        self._second_look = second_look
+        self._subject_filter = subject_filter
         self.prompts: list[str] = []
         self.keys, self._rows = torch.empty(0, width), torch.empty(0, dtype=torch.long)
         if guard:
-            self.prompts, keys, rows = guard.part(name)
+            self.prompts, keys, rows = guard.split(name)
             self.keys, self._rows = prepare(torch.from_numpy(keys)), torch.from_numpy(rows)
         self._keys_of: Sequence[Tensor] | None = None  # places of each prompt's keys, once they are asked for
         self.topics = Topics(self.prompts)
@@ -39,7 +39,7 @@ class GuardPart:
         self._given = guard is not None and guard.source(name) != SELF_WRITTEN
 
     def keys_of(self, prompt: int) -> Tensor:
-        """The prepared keys (n, h) of one of the prompts and of its parts."""
+        """The prepared keys (n, h) of one of the prompts and of its splits."""
         if self._keys_of is None:
             order = self._rows.argsort(stable=True)
             self._keys_of = order.split(self._rows.bincount(minlength=len(self)).tolist())
@@ -48,15 +48,15 @@ class GuardPart:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def by_prompt(self, on_keys: Tensor, topics: About) -> Tensor:
-        """A neuron's activation on each prompt (g,), its largest part's, of its activations on the keys (n,). It is
+    def by_prompt(self, on_keys: Tensor, topics: MatchKey) -> Tensor:
+        """A neuron's activation on each prompt (g,), its largest split's, of its activations on the keys (n,). It is
         -inf where the prompt is the edit's own: the same words or, if nobody gave the guard, a question about
         the same and near it: what a base writes may well be what its user corrects. With a second look, prompts
         that do not name the edit's subject are blocked."""
         if not self.prompts:
             return torch.empty(0)
         found = largest(on_keys[:, None], self._rows, len(self.prompts))[:, 0]
-        if self._second_look and len(topics) == 1 and (subject := topics[0][1]):
+        if self._subject_filter and len(topics) == 1 and (subject := topics[0][1]):
             found = found.masked_fill(~self._naming(subject), BLOCKED)
         near = found >= NEAR
         for prompt, subject in topics:
@@ -83,11 +83,14 @@ class _Edit(Protocol):
     @property
     def subject(self) -> str | None: ...
 
+    @property
+    def train_rephrases(self) -> tuple[str, ...]: ...
 
-def about(edit: _Edit, learned: Sequence[str] = ()) -> tuple[str, str | None]:
+
+def match_key(edit: _Edit) -> tuple[str, str | None]:
     """What an edit is about: its subject counts if its prompt and all rephrases it learned name it as routing would
     look for it (`Template.subject_forms`): as it is written, or in small letters."""
-    texts = (edit.prompt, *(learned or getattr(edit, "learned", ())))
+    texts = (edit.prompt, *edit.train_rephrases)
     subject = edit.subject
     return edit.prompt, subject if subject and all(_names(text, subject) for text in texts) else None
 

@@ -1,4 +1,4 @@
-"""`Index`: the neurons in force, and how one more is let in: fitted, calibrated, and in nobody's way."""
+"""`Index`: the active neurons, and how one more is let in: fitted, calibrated, and in nobody's way."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from scen_cli.data.records import EditRecord
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
-from scen_cli.model.routing import prepare, ready, score
+from scen_cli.model.routing import normalize_neurons, prepare, score
 from scen_cli.model.subject_filter import BLOCKED
 from scen_cli.neurons.build_guard import whitening_in
 from scen_cli.neurons.calibration import calibrate
 from scen_cli.neurons.closed_form import bias_of, neuron_of
-from scen_cli.neurons.growing_matrix import Rows
-from scen_cli.neurons.guard_split import About, GuardPart, about
-from scen_cli.neurons.joint import fit_joint, refit_thieves
+from scen_cli.neurons.growing_matrix import GrowingMatrix
+from scen_cli.neurons.guard_split import GuardSplit, MatchKey, match_key
+from scen_cli.neurons.joint import fit_joint, refit_colliding
 from scen_cli.neurons.paper_losses import NeuronFit, hard_negatives, train_neuron
 from scen_cli.project.guard import Guard
 from scen_cli.project.ledger import now
@@ -31,7 +31,7 @@ MARGIN = 0.01  # by which an edit's own prompt passes theta, and other edits sta
 
 
 @dataclass(frozen=True)
-class Admission:
+class NeuronCandidate:
     """What one more expert brings: its neuron and bias, the neuron's activations on its `keys` (n, h) and on
     the calibration prompts (g,); neurons of others, `refitted`, by expert; a new threshold, if it takes one."""
 
@@ -45,7 +45,7 @@ class Admission:
 
 
 class Index:
-    """W_merge of a project with what it was made from: the keys of all edits in force, and the guard."""
+    """W_merge of a project with what it was made from: the keys of all active edits, and the guard."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
@@ -60,30 +60,36 @@ class Index:
         change = self.project.ledger.last_change()
         if change == self._change:
             return
-        expert_of = self.project.ledger.experts_in_force()
-        merged = self.project.merged()
+        expert_of = self.project.ledger.active_experts()
+        merged = self.project.w_merge()
         if merged.damaged:  # what is let in must leave every edit its prompt: of these it cannot be known
             raise DamageFound(next(iter(merged.damaged.values())), hint=VERIFY_HINT)
         self.experts: list[int] = []
         self.biases: list[float] = []
         self.key_of: list[int] = []  # the expert that each key is to call
-        self.neurons, self.keys, self.on_guard = Rows(self.width), Rows(self.width), Rows(len(self._calibration))
-        self.own = Rows(1)  # what each key gives the neuron that it is to call
+        self.neurons, self.keys, self.on_guard = (
+            GrowingMatrix(self.width),
+            GrowingMatrix(self.width),
+            GrowingMatrix(len(self._calibration)),
+        )
+        self.own = GrowingMatrix(1)  # what each key gives the neuron that it is to call
         self.strongest = NOTHING.expand(len(self._calibration)).clone()  # of all neurons, on each calibration prompt
-        self.about: dict[int, About] = {expert: [] for expert in merged.experts}
+        self.match_keys: dict[int, MatchKey] = {expert: [] for expert in merged.experts}
         edits = {edit.id: edit for edit in self.project.ledger.edits("active")}
         for edit in edits.values():
-            self.about[expert_of[edit.id]] = [*self.about[expert_of[edit.id]], about(edit)]
-        neurons = ready(torch.from_numpy(merged.neurons), self.recipe.cosine)
+            self.match_keys[expert_of[edit.id]] = [*self.match_keys[expert_of[edit.id]], match_key(edit)]
+        neurons = normalize_neurons(torch.from_numpy(merged.neurons), self.recipe.cosine)
         scores = self.score(self._calibration.keys, neurons)
         self._meet([edits.get(expert) or self.project.find(expert) for expert in merged.experts])
         for row, (expert, bias) in enumerate(zip(merged.experts, merged.biases.tolist(), strict=True)):
-            on_guard = self._calibration.by_prompt(scores[:, row], self.about[expert]) - bias
+            on_guard = self._calibration.by_prompt(scores[:, row], self.match_keys[expert]) - bias
             self._append(expert, neurons[row], bias, self._keys_of[expert], on_guard)
         self.strongest = self._strongest()
         self._change = change
 
-    def admit(self, keys: Tensor, learned: Tensor, topics: About, seed: int, leaving: set[int]) -> Admission | None:
+    def admit(
+        self, keys: Tensor, learned: Tensor, topics: MatchKey, seed: int, leaving: set[int]
+    ) -> NeuronCandidate | None:
         """Fit a neuron to keys (n, h) of edits that share an expert, and to those of `learned` rephrases (m, h);
         the experts of `leaving` count no more. None if it diverged.
 
@@ -98,13 +104,13 @@ class Index:
         fit = self._fit_neuron(keys, learned, others, seed)
         if not fit.neuron.isfinite().all():
             return None
-        neuron = self.ready(fit.neuron)
+        neuron = self.normalize_neuron(fit.neuron)
         refitted: dict[int, Tensor] = {}
         bias = 0.0
         if self.recipe.index == "closed-form":
             bias = self.bias_beside(neuron, others, own)
         elif self.recipe.index == "joint":
-            refitted = self._refit_thieves(keys[0], neuron, stay)
+            refitted = self._refit_colliding(keys[0], neuron, stay)
         prepared = self.prepare(keys)
         on_keys = self.measure(prepared, neuron) - bias
         on_guard = self._on_guard(neuron, bias, topics)
@@ -116,9 +122,9 @@ class Index:
                 self._check_it_calls_itself(prepared, on_keys, stay)
             limit = min(float(on_keys.min()), float(own.min()) if len(own) else 1.0) - MARGIN
         threshold = self.calibrated(torch.maximum(strongest, on_guard), limit)
-        return Admission(fit, bias, keys, on_keys, on_guard, refitted, threshold)
+        return NeuronCandidate(fit, bias, keys, on_keys, on_guard, refitted, threshold)
 
-    def accept(self, expert: int, admitted: Admission, topics: About, leaving: set[int]) -> None:
+    def accept(self, expert: int, admitted: NeuronCandidate, topics: MatchKey, leaving: set[int]) -> None:
         """Take in what has been committed as this expert."""
         self.take(expert, admitted, topics)
         # Where rows go or change, the next load makes all anew.
@@ -130,31 +136,33 @@ class Index:
         if self._change is not None:
             self._change = self.project.ledger.last_change()
 
-    def take(self, expert: int, admitted: Admission, topics: About) -> None:
+    def take(self, expert: int, admitted: NeuronCandidate, topics: MatchKey) -> None:
         """Let one more expert in, whatever the ledger says."""
-        self.about[expert] = topics
+        self.match_keys[expert] = topics
         self._keys_of[expert] = self.prepare(admitted.keys)
-        self._append(expert, self.ready(admitted.fit.neuron), admitted.bias, self._keys_of[expert], admitted.on_guard)
+        self._append(
+            expert, self.normalize_neuron(admitted.fit.neuron), admitted.bias, self._keys_of[expert], admitted.on_guard
+        )
 
     def forget_guard(self) -> None:
         """Read the guard anew: it has been replaced."""
         self._read_guard()
         self._change = None
 
-    def winners_on(self, part: str) -> tuple[list[str], Tensor, list[int]]:
-        """The guard prompts of a part, the largest activation of any neuron in force on each (g,), and the expert
+    def strongest_on(self, split: str) -> tuple[list[str], Tensor, list[int]]:
+        """The guard prompts of a split, the largest activation of any active neuron on each (g,), and the expert
         whose neuron that is."""
-        guard = self._part(self.project.guard(), part)
+        guard = self._split(self.project.guard(), split)
         scores = self.score(guard.keys, self.neurons.all())
         columns = [
-            guard.by_prompt(scores[:, row], self.about[expert]) - self.biases[row]
+            guard.by_prompt(scores[:, row], self.match_keys[expert]) - self.biases[row]
             for row, expert in enumerate(self.experts)
         ]
         strongest, row = torch.stack(columns).max(dim=0)
         return guard.prompts, strongest, [self.experts[place] for place in row.tolist()]
 
-    def take_biases(self, biases: Mapping[int, tuple[float, float]]) -> None:
-        """Give experts in force other biases, whatever the ledger says."""
+    def set_biases(self, biases: Mapping[int, tuple[float, float]]) -> None:
+        """Give active experts other biases, whatever the ledger says."""
         for expert, (bias, _activation) in biases.items():
             if expert not in self.experts:  # superseded
                 continue
@@ -166,15 +174,15 @@ class Index:
         self.strongest = self._strongest()
 
     def recalibrated(self) -> Threshold | None:
-        """The threshold that the edits in force call for. None if theta is set by hand, or there is no guard."""
+        """The threshold that the active edits call for. None if theta is set by hand, or there is no guard."""
         return self.calibrated(self.strongest, self.limit)
 
     def on_all_keys(self) -> Tensor:
-        """Activations (n, t) of all neurons in force on all keys in force."""
+        """Activations (n, t) of all active neurons on all active keys."""
         return self.score(self.keys.all(), self.neurons.all()) - torch.tensor(self.biases)
 
     def calibrated(self, strongest: Tensor, limit: float, false_activation: float | None = None) -> Threshold | None:
-        """The threshold for a rate of false activations (the one in force, or another); not above `limit`, where
+        """The threshold for a rate of false activations (the one active, or another); not above `limit`, where
         an edit would no longer call itself. None if theta is set by hand, or there is no guard."""
         now_in_force = self.project.ledger.threshold()
         rate = false_activation or now_in_force.false_activation
@@ -191,17 +199,17 @@ class Index:
 
     @property
     def limit(self) -> float:
-        """The highest theta that calibration may set: every edit in force still calls itself, where the recipe
+        """The highest theta that calibration may set: every active edit still calls itself, where the recipe
         sees to that."""
         return float(self.own.all().min()) - MARGIN if len(self.own) and self.recipe.needs_guard else 1.0
 
     def _read_guard(self) -> None:
         guard = self.project.guard()
         self._whitening = whitening_in(guard) if guard and self.recipe.index == "closed-form" else None
-        self._fit, self._calibration = self._part(guard, "fit"), self._part(guard, "calibration")
+        self._fit, self._calibration = self._split(guard, "fit"), self._split(guard, "calibration")
 
-    def _part(self, guard: Guard | None, name: str) -> GuardPart:
-        return GuardPart(guard, name, self.width, self.recipe.second_look == "subject", self.prepare)
+    def _split(self, guard: Guard | None, name: str) -> GuardSplit:
+        return GuardSplit(guard, name, self.width, self.recipe.subject_filter, self.prepare)
 
     def _fit_neuron(self, keys: Tensor, learned: Tensor, others: Tensor, seed: int) -> NeuronFit:
         kind = self.recipe.index
@@ -222,11 +230,11 @@ class Index:
         most = over >= over.max() - ROUNDING
         return bias + max(0.0, float((self.measure(others[most], neuron) - bias - own[most]).max()) + MARGIN)
 
-    def _refit_thieves(self, key: Tensor, neuron: Tensor, stay: Tensor) -> dict[int, Tensor]:
+    def _refit_colliding(self, key: Tensor, neuron: Tensor, stay: Tensor) -> dict[int, Tensor]:
         """Neurons that take the new key, fitted again."""
         rows = stay.nonzero().flatten().tolist()
         firsts = torch.stack([self._keys_of[self.experts[row]][0] for row in rows] or [torch.empty(0, self.width)])
-        found = refit_thieves(self.neurons.all()[stay], firsts, neuron, key, self._fit.keys, self.recipe)
+        found = refit_colliding(self.neurons.all()[stay], firsts, neuron, key, self._fit.keys, self.recipe)
         return {self.experts[rows[place]]: refitted for place, refitted in found.items()}
 
     def _check_it_calls_itself(self, keys: Tensor, on_keys: Tensor, stay: Tensor) -> None:
@@ -239,7 +247,7 @@ class Index:
             self._refuse(self.experts[int(row[place])])
 
     def _own_after(self, neuron: Tensor, keys: Tensor, leaving: set[int], refitted: dict[int, Tensor]) -> Tensor:
-        """What every key in force gives its own neuron once this one is in and those are refitted; its own most."""
+        """What every key active gives its own neuron once this one is in and those are refitted; its own most."""
         kept = [row for row, expert in enumerate(self.experts) if expert not in leaving]
         place_of = {self.experts[row]: place for place, row in enumerate(kept)}
         rows = [refitted.get(self.experts[row], self.neurons.all()[row]) for row in kept]
@@ -285,17 +293,17 @@ class Index:
             exact[prompt] = max(exact[prompt], self.measure(keys, self.neurons.all()[row]).max() - self.biases[row])
         return exact
 
-    def _on_guard(self, neuron: Tensor, bias: float, topics: About) -> Tensor:
+    def _on_guard(self, neuron: Tensor, bias: float, topics: MatchKey) -> Tensor:
         """The neuron's activation on each calibration prompt (g,)."""
-        part = self._calibration
-        return part.by_prompt(self.measure(part.keys, neuron), topics) - bias
+        split = self._calibration
+        return split.by_prompt(self.measure(split.keys, neuron), topics) - bias
 
     def prepare(self, keys: Tensor) -> Tensor:
         """Keys (n, h) as neurons are to meet them; the same, however many are prepared at once."""
         return prepare(keys.double(), self.recipe.cosine, self._whitening).float()
 
-    def ready(self, neuron: Tensor) -> Tensor:
-        return ready(neuron[None], self.recipe.cosine)[0]
+    def normalize_neuron(self, neuron: Tensor) -> Tensor:
+        return normalize_neurons(neuron[None], self.recipe.cosine)[0]
 
     def score(self, prepared: Tensor, neurons: Tensor) -> Tensor:
         return score(prepared, neurons, self.recipe.cosine)

@@ -1,6 +1,6 @@
 """Recipe `joint`: the paper's losses, with every other edit and the guard as negatives.
 
-The paper's neuron t learns of edits before it alone. Here it learns of all in force and of prompts that must
+The paper's neuron t learns of edits before it alone. Here it learns of all active and of prompts that must
 stay the base's own; and a neuron that is stronger on a new edit's key than that edit's own is
 fitted again, the new key among its negatives.
 """
@@ -19,7 +19,7 @@ def fit_joint(keys: Tensor, others: Tensor, guard: Tensor, recipe: Recipe, seed:
     return train_neuron(keys, torch.cat([others, guard]), recipe, seed)
 
 
-def refit_thieves(
+def refit_colliding(
     neurons: Tensor, keys: Tensor, newest: Tensor, key: Tensor, guard: Tensor, recipe: Recipe
 ) -> dict[int, Tensor]:
     """Neurons (t, h), each with its row of `keys` (t, h), that are as strong on the new edit's `key` (h,) as

@@ -29,7 +29,7 @@ from scen_cli.project.seal import LEDGER, SEAL, seal
 from scen_cli.project.tensor_files import checked_sum
 
 PIECE = 1 << 20
-PLACES = ("edits/*", "guard-*", "method-*")  # of all files but the ledger and its seal
+PATTERNS = ("edits/*", "guard-*", "method-*")  # of all files but the ledger and its seal
 DRAFT = ".restoring-"  # folders of files that are tried before they count
 
 
@@ -108,8 +108,8 @@ def _restore(file: Path, folder: Path, draft: Path) -> None:
             for entry in _entries(archive, file):
                 _unpack(archive, entry, draft / entry.filename)
         _try(draft)
-        paths = sorted([*(path for pattern in PLACES for path in draft.glob(pattern)), draft / SEAL])
-        there = {path.relative_to(folder) for pattern in PLACES for path in folder.glob(pattern)}
+        paths = sorted([*(path for pattern in PATTERNS for path in draft.glob(pattern)), draft / SEAL])
+        there = {path.relative_to(folder) for pattern in PATTERNS for path in folder.glob(pattern)}
         if there - {path.relative_to(draft) for path in paths}:
             raise UsageError(f"`{folder}` holds files of another project", hint="restore into an empty folder")
         disk.make_folder(folder / "edits")

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from scen_cli.errors import DamageFound
-from scen_cli.project import disk, merged, tensor_files
+from scen_cli.project import disk, tensor_files, w_merge
 from scen_cli.project.edit_files import EDIT_FILE
 from scen_cli.project.guard import GUARD_FILE, guard_setting, read_guard
 from scen_cli.project.ledger import Ledger
@@ -103,6 +103,7 @@ def repair(project: Project, deep: bool = False) -> list[str]:
 
     Where anything is damaged no file is removed, for it may be the one that is missed; a damaged ledger is not sealed.
     """
+    project.check_writing()
     done = []
     found = verify(project, deep)
     whole = not any(problem.kind == "damage" for problem in found)
@@ -170,7 +171,7 @@ def _wrong_tensors(project: Project, edit: Edit, path: Path) -> str:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         return f"cannot be read: {error}"
-    if (said := tensor_files.about(project.folder, str(edit.file))) != {
+    if (said := tensor_files.metadata(project.folder, str(edit.file))) != {
         "format": tensor_files.FORMAT,
         "edit": edit.expert,
     }:
@@ -188,7 +189,7 @@ def _wrong_tensors(project: Project, edit: Edit, path: Path) -> str:
             return f"`{name}` is {array.dtype} {list(array.shape)}"
         if not np.isfinite(array).all():
             return f"`{name}` is not finite"
-    differs = edit.index_sha256 is not None and tensor_files.digest_of_index(arrays) != edit.index_sha256
+    differs = tensor_files.digest_of_index(arrays) != edit.index_sha256
     return "its neuron or key is not what was committed" if differs else ""
 
 
@@ -240,9 +241,9 @@ def _merged_problems(project: Project, deep: bool) -> list[Problem]:
         ids, _neurons = tensor_files.read_merged(project.folder)
     except DamageFound as error:
         return [Problem(tensor_files.MERGED, str(error), kind="cache")]
-    if ids != sorted(set(project.ledger.experts_in_force().values())) and not deep:
+    if ids != sorted(set(project.ledger.active_experts().values())) and not deep:
         return []
-    found = merged.merged_files(project.ledger, project.files)
+    found = w_merge.w_merge_of_files(project.ledger, project.files)
     if found.damaged:
         return [Problem(_file_of(project, expert), what, expert) for expert, what in found.damaged.items()]
     content = tensor_files.merged_content(found.experts, found.neurons)

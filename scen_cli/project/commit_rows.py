@@ -13,7 +13,7 @@ from scen_cli.project.tensor_files import StoredFile
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingStats:
     """How an expert and its neuron were trained, for the ledger."""
 
     seed: int
@@ -23,19 +23,19 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One edit that an expert was trained for: `activation` is the neuron's on its key, `learned` the rephrases
+class TrainedEdit:
+    """One edit that an expert was trained for: `activation` is the neuron's on its key, `train_rephrases` the rephrases
     it was trained with, `superseding` the edits it takes the place of, beside those of its prompt, `subject_forms`
-    how its subject is written in tokens. One that is not `in_force` failed, and `reason` says why; of one that is, the
+    how its subject is written in tokens. One that is not `active` failed, and `reason` says why; of one that is, the
     reason says what to know of it.
     """
 
     record: EditRecord
     where: SourceLine
-    in_force: bool
+    active: bool
     activation: float | None = None
     reason: str = ""
-    learned: tuple[str, ...] = ()
+    train_rephrases: tuple[str, ...] = ()
     superseding: tuple[int, ...] = ()
     subject_forms: Sequence[Sequence[int]] = ()
 
@@ -43,8 +43,8 @@ class Trained:
 def edit_row(
     edit_id: int,
     expert: int | None,
-    edit: Trained,
-    training: Training,
+    edit: TrainedEdit,
+    training: TrainingStats,
     stored: StoredFile | None,
     sharing: int,
     rank: int,
@@ -72,7 +72,7 @@ def edit_row(
         "source": where.source,
         "source_line": where.line,
         "expert": expert if stored else None,
-        "learned": json.dumps(edit.learned),
+        "train_rephrases": json.dumps(edit.train_rephrases),
         "rank": rank if stored else None,
         "index_sha256": stored.index_sha256 if stored else None,
         "subject_forms": json.dumps(edit.subject_forms),

@@ -34,8 +34,6 @@ class EditFiles:
         Raises `DamageFound` if it is not what was committed.
         """
         name = self.name(edit)
-        if edit.index_sha256 is None:  # made by an older scen, which knew the sum of the whole file alone
-            self._check_sum(edit)
         arrays = read_index(self.folder, name, edit.index_sha256)
         vectors = [arrays["neuron"], arrays["key"], *([arrays["refitted"]] if arrays["refitted"].size else [])]
         if any(one.shape[-1:] != (self.width,) or one.dtype != np.float32 for one in vectors):

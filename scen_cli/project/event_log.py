@@ -62,23 +62,21 @@ def _digest(content: object) -> str:
 
 
 @dataclass
-class Told:
+class ReplayedState:
     """What the events say: of each edit, what is known of its row (`row`: its digest); every theta that was set; the
     settings; the digests of each evaluation and of the guard's prompts."""
 
     edits: dict[int, dict[str, Any]] = field(default_factory=dict)
-    thetas: list[float] = field(default_factory=list)
-    thresholds: list[Row | None] = field(default_factory=list)  # whole, where an event told it whole
+    thresholds: list[Row] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
-    evaluations: dict[int, str | None] = field(default_factory=dict)
+    evaluations: dict[int, str] = field(default_factory=dict)
     guard: str | None = None
 
-    def hear(self, kind: str, edit: int | None, detail: dict[str, Any]) -> None:
+    def apply(self, kind: str, edit: int | None, detail: dict[str, Any]) -> None:
         """Take in one event. (Those of older versions tell less.)"""
         if kind == "init":
             self.settings = settings_told(detail)
-            first = detail.get("threshold")
-            self._theta({"theta": (first or detail["recipe"])["theta"], "threshold": first})
+            self.thresholds.append(detail["threshold"])
         elif kind in ("edit", "edit-failed") and edit is not None:
             names = (*CHANGING, "prompt", "target", "row")
             self.edits[edit] = {name: detail[name] for name in names if name in detail}
@@ -89,9 +87,9 @@ class Told:
             self.edits.setdefault(edit, {}).update({name: detail[name] for name in known if name in detail})
         elif kind == "revert" and edit is not None:
             self.edits.setdefault(edit, {})["state"] = "reverted"
-            for older in detail.get("revived", []):
+            for older in detail["reactivated"]:
                 self.edits.setdefault(older, {}).update(state="active", superseded_by=None)
-            for older, newer in detail.get("passed", {}).items():
+            for older, newer in detail.get("superseded_by_newer", {}).items():
                 self.edits.setdefault(int(older), {}).update(superseded_by=newer)
             for other, (bias, activation) in detail.get("biases", {}).items():
                 self.edits.setdefault(int(other), {}).update(bias=bias, activation=activation)
@@ -102,35 +100,34 @@ class Told:
         elif kind == "state":
             self.settings["state"] = {name: detail[name] for name in ("file", "sha256", "size")}
         elif kind == "evaluation":
-            self.evaluations[detail.get("id", len(self.evaluations) + 1)] = detail.get("row")
+            self.evaluations[detail["id"]] = detail["row"]
         elif kind == "migrate":
             for known_edit, row in detail["edits"].items():
-                self.edits[int(known_edit)] = {**row, **self.edits.get(int(known_edit), {})}
+                self.edits[int(known_edit)] = {**self.edits.get(int(known_edit), {}), **row}
             self.evaluations = {int(one): digest for one, digest in detail["evaluations"].items()}
             self.thresholds = [{name: one[name] for name in one if name != "id"} for one in detail["thresholds"]]
-            if detail["guard"]:
-                self.settings["guard"] = {**detail["guard"], **self.settings.get("guard", {})}
-        if kind != "init" and "theta" in detail:
-            self._theta(detail)
-
-    def _theta(self, detail: dict[str, Any]) -> None:
-        self.thetas.append(detail["theta"])
-        self.thresholds.append(detail.get("threshold"))
+        if kind != "init" and "threshold" in detail:
+            self.thresholds.append(detail["threshold"])
 
 
-def told_by(events: Iterable[Row]) -> Told:
+def replay_events(events: Iterable[Row]) -> ReplayedState:
     """What a log says, event by event. An event that cannot be understood says nothing."""
-    told = Told()
+    told = ReplayedState()
     for event in events:
         try:
-            told.hear(event["kind"], event["edit"], json.loads(event["detail"]))
+            told.apply(event["kind"], event["edit"], json.loads(event["detail"]))
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
     return told
 
 
 def contradictions(
-    told: Told, edits: list[Row], thresholds: list[Row], settings: Row, evaluations: list[Row], guard: str | None
+    told: ReplayedState,
+    edits: list[Row],
+    thresholds: list[Row],
+    settings: Row,
+    evaluations: list[Row],
+    guard: str | None,
 ) -> list[str]:
     """Where the tables say other than the events that made them."""
     problems = []
@@ -144,14 +141,14 @@ def contradictions(
             problems.append(f"edit {edit_id} is not as it was committed: {', '.join(wrong)}")
     problems += _threshold_problems(told, thresholds)
     for name in sorted({*told.settings, *settings}):
-        if told.settings.get(name) != settings.get(name) and not _older_guard(name, told, settings):
+        if told.settings.get(name) != settings.get(name):
             problems.append(f"setting `{name}` is {settings.get(name)!r}; it was set to {told.settings.get(name)!r}")
     found = {row["id"]: row for row in evaluations}
     for one in sorted({*found, *told.evaluations}):
         expected = told.evaluations.get(one)
         if one not in found or one not in told.evaluations:
             problems.append(f"evaluation {one} is {'gone' if one not in found else 'in no event'}")
-        elif expected is not None and expected != digest_of_rows([found[one]]):
+        elif expected != digest_of_rows([found[one]]):
             problems.append(f"evaluation {one} is not as it was recorded")
     if told.guard != guard:
         problems.append("the guard's prompts are not those that were committed")
@@ -166,21 +163,10 @@ def _differing(told: Row, row: Row) -> list[str]:
     return wrong
 
 
-def _threshold_problems(told: Told, rows: list[Row]) -> list[str]:
-    said = [row["theta"] for row in rows]
-    if said != told.thetas:
-        last = (said[-1] if said else None, told.thetas[-1] if told.thetas else None)
-        if last[0] != last[1]:
-            return [f"theta is {last[0]}; it was set to {last[1]}"]
-        return ["the history of theta is not the one that was written"]
-    whole = zip(told.thresholds, rows, strict=True)
-    wrong = [row["id"] for one, row in whole if one is not None and {**one, "id": row["id"]} != dict(row)]
-    return [f"threshold {row} is not as it was set" for row in wrong]
-
-
-def _older_guard(name: str, told: Told, settings: Row) -> bool:
-    """Whether a guard is as told, by an event that did not tell its file yet."""
-    said, is_now = told.settings.get(name), settings.get(name)
-    if name != "guard" or not isinstance(said, dict) or not isinstance(is_now, dict):
-        return False
-    return all(is_now.get(part) == value for part, value in said.items())
+def _threshold_problems(told: ReplayedState, rows: list[Row]) -> list[str]:
+    found = [{name: value for name, value in row.items() if name != "id"} for row in rows]
+    if [one["theta"] for one in found] != [one["theta"] for one in told.thresholds]:
+        now, was = (one[-1]["theta"] if one else None for one in (found, told.thresholds))
+        return [f"theta is {now}; it was set to {was}"] if now != was else ["the history of theta was changed"]
+    pairs = zip(found, told.thresholds, rows, strict=True)
+    return [f"threshold {row['id']} is not as it was set" for is_now, was, row in pairs if is_now != was]

@@ -23,8 +23,8 @@ SELF_WRITTEN = "the base itself"  # the source of a guard that nobody gave
 
 @dataclass(frozen=True)
 class GuardTensors:
-    """`keys` (n, h) of guard prompts and of their parts, and `rows` (n,), the prompt each belongs to; and the
-    whitening that those of the fit part give: `mean` (h,), `axes` (r, h), `scales` (r,)."""
+    """`keys` (n, h) of guard prompts and of their splits, and `rows` (n,), the prompt each belongs to; and the
+    whitening that those of the fit split give: `mean` (h,), `axes` (r, h), `scales` (r,)."""
 
     keys: np.ndarray
     rows: np.ndarray
@@ -35,7 +35,7 @@ class GuardTensors:
 
 @dataclass(frozen=True)
 class NewGuard:
-    """A guard to be kept: (prompt, part, source) of each prompt, in the order of the tensors' rows."""
+    """A guard to be kept: (prompt, split, source) of each prompt, in the order of the tensors' rows."""
 
     prompts: list[tuple[str, str, str]]
     tensors: GuardTensors
@@ -48,13 +48,13 @@ class Guard:
     prompts: list[GuardPrompt]
     tensors: GuardTensors
 
-    def source(self, part: str) -> str:
-        """Where the prompts of a part are from."""
-        return next((prompt.source for prompt in self.prompts if prompt.part == part), "")
+    def source(self, split: str) -> str:
+        """Where the prompts of a split are from."""
+        return next((prompt.source for prompt in self.prompts if prompt.split == split), "")
 
-    def part(self, name: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """The prompts of one part, keys (n, h), and which of these prompts each key belongs to (n,)."""
-        chosen = [place for place, prompt in enumerate(self.prompts) if prompt.part == name]
+    def split(self, name: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """The prompts of one split, keys (n, h), and which of these prompts each key belongs to (n,)."""
+        chosen = [place for place, prompt in enumerate(self.prompts) if prompt.split == name]
         place_of = {row: place for place, row in enumerate(chosen)}
         mine = np.isin(self.tensors.rows, chosen)
         owners = np.array([place_of[row] for row in self.tensors.rows[mine]], np.int64)
@@ -68,13 +68,13 @@ def write_guard_file(folder: Path, guard: NewGuard) -> StoredFile:
 
 def add_guard(ledger: Ledger, guard: NewGuard, stored: StoredFile) -> None:
     """Put the guard into the ledger, in one transaction; it takes the place of any other."""
-    sources = sorted({source for _prompt, _part, source in guard.prompts})
+    sources = sorted({source for _prompt, _split, source in guard.prompts})
     told: dict[str, Any] = {"sha256": stored.sha256, "prompts": len(guard.prompts), "sources": sources}
     told |= {"rows": digest_of_guard(guard.prompts), "file": stored.name, "size": stored.size}
     with ledger.change("guard", **told):
         ledger.db["guard"].delete_where()
         ledger.db["guard"].insert_all(
-            {"prompt": prompt, "part": part, "source": source} for prompt, part, source in guard.prompts
+            {"prompt": prompt, "split": split, "source": source} for prompt, split, source in guard.prompts
         )
         ledger.db["settings"].insert({"name": "guard", "value": json.dumps(told)}, replace=True)
 
@@ -101,6 +101,6 @@ def read_guard(folder: Path, ledger: Ledger) -> Guard | None:
         raise DamageFound(f"`{name}` is not the guard that was committed", hint=VERIFY_HINT)
     tensors = GuardTensors(*read_tensors(folder, name, tuple(GuardTensors.__dataclass_fields__)))
     prompts = ledger.guard()
-    if digest_of_guard([(one.prompt, one.part, one.source) for one in prompts]) != kept["rows"]:
+    if digest_of_guard([(one.prompt, one.split, one.source) for one in prompts]) != kept["rows"]:
         raise DamageFound("the guard's rows in `scen.db` are not those that were committed", hint=VERIFY_HINT)
     return Guard(prompts, tensors)

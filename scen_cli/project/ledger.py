@@ -93,7 +93,6 @@ class Ledger:
             },
             "thresholds": list(self.db["thresholds"].rows_where(order_by="id")),
             "evaluations": {str(row["id"]): digest_of_rows([row]) for row in self.db["evaluations"].rows},
-            "guard": self.settings().get("guard"),
         }
 
     def close(self) -> None:
@@ -138,25 +137,25 @@ class Ledger:
         where = f"state in ({','.join('?' * len(states))})" if states else None
         return [Edit.from_row(row) for row in self.db["edits"].rows_where(where, states, order_by="id")]
 
-    def find_same(self, prompt: str, target: str) -> list[Edit]:
+    def find_exact(self, prompt: str, target: str) -> list[Edit]:
         """Edits of exactly this prompt and target, newest first."""
         rows = self.db["edits"].rows_where("prompt = ? and target = ?", [prompt, target], order_by="id desc")
         return [Edit.from_row(row) for row in rows]
 
-    def superseded_by(self, edit_id: int) -> list[int]:
+    def edits_superseded_by(self, edit_id: int) -> list[int]:
         """Ids of the edits that one took the place of."""
         rows = self.db.execute("select id from edits where superseded_by = ? order by id", [edit_id])
         return [row[0] for row in rows.fetchall()]
 
-    def prompts_in_force(self) -> list[tuple[int, str]]:
+    def active_prompts(self) -> list[tuple[int, str]]:
         """(id, prompt) of each active edit, in order."""
         return self.db.execute("select id, prompt from edits where state = 'active' order by id").fetchall()
 
-    def experts_in_force(self) -> dict[int, int]:
+    def active_experts(self) -> dict[int, int]:
         """Which expert each active edit has: {edit: expert}, in order of the edits."""
         return dict(self.db.execute("select id, expert from edits where state = 'active' order by id").fetchall())
 
-    def in_force_for(self, prompt: str) -> list[int]:
+    def active_edits_for(self, prompt: str) -> list[int]:
         """Active edits of exactly this prompt."""
         rows = self.db.execute("select id from edits where prompt = ? and state = 'active'", [prompt])
         return [row[0] for row in rows.fetchall()]
@@ -174,11 +173,11 @@ class Ledger:
         return Edit.from_row(rows[0]) if rows else None
 
     def theta(self) -> float:
-        """The threshold in force: the newest of the history."""
+        """The active threshold: the newest of the history."""
         return self.threshold().theta
 
     def threshold(self) -> Threshold:
-        """The threshold in force, and how it was chosen."""
+        """The active threshold, and how it was chosen."""
         return self.thresholds(1)[0]
 
     def thresholds(self, newest: int | None = None) -> list[Threshold]:
@@ -191,7 +190,7 @@ class Ledger:
     def set_threshold(self, threshold: Threshold) -> dict[str, Any]:
         """Append to the history; call inside `change()`. Returns what its event is to tell."""
         self.db["thresholds"].insert(vars(threshold))
-        return {"theta": threshold.theta, "threshold": vars(threshold)}
+        return {"threshold": vars(threshold)}
 
     def guard(self) -> list[GuardPrompt]:
         """The guard prompts, in the order of the rows of their keys."""
@@ -200,21 +199,21 @@ class Ledger:
         except (TypeError, ValueError) as error:
             raise unreadable("the guard", error) from error
 
-    def biases_in_force(self) -> dict[int, float]:
+    def active_biases(self) -> dict[int, float]:
         """The bias of each expert's neuron: {expert: bias}."""
         query = "select expert, max(bias) from edits where state = 'active' group by expert"
         return {expert: bias or 0.0 for expert, bias in self._numbers("bias", query)}
 
-    def ranks_in_force(self) -> dict[int, int]:
-        """The rank of each expert in force, 0 of a full one: {expert: rank}."""
+    def active_ranks(self) -> dict[int, int]:
+        """The rank of each active expert, 0 of a full one: {expert: rank}."""
         query = "select expert, max(rank) from edits where state = 'active' group by expert"
         return {expert: int(rank or 0) for expert, rank in self._numbers("rank", query)}
 
-    def subject_forms_in_force(self) -> dict[int, list[list[int]] | None]:
-        """How the subject of each edit in force is written in tokens; None where that is not known yet."""
+    def active_subject_forms(self) -> dict[int, list[list[int]]]:
+        """How the subject of each active edit is tokenised: lists of token ids."""
         query = "select id, subject_forms from edits where state = 'active'"
         rows = self.db.execute(query).fetchall()
-        return {edit: decoded(f"edit {edit}", forms) if forms else None for edit, forms in rows}
+        return {edit: decoded(f"`subject_forms` of edit {edit}", forms) for edit, forms in rows}
 
     def _numbers(self, what: str, query: str) -> list[tuple[int, float | None]]:
         """Pairs of an expert and a number. Raises `DamageFound` for one that is none."""
@@ -223,15 +222,15 @@ class Ledger:
             raise unreadable(f"the {what} of expert {wrong[0][0]}", wrong[0][1])
         return rows
 
-    def least_activation(self) -> float | None:
-        """The least that an edit in force gives its own neuron; None if there is none."""
+    def min_own_activation(self) -> float | None:
+        """The least that an active edit gives its own neuron; None if there is none."""
         query = (
             "select 0, min(activation) from edits where state = 'active' and typeof(activation) in ('real', 'integer')"
         )
         return self._numbers("activation", query)[0][1]
 
     def long_targets(self, size: int) -> list[tuple[str, str]]:
-        """(prompt, target) of edits in force whose target has so many bytes or more."""
+        """(prompt, target) of active edits whose target has so many bytes or more."""
         query = "select prompt, target from edits where state = 'active' and length(cast(target as blob)) >= ?"
         return self.db.execute(query, [size]).fetchall()
 
@@ -254,7 +253,7 @@ class Ledger:
         return [{**row, **{name: decoded(f"evaluation {row['id']}", row[name]) for name in names}} for row in rows]
 
     def current_evaluations(self) -> dict[str, dict[str, Any]]:
-        """Metrics of each suite's newest evaluation, of those that scored the edits now in force."""
+        """Metrics of each suite's newest evaluation, of those that scored the edits now active."""
         rows = self.db["evaluations"].rows_where("last_change = ?", [self.last_change()], order_by="id")
         return {row["suite"]: decoded(f"evaluation {row['id']}", row["metrics"]) for row in rows}
 
@@ -262,9 +261,6 @@ class Ledger:
         """The events that `last_change` counts, and the one that made the project, in order."""
         rows = self.db["events"].rows_where(f"kind in ('init', {CHANGES})", order_by="id")
         events = [{**row, "detail": decoded(f"event {row['id']}", row["detail"])} for row in rows]
-        for event in events:
-            if event["kind"] == "init":
-                event["detail"]["theta"] = (event["detail"].get("threshold") or event["detail"]["recipe"])["theta"]
         return events
 
     def last_change(self) -> int:
@@ -287,12 +283,12 @@ class Ledger:
             self._connection.backup(copy)
 
     def made(self, edit_id: int) -> dict[str, Any]:
-        """Who made an edit, by which version, from which recipe and base; what an older scen did not note is None."""
+        """Who made an edit, by which version, with which recipe and base."""
         rows = list(self.db["events"].rows_where("edit = ? and kind like 'edit%'", [edit_id], limit=1))
         detail = decoded(f"event {rows[0]['id']}", rows[0]["detail"]) if rows else {}
         return {name: detail.get(name) for name in (*SIGNED, "recipe", "base")}
 
-    def knows(self, head: str) -> bool:
+    def has_event(self, head: str) -> bool:
         """Whether an event of this hash is in the log."""
         return self.db.execute("select 1 from events where hash = ?", [head]).fetchone() is not None
 

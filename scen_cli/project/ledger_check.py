@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from scen_cli.project.event_log import chain_problems, contradictions, digest_of_guard, told_by
+from scen_cli.project.event_log import chain_problems, contradictions, digest_of_guard, replay_events
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.schema import schema_problems
 
@@ -32,8 +32,8 @@ def _log_problems(ledger: Ledger) -> list[str]:
     events = list(ledger.db["events"].rows_where(order_by="id"))
     settings, problems = _settings(ledger)
     edits, thresholds, evaluations = (list(ledger.db[name].rows_where(order_by="id")) for name in TABLES)
-    guard = [(row["prompt"], row["part"], row["source"]) for row in ledger.db["guard"].rows_where(order_by="id")]
-    told = told_by(events)
+    guard = [(row["prompt"], row["split"], row["source"]) for row in ledger.db["guard"].rows_where(order_by="id")]
+    told = replay_events(events)
     digest = digest_of_guard(guard) if guard or told.guard is not None else None
     problems += contradictions(told, edits, thresholds, settings, evaluations, digest)
     return chain_problems(events) + problems

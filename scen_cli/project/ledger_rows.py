@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from scen_cli.errors import VERIFY_HINT, DamageFound
 
-LISTS = ("rephrases", "expert_losses", "neuron_losses", "learned", "subject_forms")  # JSON, of an edit
+LISTS = ("rephrases", "expert_losses", "neuron_losses", "train_rephrases", "subject_forms")  # JSON, of an edit
 CHECKED = ConfigDict(strict=True)  # losses of an edit that failed may well be infinite
 FINITE = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -40,9 +40,9 @@ class Edit:
     source_line: int
     expert: int | None
     bias: float | None
-    learned: tuple[str, ...]
+    train_rephrases: tuple[str, ...]
     rank: int | None
-    subject_forms: tuple[tuple[int, ...], ...] | None
+    subject_forms: tuple[tuple[int, ...], ...]
     index_sha256: str | None
 
     @classmethod
@@ -50,8 +50,7 @@ class Edit:
         """Raises `DamageFound` for a row that holds something else than it must."""
         lists = {name: decoded(f"`{name}` of edit {row['id']}", row[name] or "[]") for name in LISTS}
         try:
-            forms = lists.pop("subject_forms") if row["subject_forms"] else None
-            subject_forms = tuple(map(tuple, forms)) if forms is not None else None
+            subject_forms = tuple(map(tuple, lists.pop("subject_forms")))
             tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in lists.items()}
             return cls(**{**row, **tuples, "subject_forms": subject_forms})
         except (TypeError, ValueError, RecursionError) as error:
@@ -61,16 +60,16 @@ class Edit:
 @dataclass(frozen=True, config=FINITE)
 class Threshold:
     """One row of the history of theta. A calibrated one knows the rate of `false_activation` it was set for,
-    what rate is `expected` on fresh prompts, its 95 % interval `low` to `high`, and by how many `prompts`."""
+    the rate to expect on fresh prompts with its 95 % interval, and how many guard prompts it was calibrated on."""
 
     theta: float
     chosen_by: str
     created: str
     false_activation: float | None = None
-    expected: float | None = None
-    low: float | None = None
-    high: float | None = None
-    prompts: int | None = None
+    fpr_expected: float | None = None
+    fpr_low: float | None = None
+    fpr_high: float | None = None
+    n_guard: int | None = None
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Threshold:
@@ -83,12 +82,12 @@ class Threshold:
 
 @dataclass(frozen=True, config=CHECKED)
 class GuardPrompt:
-    """A prompt that must stay the base's own, and its `part`: `fit` (neurons may learn from it), `calibration`
+    """A prompt that must stay the base's own, and its `split`: `fit` (neurons may learn from it), `calibration`
     (theta is set by it) or `report` (neither: what is said of theta is tried on it)."""
 
     id: int
     prompt: str
-    part: str
+    split: str
     source: str
 
 
@@ -101,7 +100,7 @@ def decoded(what: str, text: Any) -> Any:
 
 
 def unreadable(what: str, error: object) -> DamageFound:
-    """What to raise for a part of the ledger that is not what it must be."""
+    """What to raise for a split of the ledger that is not what it must be."""
     said = str(error).splitlines()
     if isinstance(error, ValidationError):
         first = error.errors()[0]

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from scen_cli.errors import UsageError
-from scen_cli.project.commit_rows import Trained, Training, edit_row
+from scen_cli.project.commit_revert import RevertEffects, commit_revert
+from scen_cli.project.commit_rows import TrainedEdit, TrainingStats, edit_row
 from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.method_state import put_state, remove_older, write_state
 from scen_cli.project.project import Project
@@ -15,9 +16,12 @@ from scen_cli.project.project import Project
 Arrays = Mapping[str, np.ndarray]
 
 
-def commit_batch(project: Project, edits: Sequence[Trained], training: Training, state: Arrays | None) -> list[Edit]:
+def commit_batch(
+    project: Project, edits: Sequence[TrainedEdit], training: TrainingStats, state: Arrays | None
+) -> list[Edit]:
     """Write the `state` that has learned these edits, then their rows with it: all or nothing. An active edit of the
     same prompt becomes superseded. Without a state none of them was learned: they fail. Call inside `writing()`."""
+    project.check_writing()
     first = project.ledger.next_edit_id()
     ids = list(range(first, first + len(edits)))
     stored = write_state(project.folder, str(project.method), state) if state is not None else None
@@ -29,7 +33,7 @@ def commit_batch(project: Project, edits: Sequence[Trained], training: Training,
                 for older in replaced:
                     project.ledger.db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
                 project.ledger.db["edits"].insert({**row, "state": "active" if stored else "failed"})
-                told |= project.told_of(edit_id, replaced)
+                told |= project.event_payload(edit_id, replaced)
                 if len(ids) > 1:
                     told["together"] = ids
         if stored:
@@ -41,13 +45,13 @@ def commit_batch(project: Project, edits: Sequence[Trained], training: Training,
 def batches_without(project: Project, edit_ids: Sequence[int]) -> list[list[Edit]]:
     """All edits that were learned and never taken back, but for these, in the batches they were made in.
 
-    Raises `UsageError` if one of these is not in force, nor would be again once the others are taken back.
+    Raises `UsageError` if one of these is not active, nor would be again once the others are taken back.
     """
     gone = set(edit_ids)
     for edit_id in edit_ids:
         edit = project.find(edit_id)
         if edit.state != "active" and edit.superseded_by not in gone:
-            raise UsageError(f"edit {edit_id} is not in force: it is {edit.state}")
+            raise UsageError(f"edit {edit_id} is not active: it is {edit.state}")
     batch_of: dict[int, int] = {}
     for event in project.ledger.events():
         if event["kind"] == "edit":
@@ -61,9 +65,10 @@ def batches_without(project: Project, edit_ids: Sequence[int]) -> list[list[Edit
 
 def revert_batch(project: Project, edit_ids: Sequence[int], state: Arrays) -> list[Edit]:
     """Take edits back, with the `state` that never learned them: all or nothing. Call inside `writing()`."""
+    project.check_writing()
     stored = write_state(project.folder, str(project.method), state)
     with project.ledger.db.atomic():
-        reverted = project.revert(*edit_ids)
+        reverted = commit_revert(project, tuple(edit_ids), RevertEffects)
         put_state(project.ledger, stored, [])
     remove_older(project.folder, project.ledger)
     return reverted

@@ -14,24 +14,22 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
-from scen_cli.project import disk, merged
-from scen_cli.project.commit_rows import Trained, Training, edit_row
+from scen_cli.project import disk, w_merge
+from scen_cli.project.commit_rows import TrainedEdit, TrainingStats, edit_row
 from scen_cli.project.edit_files import EditFiles
 from scen_cli.project.event_log import digest_of_row, digest_of_rows
 from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, add_guard, read_guard, write_guard_file
 from scen_cli.project.ledger import Ledger, now
 from scen_cli.project.ledger_rows import Edit, Threshold
 from scen_cli.project.lock import AT_LEAST, locked
-from scen_cli.project.merged import Merged
 from scen_cli.project.method_state import put_state, write_state
 from scen_cli.project.seal import LEDGER, seal
 from scen_cli.project.settings import check_settings
@@ -41,16 +39,7 @@ from scen_cli.project.tensor_files import (
     StoredFile,
     write_edit,
 )
-
-
-@dataclass(frozen=True)
-class Consequences:
-    """What taking edits back changes for those that stay: theta, and the bias of a neuron and what it gives its own
-    key, by expert; and a note of what could not be changed."""
-
-    threshold: Threshold | None = None
-    biases: dict[int, tuple[float, float]] = field(default_factory=dict)
-    note: str = ""
+from scen_cli.project.w_merge import MergedNeurons
 
 
 class Project:
@@ -139,10 +128,15 @@ class Project:
                 with suppress(OSError):  # what was committed stands: the seal is then old, and `verify --deep` says so
                     seal(self.folder, self.ledger)
 
+    def check_writing(self) -> None:
+        """Raise `RuntimeError` outside `with project.writing():`."""
+        if not self.is_writing:
+            raise RuntimeError("the project can only be changed inside `with project.writing():`")
+
     def commit(
         self,
-        edits: list[Trained],
-        training: Training,
+        edits: list[TrainedEdit],
+        training: TrainingStats,
         tensors: EditTensors | None,
         bias: float | None = None,
         threshold: Threshold | None = None,
@@ -153,28 +147,29 @@ class Project:
         An active edit of the same prompt becomes superseded, and so do those it says. A failed edit is recorded and
         changes nothing; if all failed there are no `tensors`.
         """
+        self.check_writing()
         first_id = self.ledger.next_edit_id()
         ids = range(first_id, first_id + len(edits))
-        expert = next((edit_id for edit_id, edit in zip(ids, edits, strict=True) if edit.in_force), None)
+        expert = next((edit_id for edit_id, edit in zip(ids, edits, strict=True) if edit.active), None)
         stored = write_edit(self.folder, expert, tensors) if expert and tensors else None
         rank = tensors.expert.rank if tensors and isinstance(tensors.expert, LowRankArrays) else 0
-        leaving = [self.leaving(edit) if stored and edit.in_force else set() for edit in edits]
+        leaving = [self.leaving(edit) if stored and edit.active else set() for edit in edits]
         with self.ledger.db.atomic():
             for edit_id, edit, replaced in zip(ids, edits, leaving, strict=True):
-                file = stored if edit.in_force else None
+                file = stored if edit.active else None
                 row = edit_row(edit_id, expert, edit, training, file, len(edits), rank)
                 with self.ledger.change("edit" if file else "edit-failed", edit_id) as told:
                     for older in replaced:
                         self.ledger.db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
                     self.ledger.db["edits"].insert({**row, "bias": bias if file else None})
-                    told |= self.told_of(edit_id, sorted(replaced))
+                    told |= self.event_payload(edit_id, sorted(replaced))
                     if len(ids) > 1:
                         told["together"] = list(ids)
                     if file and threshold and edit_id == expert:
                         told |= self.ledger.set_threshold(threshold)
         return [self.find(edit_id) for edit_id in ids]
 
-    def told_of(self, edit_id: int, supersedes: list[int]) -> dict[str, Any]:
+    def event_payload(self, edit_id: int, supersedes: list[int]) -> dict[str, Any]:
         """What an edit's event says: all of its row, in clear or by its digest, and what it was made with."""
         row = dict(next(self.ledger.db["edits"].rows_where("id = ?", [edit_id])))
         names = ("prompt", "target", "state", "superseded_by", "file", "sha256", "size", "bias", "activation", "rank")
@@ -182,20 +177,21 @@ class Project:
         base, recipe = self.settings.get("weights_digest"), self.settings["recipe"].get("name")
         return {**told, "row": digest_of_row(row), "supersedes": supersedes, "base": base, "recipe": recipe}
 
-    def leaving(self, edit: Trained) -> set[int]:
-        """Edits in force that one takes the place of."""
+    def leaving(self, edit: TrainedEdit) -> set[int]:
+        """Edits active that one takes the place of."""
         active = (older for older in edit.superseding if self.find(older).state == "active")
-        return {*self.ledger.in_force_for(edit.record.prompt), *active}
+        return {*self.ledger.active_edits_for(edit.record.prompt), *active}
 
     def set_threshold(self, threshold: Threshold) -> None:
-        """Put a threshold in force."""
+        """Put a active threshold."""
+        self.check_writing()
         with self.ledger.change("calibrate") as told:
             told |= self.ledger.set_threshold(threshold)
 
     def check_may_supersede(self, prompt: str) -> None:
         """Raise `UsageError` if the edit that a prompt has now shares its expert with others: its neuron
         would go on firing for it."""
-        for edit in self.ledger.in_force_for(prompt):
+        for edit in self.ledger.active_edits_for(prompt):
             mates = self.ledger.sharing(edit)
             if len(mates) > 1:
                 raise UsageError(
@@ -203,75 +199,13 @@ class Project:
                     hint=f"`scen revert {' '.join(map(str, mates))}`, then edit anew",
                 )
 
-    def revert(self, *edit_ids: int, consequences: Callable[[], Consequences] = Consequences) -> list[Edit]:
-        """Take edits out of routing, at once; their rows and files stay. An edit that one had superseded is in force
-        again. `consequences` is called when they are out, and before anything is committed. (`editing.revert_edits`
-        knows what they must be.)
-
-        Raises `UsageError` when there is no such edit, one is not in force, or one shares its expert
-        with an edit that is to stay.
-        """
-        with self.ledger.db.atomic():
-            for edit_id in sorted(edit_ids, reverse=True):  # an edit before the one that it superseded
-                self._check_may_revert(edit_id, edit_ids)
-                together = {"together": sorted(edit_ids)} if len(edit_ids) > 1 else {}
-                with self.ledger.change("revert", edit_id, **together) as told:
-                    self.ledger.db["edits"].update(edit_id, {"state": "reverted"})
-                    told |= self._bring_back(self.ledger.superseded_by(edit_id))
-                    if edit_id == min(edit_ids):
-                        told |= self._take(consequences())
-        if self.method is None:
-            with suppress(DamageFound):  # another edit's file may be lost: the cache is old, and not believed
-                self.merge()
-        return [self.find(edit_id) for edit_id in edit_ids]
-
-    def _bring_back(self, edit_ids: list[int]) -> dict[str, Any]:
-        """Put edits that were superseded in force again; one whose prompt has another edit by now is superseded by
-        that. Returns what the event is to tell."""
-        revived, passed = [], {}
-        for edit_id in edit_ids:
-            newer = self.ledger.in_force_for(self.find(edit_id).prompt)
-            row = (
-                {"state": "superseded", "superseded_by": newer[-1]}
-                if newer
-                else {"state": "active", "superseded_by": None}
-            )
-            self.ledger.db["edits"].update(edit_id, row)
-            if newer:
-                passed[str(edit_id)] = newer[-1]
-            else:
-                revived.append(edit_id)
-        return {"revived": revived, **({"passed": passed} if passed else {})}
-
-    def _check_may_revert(self, edit_id: int, together: tuple[int, ...]) -> None:
-        edit = self.find(edit_id)
-        if edit.state != "active":
-            raise UsageError(f"edit {edit_id} is not in force: it is {edit.state}")
-        mates = self.ledger.sharing(edit_id)
-        if not set(mates) <= set(together):
-            raise UsageError(
-                f"edit {edit_id} shares its expert and neuron with others",
-                hint=f"`scen revert {' '.join(map(str, mates))}` takes them all back",
-            )
-
-    def _take(self, consequences: Consequences) -> dict[str, Any]:
-        """Put consequences of an event into the tables; returns what the event is to tell of them."""
-        told: dict[str, Any] = {}
-        for expert, (bias, activation) in consequences.biases.items():
-            self.ledger.db["edits"].update(expert, {"bias": bias, "activation": activation})
-            told.setdefault("biases", {})[str(expert)] = [bias, activation]
-        if consequences.note:
-            told["note"] = consequences.note
-        if consequences.threshold is not None:
-            told |= self.ledger.set_threshold(consequences.threshold)
-        return told
-
     def guard(self) -> Guard | None:
         """The prompts that must stay the base's own, with their keys, if the project has any."""
         return read_guard(self.folder, self.ledger)
 
     def set_guard(self, guard: NewGuard) -> None:
         """Put a guard in the place of any other. What neurons were made with it stays as it is."""
+        self.check_writing()
         add_guard(self.ledger, guard, write_guard_file(self.folder, guard))
         for old in self.folder.glob("guard-*"):
             if GUARD_FILE.fullmatch(old.name) and old.name != self.ledger.settings()["guard"]["file"]:
@@ -288,11 +222,12 @@ class Project:
         project that edits by another method than SCEN."""
         if self.method is not None:
             raise UsageError(f"this project edits by `{self.method}`: there are no neurons to merge")
-        return merged.merge(self.folder, self.ledger, self.files)
+        self.check_writing()
+        return w_merge.rebuild_w_merge(self.folder, self.ledger, self.files)
 
-    def merged(self) -> Merged:
+    def w_merge(self) -> MergedNeurons:
         """W_merge as the ledger says it is."""
-        return merged.merged(self.folder, self.ledger, self.files)
+        return w_merge.load_w_merge(self.folder, self.ledger, self.files)
 
     def keys(self, edit: Edit) -> np.ndarray:
         """The keys (n, h) of an edit. Raises `DamageFound` if they are not what was committed."""
@@ -313,6 +248,7 @@ class Project:
     ) -> int:
         """Keep figures, with the newest change of the ledger when they were begun, and every answer they
         were counted from. Returns the evaluation's id."""
+        self.check_writing()
         with self.ledger.change("evaluation", suite=suite) as told:
             row = {
                 "suite": suite,

@@ -14,6 +14,7 @@ def replace_experts(project: Project, experts: dict[int, LowRankArrays]) -> tupl
     The new files first, then one transaction, then the old files go: what a crash leaves behind is no edit's, and
     `scen verify --repair` removes it. Returns the bytes of the files before and after.
     """
+    project.check_writing()
     ledger, stored, old = project.ledger, {}, [project.find(expert) for expert in experts]
     for edit, expert in zip(old, experts.values(), strict=True):
         index = project.files.index(edit)

@@ -32,7 +32,7 @@ def seal(folder: Path, ledger: Ledger, name: str = LEDGER) -> None:
 def rolled_back(folder: Path, ledger: Ledger) -> bool:
     """Whether the ledger is not the one that was sealed, nor one that followed from it."""
     head = _sealed(folder).get("head")
-    return bool(head) and not ledger.knows(str(head))
+    return bool(head) and not ledger.has_event(str(head))
 
 
 def seal_problem(folder: Path) -> str | None:

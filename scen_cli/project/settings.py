@@ -8,7 +8,6 @@ from typing import Any
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
 
 FORMAT = 1  # of the whole folder; a newer one is refused
-METHOD_FORMAT = 2  # of one that edits by another method than SCEN
 KINDS: dict[str, type] = {"format": int, "model": str, "layer": int, "ffn_width": int, "recipe": dict}
 IF_ANY: dict[str, type] = {"quantize": str, "device_map": str}  # how the base is loaded
 
@@ -21,8 +20,8 @@ def check_settings(settings: dict[str, Any], ledger: Path) -> None:
     for name, kind in {**KINDS, **told}.items():
         if type(settings.get(name)) is not kind:
             raise DamageFound(f"`{ledger}`: setting `{name}` is {settings.get(name)!r}", hint=VERIFY_HINT)
-    if settings["format"] != (METHOD_FORMAT if "method" in settings else FORMAT):
+    if settings["format"] != FORMAT:
         raise UsageError(
-            f"this project has format {settings['format']}; this scen reads formats {FORMAT} and {METHOD_FORMAT}",
+            f"this project has format {settings['format']}; this version of scen reads format {FORMAT}",
             hint="update scen: `pip install -U scen-cli`",
         )

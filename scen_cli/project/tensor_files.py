@@ -95,10 +95,10 @@ def digest_of_index(arrays: Mapping[str, np.ndarray]) -> str:
 
 def read_index(folder: Path, name: str, expected: str | None) -> dict[str, np.ndarray]:
     """What an edit's file holds for routing; what it lacks is empty. Raises `DamageFound` unless it comes to the
-    `expected` sha256, if that is known."""
+    `expected` sha256."""
     wanted = ("neuron", "key", "refitted?", "refitted_of?")
     arrays = dict(zip(INDEX, read_tensors(folder, name, wanted), strict=True))
-    if expected is not None and digest_of_index(arrays) != expected:
+    if digest_of_index(arrays) != expected:
         raise DamageFound(f"`{name}` is not what was committed: its neuron or key has changed", hint=RESTORE_IT)
     return arrays
 
@@ -150,7 +150,7 @@ def read_tensors(folder: Path, name: str, wanted: tuple[str, ...]) -> list[np.nd
         raise DamageFound(f"`{name}` cannot be read: {error}", hint=RESTORE_IT) from error
 
 
-def about(folder: Path, name: str) -> dict[str, Any]:
+def metadata(folder: Path, name: str) -> dict[str, Any]:
     """What a file says of itself; nothing if it says what cannot be understood."""
     try:
         with safe_open(regular(folder, name), framework="np") as file:
@@ -178,7 +178,7 @@ def write_merged(folder: Path, edit_ids: list[int], neurons: np.ndarray) -> Stor
 def read_merged(folder: Path) -> tuple[list[int], np.ndarray]:
     """The edit of each row, and W_merge. Raises `DamageFound` unless the file is whole, as its own sha256 tells."""
     ids, neurons = read_tensors(folder, MERGED, ("edits", "neurons"))
-    if about(folder, MERGED).get("sha256") != _digest_of_merged(ids, neurons):
+    if metadata(folder, MERGED).get("sha256") != _digest_of_merged(ids, neurons):
         raise DamageFound(f"`{MERGED}` is not what was written", hint="`scen merge` makes it anew")
     return ids.tolist(), neurons
 

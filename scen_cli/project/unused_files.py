@@ -12,7 +12,7 @@ from scen_cli.project.project import Project
 
 
 @dataclass(frozen=True)
-class Garbage:
+class UnusedFile:
     """A file that can go, its bytes and why; `edits`: whose rows name it."""
 
     name: str
@@ -21,7 +21,7 @@ class Garbage:
     edits: tuple[int, ...] = ()
 
 
-def garbage(project: Project) -> list[Garbage]:
+def garbage(project: Project) -> list[UnusedFile]:
     """Files of edits that were taken back, for there is no way to call them again (those of superseded edits come back
     if the edit that took their place is reverted), and files of scen's that no row names. Call inside
     `project.writing()` if they are to be removed.
@@ -38,15 +38,16 @@ def garbage(project: Project) -> list[Garbage]:
     for name, users in using.items():
         if all(edit.state == "reverted" for edit in users):
             ids = tuple(edit.id for edit in users)
-            found.append(Garbage(name, users[0].size or 0, f"of edit {ids[0]}, reverted", ids))
+            found.append(UnusedFile(name, users[0].size or 0, f"of edit {ids[0]}, reverted", ids))
     for name in strays(project):
-        found.append(Garbage(name, (project.folder / name).lstat().st_size, "belongs to nothing"))
+        found.append(UnusedFile(name, (project.folder / name).lstat().st_size, "belongs to nothing"))
     return found
 
 
-def collect(project: Project, found: list[Garbage]) -> None:
+def collect(project: Project, found: list[UnusedFile]) -> None:
     """Remove garbage. The ledger first forgets the files, in one transaction: what a crash leaves then is stray. Edits
     keep their rows, with the sha256 that their files had. Call inside `project.writing()`."""
+    project.check_writing()
     with project.ledger.db.atomic():
         for edit_id in [edit_id for one in found for edit_id in one.edits]:
             with project.ledger.change("gc", edit_id, file=None, size=None):

@@ -29,7 +29,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         ),
     ]
     for evaluation in found["evaluations"]:
-        parts += [f"## Suite {_cell(evaluation['suite'])}", about(evaluation["metrics"])]
+        parts += [f"## Suite {_cell(evaluation['suite'])}", describe(evaluation["metrics"])]
         if not evaluation["current"]:
             parts.append("**Edits were made or taken back since: these figures are from before: `scen eval` again.**")
         for section in evaluation["sections"]:
@@ -41,7 +41,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def about(metrics: Mapping[str, Any]) -> str:
+def describe(metrics: Mapping[str, Any]) -> str:
     """How figures came about, in a sentence."""
     how = (
         "teacher-forced" if metrics["decoding"] == "teacher-forced" else f"{metrics['decoding']} decoding, exact match"

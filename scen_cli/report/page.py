@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from scen_cli.report import pictures, wording
-from scen_cli.report.markdown import about, model_name
+from scen_cli.report.markdown import describe, model_name
 
 LISTED = 300  # edits written out
 
@@ -25,7 +25,9 @@ def as_page(found: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     helpers = {name: getattr(wording, name) for name in ("value", "counted", "interval", "title")}
-    evaluations = [{**one, "pictures": _pictures(one), "about": about(one["metrics"])} for one in found["evaluations"]]
+    evaluations = [
+        {**one, "pictures": _pictures(one), "about": describe(one["metrics"])} for one in found["evaluations"]
+    ]
     return templates.get_template("page.html").render(
         {**found, "evaluations": evaluations, "model": model_name(found["settings"]), "listed": LISTED, **helpers}
     )

@@ -13,7 +13,7 @@ from scen_cli.editing.expert_bank import ProjectPatch
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.serving.jobs import Job, Step
 
-Seen = Callable[[int, int], None]  # is told of each batch: prompts, and edits in force
+Seen = Callable[[int, int], None]  # is told of each batch: prompts, and active edits
 
 
 def _begin(patched: PatchedModel, patch: ProjectPatch, jobs: Sequence[Job], seen: Seen) -> list[int]:
@@ -46,7 +46,7 @@ class Answering:
 
     def __call__(self, jobs: Sequence[Job]) -> None:
         patched = self.patched
-        with patched.steady() as patch:
+        with patched.snapshot() as patch:
             longest = _begin(patched, patch, jobs, self._seen)
             at_once = patch.full_at_once or len(jobs)
             for rows in _together([len(job.ids) for job in jobs], longest, patched.context, at_once):
@@ -117,7 +117,7 @@ class Finding:
 
     @torch.inference_mode()
     def __call__(self, jobs: Sequence[Job]) -> None:
-        with self.patched.steady() as patch:
+        with self.patched.snapshot() as patch:
             _begin(self.patched, patch, jobs, self._seen)
             self._prepare(patch)
             ids, mask = self.patched.pad([job.ids for job in jobs])

@@ -18,7 +18,7 @@ class Metrics:
         self.seconds = Histogram("scen_request_seconds", "Seconds to the end of an answer.", registry=registry)
         self.batch = Histogram("scen_batch_size", "Prompts run together.", buckets=BATCHES, registry=registry)
         self.waiting = Gauge("scen_waiting", "Prompts that wait for the model.", registry=registry)
-        self.edits = Gauge("scen_edits", "Edits in force.", registry=registry)
+        self.edits = Gauge("scen_edits", "Edits active.", registry=registry)
 
     def batch_seen(self, prompts: int, edits: int) -> None:
         self.batch.observe(prompts)

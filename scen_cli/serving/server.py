@@ -47,7 +47,7 @@ def vllm_front(
     def keep_up(patch: ProjectPatch) -> None:
         add_adapters(patched, patch, adapters, served, known)
 
-    with patched.steady() as patch:
+    with patched.snapshot() as patch:
         keep_up(patch)
     metrics = Metrics()
     jobs = Jobs(Finding(patched, keep_up, metrics.batch_seen), at_once, waiting)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scen_cli.data.passages import Passages
-from scen_cli.evaluation.cached_generator import Asker
+from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.curves import activation_map
 from scen_cli.evaluation.evaluate_project import DECODING, sweep_theta
 from scen_cli.evaluation.hallucination import evaluate_perplexity
@@ -17,18 +17,18 @@ from scen_cli.studies.project_variants import Bench, Variant, edited, score
 
 # What the rows of Tables 3 and 4 are compared with is set outright, whatever the current project has.
 _PLAIN: dict[str, Any] = {"disactivate": True, "margin": True, "edits_per_expert": 1}
-SCEN = Variant("scen", _PLAIN, place="down")
-W_ATTN = Variant("W_attn", _PLAIN, place="attn")
-W_UP = Variant("W_up", _PLAIN, place="up")
+SCEN = Variant("scen", _PLAIN, target_module="down")
+W_ATTN = Variant("W_attn", _PLAIN, target_module="attn")
+W_UP = Variant("W_up", _PLAIN, target_module="up")
 ACTIVATE_ALONE = Variant(
-    "without-disactivate-and-margin", {**_PLAIN, "disactivate": False, "margin": False}, place="down"
+    "without-disactivate-and-margin", {**_PLAIN, "disactivate": False, "margin": False}, target_module="down"
 )
-WITHOUT_MARGIN = Variant("without-margin", {**_PLAIN, "margin": False}, place="down")
+WITHOUT_MARGIN = Variant("without-margin", {**_PLAIN, "margin": False}, target_module="down")
 TABLE3 = [W_ATTN, W_UP, SCEN, ACTIVATE_ALONE, WITHOUT_MARGIN]
 SHARED = [
     SCEN,
-    Variant("two-per-expert", {**_PLAIN, "edits_per_expert": 2}, place="down"),
-    Variant("four-per-expert", {**_PLAIN, "edits_per_expert": 4}, place="down"),
+    Variant("two-per-expert", {**_PLAIN, "edits_per_expert": 2}, target_module="down"),
+    Variant("four-per-expert", {**_PLAIN, "edits_per_expert": 4}, target_module="down"),
 ]
 THETAS = [round(0.40 + step / 100, 2) for step in range(60)]  # the paper's 0.60 to 0.70, and beyond
 
@@ -51,7 +51,7 @@ def _own(bench: Bench) -> Variant:
     """The current project's own settings; under SCEN's name where they are SCEN's."""
     recipe = Recipe.model_validate(bench.settings["recipe"])
     plain = all(getattr(recipe, name) == value for name, value in _PLAIN.items())
-    return SCEN if plain and bench.settings.get("place", "down") == "down" else Variant("own-settings")
+    return SCEN if plain and bench.settings.get("target_module", "down") == "down" else Variant("own-settings")
 
 
 def table3(bench: Bench) -> Finding:
@@ -78,9 +78,9 @@ def fig3(bench: Bench) -> Finding:
     maps, rows = {}, []
     for variant in SHARED:
         shared = variant.recipe["edits_per_expert"]
-        with edited(bench, variant) as editor, editor.steady() as patch:
+        with edited(bench, variant) as editor, editor.snapshot() as patch:
             scored = scored_edits(editor.project.ledger.edits(), set(patch.expert_of), bench.suite)
-            found = activation_map(Asker(editor, patch, DECODING["greedy"]), scored)
+            found = activation_map(CachedGenerator(editor, patch, DECODING["greedy"]), scored)
             of = dict(patch.expert_of)
         maps[f"{shared} to 1"] = found
         for edit, activations in zip(found["edits"], found["activations"], strict=True):

@@ -30,7 +30,7 @@ class Variant:
 
     name: str
     recipe: dict[str, Any] = field(default_factory=dict)
-    place: str | None = None
+    target_module: str | None = None
     layer: int | None = None
     template: str | None = None
 
@@ -111,7 +111,7 @@ def _project(bench: Bench, variant: Variant) -> Project:
     wanted = {
         "weights_digest": now["weights_digest"],
         "layer": now["layer"] if variant.layer is None else variant.layer,
-        "place": variant.place or now.get("place", "down"),
+        "target_module": variant.target_module or now.get("target_module", "down"),
         "template": variant.template or now["template"],
         "recipe": recipe.model_dump(),
         "seed": now["seed"],
@@ -134,7 +134,7 @@ def _project(bench: Bench, variant: Variant) -> Project:
         dtype=now["dtype"],
         quantize=now.get("quantize"),
         device_map=now.get("device_map"),
-        place=wanted["place"],
+        target_module=wanted["target_module"],
         template=wanted["template"],
         recipe=recipe,
         guard=bench.guard if recipe.needs_guard else None,

@@ -72,7 +72,7 @@ ATTACKS = [
     Attack("settings: a negative layer", setting("layer", -1), ASK, 12, "layer"),
     Attack("settings: a layer of 2^63", setting("layer", 2**63), ASK, 12, "layer"),
     Attack("settings: words for a layer", setting("layer", "two"), ASK, 12, "layer"),
-    Attack("settings: no such place", setting("place", "../up"), ASK, 12, "place"),
+    Attack("settings: no such place", setting("target_module", "../up"), ASK, 12, "target_module"),
     Attack("settings: a dtype of its own", setting("dtype", "__import__"), ASK, 12, "dtype"),
     Attack("settings: other bits", setting("quantize", "4bit"), ASK, 12, "setting `quantize`"),
     Attack("settings: a map onto disk", setting("device_map", {"": "disk"}), ASK, 12, "setting `device_map`"),

@@ -32,7 +32,7 @@ def healthy(tmp_path_factory, demo_base) -> Path:
     folder = tmp_path_factory.mktemp("healthy")
     guard = folder / "guard.jsonl"
     guard.write_text("".join(f'{{"prompt": "{prompt}"}}\n' for prompt in load_suite("demo").locality[:100]))
-    changes = {"rank": 4, "false_activation": 0.05, "variants": 0, "expert_steps": 30}
+    changes = {"rank": 4, "false_activation": 0.05, "prompt_augmentations": 0, "expert_steps": 30}
     project = new_project(folder / "p", "demo", guard=guard, changes=changes, base=demo_base)
     editor = Editor(project, base=demo_base)
     made = edit_all(editor, demo_edits()[:2])

@@ -7,15 +7,15 @@ PROMPTS = 400
 
 @pytest.fixture(scope="session")
 def given(demo_base):
-    from scen_cli.baselines.method import Given
+    from scen_cli.baselines.method import MethodContext
     from scen_cli.data.suites import demo_edits
     from scen_cli.editing.create_project import DEFAULT_TEMPLATE
-    from scen_cli.model.sample_prompts import write_prompts
+    from scen_cli.model.sample_prompts import sample_prompts
     from scen_cli.model.template import make_template
 
     template = make_template(demo_base.tokenizer, demo_base.model, DEFAULT_TEMPLATE)
-    prompts = write_prompts(demo_base, template, PROMPTS, seed=0)
-    return Given(demo_base, template, 2, prompts, demo_edits()[600:640])
+    prompts = sample_prompts(demo_base, template, PROMPTS, seed=0)
+    return MethodContext(demo_base, template, 2, prompts, demo_edits()[600:640])
 
 
 @pytest.fixture(scope="session")

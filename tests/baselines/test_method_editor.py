@@ -7,7 +7,7 @@ import torch
 
 from scen_cli.baselines.method_editor import MethodEditor, new_method_project
 from scen_cli.data.records import SourceLine
-from scen_cli.editing.create_project import BaseChoice
+from scen_cli.editing.create_project import BaseOptions
 from scen_cli.errors import DamageFound, UsageError
 from scen_cli.project.check import repair, verify
 from scen_cli.project.method_state import state_setting
@@ -31,7 +31,7 @@ def make(tmp_path, demo_base, guard_file):
     def make(method, folder="project", **changes) -> MethodEditor:
         settings = {**SETTINGS.get(method, {}), **changes}
         project = new_method_project(
-            tmp_path / folder, method, BaseChoice("demo"), settings, guard_file, base=demo_base
+            tmp_path / folder, method, BaseOptions("demo"), settings, guard_file, base=demo_base
         )
         return MethodEditor(project, base=demo_base)
 
@@ -75,7 +75,7 @@ def test_a_reverted_edit_was_never_made(make, method, edits):
             other.edit_batch([(edit, SourceLine("test", 1)) for edit in some])
     assert state_setting(editor.project.ledger) == state_setting(other.project.ledger)
     assert verify(editor.project, deep=True) == []
-    with pytest.raises(UsageError, match="not in force"):
+    with pytest.raises(UsageError, match="not active"):
         editor.revert(2)
 
 
@@ -230,7 +230,7 @@ def test_the_commands(scen, tmp_path, guard_file, monkeypatch):
     made = scen("init", "--model", "demo", "--method", "melo", "--set", "lr=0.03", "--guard", guard_file, "--json")
     assert json.loads(made.stdout)["recipe"]["settings"]["lr"] == 0.03
     edited = json.loads(scen("edit", "--suite", "demo", "--first", "8", "--keep-going", "--json").stdout)
-    assert (edited["edited"], edited["in_force"]) == (8, 8)
+    assert (edited["edited"], edited["active"]) == (8, 8)
     again = json.loads(scen("edit", "--suite", "demo", "--first", "8", "--keep-going", "--json").stdout)
     assert again["skipped"] == 8
     asked = json.loads(scen("ask", "In which country is Pesustad?", "--json").stdout)

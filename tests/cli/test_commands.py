@@ -90,10 +90,10 @@ class TestEdit:
     def test_a_file_then_the_same_file_again(self, scen, at, tmp_path):
         (tmp_path / "e.jsonl").write_text(lines(*RECORDS))
         first = scen("edit", tmp_path / "e.jsonl", *at)
-        assert "4 edited, 0 skipped, 0 failed; 4 edits in force" in first.stdout
+        assert "4 edited, 0 skipped, 0 failed; 4 active edits" in first.stdout
         assert f"edit 1: {RECORDS[0].prompt} -> {RECORDS[0].target}" in first.stderr
         again = json.loads(scen("edit", tmp_path / "e.jsonl", *at, "--json").stdout)
-        assert (again["edited"], again["skipped"], again["in_force"]) == (0, 4, 4)
+        assert (again["edited"], again["skipped"], again["active"]) == (0, 4, 4)
         scen("verify", *at)
 
     def test_an_edit_in_force_is_not_made_twice_wherever_it_comes_from(self, scen, at):
@@ -131,7 +131,7 @@ class TestEdit:
         result = scen("edit", tmp_path / "e.jsonl", "--keep-going", *at, code=3)
         assert "e.jsonl:1: not edited: target not learned: " in result.stderr
         assert "still wrong after 1 steps" in result.stderr
-        assert "0 edited, 0 skipped, 2 failed; 0 edits in force" in result.stdout
+        assert "0 edited, 0 skipped, 2 failed; 0 active edits" in result.stdout
         strict = scen("edit", "-", *at, stdin=lines(*RECORDS[2:4]), code=3)
         assert "stopped there, 1 records before the end" in strict.stderr
         again = scen("edit", tmp_path / "e.jsonl", *at, code=3)
@@ -153,7 +153,7 @@ class TestEdit:
         scen("revert", "1", *at)
         again = json.loads(scen("edit", tmp_path / "e.jsonl", *at, "--json").stdout)
         assert again["edits"][0]["reason"].startswith("edit 1 of this file is reverted")
-        assert again["in_force"] == 1
+        assert again["active"] == 1
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "e.jsonl").write_text(lines(RECORDS[2]))  # another file of the same name
         assert "1 edited" in scen("edit", tmp_path / "other" / "e.jsonl", *at).stdout
@@ -318,12 +318,12 @@ class TestLedgerCommands:
             scen("edit", "--prompt", RECORDS[0].prompt, "--target", target, *at)
         assert json.loads(scen("show", "2", *at, "--json").stdout)["supersedes"] == [1]
         told = scen("revert", "2", *at).stdout
-        assert "1 edits in force; edit 1, which it had superseded, is in force again" in told
+        assert "1 active edits; edit 1, which it had superseded, is active again" in told
         assert json.loads(scen("ask", RECORDS[0].prompt, *at, "--json").stdout)["patched"] == "Peru"
-        assert "0 edits in force" in scen("revert", "1", *at).stdout
+        assert "0 active edits" in scen("revert", "1", *at).stdout
 
     def test_revert_is_felt_at_once(self, scen, edited_at):
-        assert "39 edits in force" in scen("revert", "1", *edited_at).stdout
+        assert "39 active edits" in scen("revert", "1", *edited_at).stdout
         answer = json.loads(scen("ask", RECORDS[0].prompt, *edited_at, "--json").stdout)
         assert answer["edit"] != 1
         assert answer["patched"] == answer["base"]
@@ -370,7 +370,7 @@ def test_json_is_all_there_is_on_stdout(scen, at):
 def test_quiet_leaves_only_the_result(scen, at):
     result = scen("edit", "--suite", "demo", "--first", "1", "--quiet", *at)
     assert result.stderr == ""
-    assert result.stdout == "1 edited, 0 skipped, 0 failed; 1 edits in force\n"
+    assert result.stdout == "1 edited, 0 skipped, 0 failed; 1 active edits\n"
 
 
 def test_an_unexpected_option_is_wrong_usage():

@@ -15,13 +15,13 @@ from scen_cli.cli.output import Output
 from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
-from scen_cli.editing.revert_edits import revert
+from scen_cli.editing.revert_edits import revert_edits
 from scen_cli.errors import ProjectLocked, UsageError
 from scen_cli.evaluation.evaluate_project import evaluate, keep
 from scen_cli.project.check import verify
 from scen_cli.project.disk import refuse_foreign_journal
 from scen_cli.project.project import Project
-from tests.conftest import edit_all
+from tests.conftest import edit_all, writing
 from tests.faults.injector import in_child
 
 SMALL = {"expert": "low-rank", "rank": 2, "expert_steps": 2, "require_learned": 0}
@@ -62,7 +62,7 @@ def test_eight_processes_of_25_edits_each(project, demo_base):
     assert [edit.id for edit in edits] == list(range(1, 201))
     assert len({edit.file for edit in edits}) == 200
     assert verify(Project(project.folder), deep=True) == []
-    assert Project(project.folder).merged().experts == list(range(1, 201))
+    assert Project(project.folder).w_merge().experts == list(range(1, 201))
 
 
 def test_who_edits_evaluates_reverts_verifies_and_asks_at_once(project, demo_base):
@@ -75,12 +75,13 @@ def test_who_edits_evaluates_reverts_verifies_and_asks_at_once(project, demo_bas
         mine = Project(folder, wait=600)
         for edit_id in (1, 2, 3):
             with mine.writing():
-                revert(mine, edit_id)
+                revert_edits(mine, edit_id)
 
     def evaluating():
         editor = Editor(Project(folder, wait=600), base=demo_base)
         for _ in range(2):
-            keep(editor.project, evaluate(editor, Suite("demo", records[:4], []), quick=True))
+            with writing(editor.project):
+                keep(editor.project, evaluate(editor, Suite("demo", records[:4], []), quick=True))
 
     def verifying():
         for _ in range(15):

@@ -14,7 +14,7 @@ from scen_cli.project.event_log import event_hash
 from scen_cli.project.project import Project
 
 RECORDS = demo_edits()[:6]
-FAST = ("--set", "variants=0", "--set", "expert_steps=6", "--set", "extra_steps=30")
+FAST = ("--set", "prompt_augmentations=0", "--set", "expert_steps=6", "--set", "extra_steps=30")
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def remade(scen, at, tmp_path, *options):
 def state(folder):
     project = Project(folder)
     rows = [(e.prompt, e.target, e.state, e.sha256, e.bias, e.activation) for e in project.ledger.edits()]
-    return rows, [one.theta for one in project.ledger.thresholds()], project.merged().neurons.tobytes()
+    return rows, [one.theta for one in project.ledger.thresholds()], project.w_merge().neurons.tobytes()
 
 
 class TestReplay:
@@ -184,13 +184,13 @@ class TestReplay:
     def test_a_replay_that_is_done_again_changes_nothing(self, scen, tmp_path):
         """Not theta either, which a revert moved after it was calibrated."""
         at, again = ("--dir", tmp_path / "p"), ("--dir", tmp_path / "again")
-        scen("init", "--model", "demo", *FAST, "--set", "theta=0.05", "--set", "second_look=none", *at)
+        scen("init", "--model", "demo", *FAST, "--set", "theta=0.05", "--set", "subject_filter=false", *at)
         scen("edit", "--suite", "demo", "--first", "4", *at)
         scen("calibrate", "--false-activation", "0.05", *at)
         scen("revert", "1", "2", *at)
         assert len({one.theta for one in Project(at[1]).ledger.thresholds()}) > 2
         log = scen("log", "--json", *at).stdout
-        scen("init", "--model", "demo", *FAST, "--set", "theta=0.05", "--set", "second_look=none", *again)
+        scen("init", "--model", "demo", *FAST, "--set", "theta=0.05", "--set", "subject_filter=false", *again)
         for _ in range(2):
             scen("edit", "-", *again, stdin=log)
             assert state(again[1]) == state(at[1])

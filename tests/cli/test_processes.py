@@ -98,6 +98,6 @@ def test_control_c_keeps_what_is_committed(tmp_path, demo_base, scen):
     assert "every edit committed so far is kept" in stderr
     assert "Traceback" not in stderr
     assert 3 <= len(project.ledger.edits()) < len(demo_edits())
-    assert project.merged().experts == [edit.id for edit in project.ledger.edits("active")]
+    assert project.w_merge().experts == [edit.id for edit in project.ledger.edits("active")]
     assert all(problem.kind != "damage" for problem in verify(project))
     assert json.loads(scen("status", "--dir", project.folder, "--json").stdout)["states"]["active"] >= 3

@@ -10,12 +10,12 @@ from scen_cli.data.suites import demo_edits
 from scen_cli.project.project import Project
 from tests.conftest import edit_all
 
-FAST = {"expert_steps": 1, "extra_steps": 0, "variants": 0, "require_learned": False}
+FAST = {"expert_steps": 1, "extra_steps": 0, "prompt_augmentations": 0, "require_learned": False}
 
 
 @pytest.fixture
 def at(make_editor):
-    editor = make_editor("closed-form", **FAST, second_look="none", theta=0.2)
+    editor = make_editor("closed-form", **FAST, subject_filter=False, theta=0.2)
     edit_all(editor, demo_edits()[:30])
     return ("--dir", editor.project.folder, "--device", "cpu")
 
@@ -88,7 +88,7 @@ class TestCalibrate:
         before = project.ledger.threshold()
         scen("calibrate", "--guard", "self", *at)
         guard = project.guard()
-        new = [prompt.prompt for prompt in guard.prompts if prompt.part != "fit"]
+        new = [prompt.prompt for prompt in guard.prompts if prompt.split != "fit"]
         assert len(new) > 500
         assert not old & set(new)
         after = project.ledger.threshold()
@@ -170,11 +170,11 @@ def test_a_trace_shows_what_was_read_and_why_nothing_fired(scen, make_editor):
 def test_learned_rephrases_are_not_scored(scen, make_editor):
     editor = make_editor("closed-form", expert_steps=20)
     at = ("--dir", editor.project.folder, "--device", "cpu")
-    scen("edit", "--suite", "demo", "--first", "3", "--learn-rephrases", "2", *at)
+    scen("edit", "--suite", "demo", "--first", "3", "--train-rephrases", "2", *at)
     edit = editor.project.find(1)
-    assert edit.learned == demo_edits()[0].rephrases[:2]
+    assert edit.train_rephrases == demo_edits()[0].rephrases[:2]
     told = json.loads(scen("eval", "--suite", "demo", "--quick", "--json", *at).stdout)
     assert told["figures"]["generality"]["patched"]["total"] == 9
     asked = {s["prompt"] for s in editor.project.ledger.evaluation(told["evaluation"])["samples"]}
-    assert not asked & set(edit.learned)
+    assert not asked & set(edit.train_rephrases)
     assert demo_edits()[0].rephrases[2] in asked

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scen_cli.data.dataset_forms import understand
+from scen_cli.data.dataset_forms import parse_record
 from scen_cli.data.entries import read_as_they_are, read_entries
 from scen_cli.data.records import EditRecord, Neighbour, Question
 from scen_cli.data.write_records import write_records
@@ -52,7 +52,7 @@ def test_every_form_by_its_fields():
         Neighbour(prompt="The native language of Montesquieu is", target="French", kind="same-relation"),
         Neighbour(prompt="Jean Racine, a native", target="French", kind="same-relation"),
     )
-    assert understand(COUNTERFACT) == (
+    assert parse_record(COUNTERFACT) == (
         "counterfact",
         EditRecord(
             prompt="The mother tongue of Danielle Darrieux is",
@@ -64,7 +64,7 @@ def test_every_form_by_its_fields():
             id="0",
         ),
     )
-    form, record = understand(FLAT)
+    form, record = parse_record(FLAT)
     assert (form, record.id, record.truth, record.rephrases) == (
         "knowedit",
         "2",
@@ -72,14 +72,14 @@ def test_every_form_by_its_fields():
         (FLAT["rephrase_prompt"],),
     )
     assert record.locality == (Neighbour(prompt=FLAT["locality_prompt"], target="guitar", kind="same-relation"),)
-    form, record = understand(KNOWEDIT)
+    form, record = parse_record(KNOWEDIT)
     assert record.truth == ("Bo", "Bob")
     assert record.locality == (Neighbour(prompt="Where is X?", target="Riga", kind="same-subject"),)
     assert record.portability == (Question(prompt="Who leads X's parent?", target="Cy", kind="Reasoning"),)
-    form, record = understand(MEND)
+    form, record = parse_record(MEND)
     assert (form, record.target, record.truth) == ("mend", "b", ("c",))
     assert record.locality == (Neighbour(prompt="d?", target="e", kind="unrelated"),)
-    form, record = understand(HALLUCINATION)
+    form, record = parse_record(HALLUCINATION)
     assert (form, record.prompt, record.target) == ("scen-hallucination", "Passage so far.", "Its next sentence.")
 
 
@@ -105,7 +105,7 @@ def test_every_form_by_its_fields():
 )
 def test_a_field_that_is_wrong_is_named(base, change, problem):
     with pytest.raises(ValueError, match="`") as error:
-        understand({**base, **change})
+        parse_record({**base, **change})
     assert problem in str(error.value)
 
 

@@ -11,7 +11,7 @@ from scen_cli.errors import SomeEditsFailed, UsageError
 from scen_cli.experts.fit import ExpertFit
 from scen_cli.project.check import verify
 from scen_cli.project.project import Project
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back
 
 
 def files(editor) -> dict[str, bytes]:
@@ -26,8 +26,8 @@ def test_every_answer_stays_and_the_files_shrink(make_editor):
     editor = make_editor("key")
     records = demo_edits()[:6]
     edit_all(editor, records)
-    editor.project.revert(6)
-    neurons, keys = editor.project.merged().neurons, editor.project.keys(editor.project.find(2))
+    take_back(editor.project, 6)
+    neurons, keys = editor.project.w_merge().neurons, editor.project.keys(editor.project.find(2))
     right = [(r.prompt, r.target) for r in records[:5]]
     before = editor.answer([prompt for record in records[:5] for prompt in (record.prompt, *record.rephrases)])
     with editor.project.writing():
@@ -38,7 +38,7 @@ def test_every_answer_stays_and_the_files_shrink(make_editor):
     assert len(files(editor)) == 6  # the old ones are gone; the reverted edit's stays as it was
     assert {edit.rank for edit in editor.project.ledger.edits("active")} <= {4, 8, 16, 32, 64}
     assert editor.project.find(6).rank == 0
-    assert (editor.project.merged().neurons == neurons).all()
+    assert (editor.project.w_merge().neurons == neurons).all()
     assert (editor.project.keys(editor.project.find(2)) == keys).all()
     assert editor.answer([prompt for prompt, _ in right]).texts == [target for _, target in right]
     after = editor.answer([prompt for record in records[:5] for prompt in (record.prompt, *record.rephrases)])
@@ -91,7 +91,7 @@ def test_who_is_at_it_meanwhile_goes_on(make_editor, demo_base):
     records = demo_edits()[:3]
     edit_all(editor, records)
     other = PatchedModel(Project(editor.project.folder), base=demo_base)
-    with other.steady():
+    with other.snapshot():
         assert other.answer([records[0].prompt]).texts == [records[0].target]
         with editor.project.writing():
             compress(editor, "auto", quiet)
@@ -117,7 +117,7 @@ def test_an_expert_that_cannot_be_fitted_is_not_taken(make_editor, monkeypatch):
     monkeypatch.setattr(ExpertFit, "finite", property(lambda _fit: False))
     with editor.project.writing(), pytest.raises(SomeEditsFailed, match="no low-rank expert could be fitted"):
         compress(editor, "auto", quiet)
-    assert set(editor.project.ledger.ranks_in_force().values()) == {0}
+    assert set(editor.project.ledger.active_ranks().values()) == {0}
 
 
 def test_rephrases_count_as_much_as_prompts(make_editor):

@@ -14,7 +14,7 @@ REPHRASED = {"prompt": "In which city was Ivan Gromener born?", "target": "Seoul
 SAME_WORDS = {"prompt": "where was Ivan Gromener born", "target": "Seoul"}
 SAME_TARGET = {"prompt": "In which city was Ivan Gromener born?", "target": "Riga"}
 OTHER_FACT = {"prompt": "Which instrument does Ivan Gromener play?", "target": "lute"}
-FAST = {"expert_steps": 1, "extra_steps": 0, "variants": 0, "require_learned": False}
+FAST = {"expert_steps": 1, "extra_steps": 0, "prompt_augmentations": 0, "require_learned": False}
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from scen_cli.errors import UsageError
 from scen_cli.model.base import DEMO, load_base
 from scen_cli.model.patch import Patch
 from scen_cli.project.project import Project
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back
 
 
 def test_a_revert_between_routing_and_generating_hands_nobody_anothers_expert(make_editor, monkeypatch):
@@ -32,7 +32,7 @@ def test_a_revert_between_routing_and_generating_hands_nobody_anothers_expert(ma
     def route_then_lose_edit_1(self, *arguments):
         decided = route(self, *arguments)
         if other.find(1).state == "active":
-            other.revert(1)
+            take_back(other, 1)
         return decided
 
     monkeypatch.setattr(Patch, "route", route_then_lose_edit_1)
@@ -41,7 +41,7 @@ def test_a_revert_between_routing_and_generating_hands_nobody_anothers_expert(ma
     assert answers.edits == [1, 2, 3, 4, 5, 6]
     again = editor.answer([record.prompt for record in records])
     assert again.edits == [None, 2, 3, 4, 5, 6]
-    with pytest.raises(UsageError, match="edit 1 is not in force"):
+    with pytest.raises(UsageError, match="edit 1 is not active"):
         editor.generate(*editor.encode([records[0].prompt]), edits=[1])
 
 
@@ -68,7 +68,7 @@ def test_an_answer_keeps_its_edits_while_another_thread_meets_a_changed_ledger(m
 
     def meanwhile(self, edits):
         if other.find(3).state == "active":
-            other.revert(3)
+            take_back(other, 3)
             with ThreadPoolExecutor(1) as thread:
                 assert thread.submit(editor.answer, [records[2].prompt]).result().edits == [None]
         return rows_of(self, edits)
@@ -80,13 +80,13 @@ def test_an_answer_keeps_its_edits_while_another_thread_meets_a_changed_ledger(m
 def test_steady_blocks_of_two_threads_end_each_by_itself(make_editor):
     editor = make_editor()
     edit_all(editor, demo_edits()[:2])
-    first, second = editor.steady(), copy_context()
+    first, second = editor.snapshot(), copy_context()
     first.__enter__()
-    block = second.run(editor.steady)
+    block = second.run(editor.snapshot)
     second.run(block.__enter__)
     first.__exit__(None, None, None)
     second.run(block.__exit__, None, None, None)
-    editor.project.revert(1)
+    take_back(editor.project, 1)
     assert editor.answer([demo_edits()[0].prompt]).edits == [None]
 
 

@@ -15,7 +15,7 @@ from scen_cli.errors import DamageFound, Quarantined
 from scen_cli.export.transformers_folder import export_checkpoint
 from scen_cli.project.project import Project
 from scen_cli.project.tensor_files import EditTensors, LowRankArrays, write_edit
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back
 
 RECORDS = demo_edits()[:3]
 PROMPTS = [record.prompt for record in RECORDS]
@@ -75,7 +75,7 @@ def test_a_project_without_its_cache_opens_beside_a_damaged_file(editor, demo_ba
         answers = opened.answer(PROMPTS)
     assert answers.edits[::2] == [1, 3]
     assert answers.edits[1] != 2
-    with pytest.raises(DamageFound, match="edit 2 is in force, but its file is damaged"):
+    with pytest.raises(DamageFound, match="edit 2 is active, but its file is damaged"):
         opened.answer(PROMPTS[:1], edits=[2])
     opened.detach()
 
@@ -88,7 +88,7 @@ def test_nothing_is_let_in_beside_an_edit_that_cannot_be_read(editor, demo_base)
     with opened.project.writing(), pytest.raises(DamageFound, match="000002"):
         opened.edit(demo_edits()[5])
     with opened.project.writing():
-        opened.project.revert(2)
+        take_back(opened.project, 2)
         assert opened.edit(demo_edits()[5]).state == "active"
     opened.detach()
 

@@ -7,12 +7,13 @@ import pytest
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import Suite, demo_edits
-from scen_cli.editing.edit_run import foresee
+from scen_cli.editing.edit_run import precheck
 from scen_cli.editing.editor import FROM_LIBRARY
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.project.check import verify
 from scen_cli.project.project import Project
+from tests.conftest import take_back
 
 
 def together(editor, records):
@@ -42,7 +43,7 @@ def test_both_prompts_call_the_one_expert(shared):
     assert len(list((shared.project.folder / "edits").iterdir())) == 2
     assert shared.project.keys(shared.project.find(2)).shape == (2, 768)
     assert verify(shared.project) == []
-    assert Project(shared.project.folder).merged().neurons.shape == (2, 768)
+    assert Project(shared.project.folder).w_merge().neurons.shape == (2, 768)
 
 
 def test_they_are_scored_like_others(shared):
@@ -54,11 +55,11 @@ def test_they_are_scored_like_others(shared):
 
 def test_they_are_taken_back_together_or_not_at_all(shared):
     with pytest.raises(UsageError, match="edit 2 shares its expert") as error:
-        shared.project.revert(2)
+        take_back(shared.project, 2)
     assert "`scen revert 1 2`" in error.value.hint
     assert [edit.state for edit in shared.project.ledger.edits()] == ["active"] * 4
-    assert [edit.state for edit in shared.project.revert(2, 1)] == ["reverted", "reverted"]
-    assert shared.project.merged().experts == [3]
+    assert [edit.state for edit in take_back(shared.project, 2, 1)] == ["reverted", "reverted"]
+    assert shared.project.w_merge().experts == [3]
     assert shared.answer([demo_edits()[0].prompt]).edits == [None]
     assert verify(shared.project) == []
 
@@ -68,8 +69,8 @@ def test_one_of_them_cannot_be_superseded_alone(shared):
     with pytest.raises(UsageError, match="shares its expert"):
         together(shared, [again])
     entry = Entry(SourceLine("a.jsonl", 1), again)
-    assert "shares its expert" in foresee(shared, entry).reason
-    shared.project.revert(1, 2)
+    assert "shares its expert" in precheck(shared, entry).reason
+    take_back(shared.project, 1, 2)
     [edit] = together(shared, [again])
     assert edit.state == "active"
 

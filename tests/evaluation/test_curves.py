@@ -77,8 +77,8 @@ def test_the_activation_map_is_bright_on_its_diagonal(edited):
 
 
 def test_who_takes_whose_prompts():
-    def sample(fired, owner, role="generality"):
-        return Sample(role, "", "p", "w", "b", "w", owner, owner, fired, True)
+    def sample(fired, expected_edit, role="generality"):
+        return Sample(role, "", "p", "w", "b", "w", expected_edit, expected_edit, fired, True)
 
     samples = [sample(2, 1), sample(2, 1), sample(1, 1), sample(None, 1), sample(3, None, "locality")]
     samples.append(sample(2, 1, "portability"))  # what follows from an edit may well call another

@@ -14,7 +14,7 @@ from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.evaluation.metrics import Share, wilson
 from scen_cli.evaluation.samples import scored_edits
 from scen_cli.model.base import load_base
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back
 from tests.model.tiny import DENSE, save_tiny
 
 
@@ -102,7 +102,7 @@ def test_records_taken_back_are_counted_as_left_out_and_are_no_locality_prompts(
     editor = make_editor()
     records = demo_edits()[:4]
     edit_all(editor, records)
-    editor.project.revert(1)
+    take_back(editor.project, 1)
     edit_all(editor, [records[1].model_copy(update={"target": "Cuba"})])
     result = evaluate(editor, Suite("s", demo_edits()[:6], locality=[]))
     assert (result.edits, result.left_out) == (2, 2)
@@ -189,8 +189,8 @@ def test_which_of_several_tries_is_scored(make_editor):
 
     def scored(*records):
         edits = hasty.project.ledger.edits()
-        in_force = {edit.id for edit in edits if edit.state == "active"}
-        return [(one.edit.id, one.edit.state) for one in scored_edits(edits, in_force, Suite("s", list(records), []))]
+        active = {edit.id for edit in edits if edit.state == "active"}
+        return [(one.edit.id, one.edit.state) for one in scored_edits(edits, active, Suite("s", list(records), []))]
 
     assert scored(first) == [(1, "failed")]
     edit_all(patient, [first])

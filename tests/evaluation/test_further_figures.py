@@ -14,7 +14,7 @@ from scen_cli.evaluation.gates import FURTHER, PAPERS, check_gates, not_met, par
 from scen_cli.evaluation.metrics import Figure, Mean, Share
 from scen_cli.evaluation.robustness import PREFIXES, typing_error, variants
 from scen_cli.model.template import SecondTurn
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back
 
 
 def test_each_figure_counts_its_own_prompts(make_editor):
@@ -60,7 +60,7 @@ def test_robustness_is_wrong_where_nothing_fires_and_asks_no_prompt_for_itself(m
     suite = Suite("s", [lowered], [])
     assert "robustness/lower-case" not in evaluate(editor, suite).figures  # it is in small letters already
     edit_all(editor, [capital])
-    editor.project.revert(1)
+    take_back(editor.project, 1)
     deaf = make_editor("key", theta=0.999)
     edit_all(deaf, [capital])
     figures = evaluate(deaf, Suite("s", [capital], [])).figures

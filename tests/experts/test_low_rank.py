@@ -9,20 +9,23 @@ from scen_cli.data.suites import demo_edits
 from scen_cli.errors import UsageError
 from scen_cli.experts.expert_parameters import LowRankExperts
 from scen_cli.experts.fit import fit_experts
-from scen_cli.experts.fit_records import ways_of
+from scen_cli.experts.fit_records import training_prompts
 from scen_cli.experts.prefix_cache import record_prefix
-from scen_cli.experts.training_batch import Batch, Lesson
+from scen_cli.experts.training_batch import ExpertTask, TrainingBatch
 from scen_cli.model.expert_stack import LowRank
 from scen_cli.neurons.paper_losses import HARD_NEGATIVES, hard_negatives
 from scen_cli.recipe import RECIPES, make_recipe
 from tests.conftest import edit_all
 
 
-def lessons_of(editor, count: int) -> list[Lesson]:
+def lessons_of(editor, count: int) -> list[ExpertTask]:
     return [
-        Lesson(
+        ExpertTask(
             [editor.prepare(record)],
-            [editor.sample(way, record.target) for way in ways_of(editor, record, editor.recipe.variants)],
+            [
+                editor.sample(way, record.target)
+                for way in training_prompts(editor, record, editor.recipe.prompt_augmentations)
+            ],
         )
         for record in demo_edits()[:count]
     ]
@@ -40,7 +43,7 @@ def test_a_batch_of_lessons_gives_what_each_gives_alone(make_editor, expert, mon
     editor = make_editor("closed-form")
     recipe = editor.recipe.model_copy(update={"expert": expert, "expert_lr": 1e-2, "expert_steps": 10})
     lessons = lessons_of(editor, 5)
-    lessons[1] = Lesson(lessons[1].samples)
+    lessons[1] = ExpertTask(lessons[1].samples)
     together = fit_experts(editor.model, editor.edited, lessons, recipe)
     for lesson, fit in zip(lessons, together, strict=True):
         [alone] = fit_experts(editor.model, editor.edited, [lesson], recipe)
@@ -64,7 +67,7 @@ def test_commits_of_a_batch_are_those_of_one_at_a_time(make_editor):
             made = list(train(editor, planned, size))
             editor.project.merge()
         assert [outcome.edit for outcomes in made for outcome in outcomes.values()] == [1, 2, 3, 4, 5]
-        rows.append((editor.project.merged().neurons, [editor.project.expert(edit) for edit in range(1, 6)]))
+        rows.append((editor.project.w_merge().neurons, [editor.project.expert(edit) for edit in range(1, 6)]))
         assert editor.answer([record.prompt for record in records]).texts == [record.target for record in records]
     (neurons, alone), (same, together) = rows
     assert (neurons == same).all()
@@ -86,8 +89,8 @@ def test_a_lesson_that_ends_early_leaves_the_others_as_they_would_be(make_editor
         [alone] = fit_experts(editor.model, editor.edited, [lesson], recipe)
         assert len(alone.losses) == len(fit.losses)
         assert alone.losses == pytest.approx(fit.losses, abs=1e-5)
-        assert alone.lead == pytest.approx(fit.lead, abs=1e-4)
-        assert alone.lead >= 1.0
+        assert alone.logit_margin == pytest.approx(fit.logit_margin, abs=1e-4)
+        assert alone.logit_margin >= 1.0
         assert len(alone.losses) < recipe.expert_steps + recipe.extra_steps
 
 
@@ -117,15 +120,15 @@ def test_rank_auto_is_the_least_that_learns_with_a_lead(make_editor):
     ranks = [len(fit.expert.a) for fit in fits]
     assert ranks[0] in (4, 8, 16)
     for lesson, fit, rank in zip(lessons, fits, ranks, strict=True):
-        assert fit.lead >= 2.0
+        assert fit.logit_margin >= 2.0
         if rank > 4:
             smaller = recipe.model_copy(update={"rank": rank // 2, "extra_steps": 0})
-            assert fit_experts(editor.model, editor.edited, [lesson], smaller)[0].lead < 2.0
+            assert fit_experts(editor.model, editor.edited, [lesson], smaller)[0].logit_margin < 2.0
 
 
 def test_low_rank_experts_begin_where_the_inputs_vary_most_and_change_nothing_yet(make_editor):
     editor = make_editor("closed-form")
-    batch = Batch.of(lessons_of(editor, 1), torch.device("cpu"))
+    batch = TrainingBatch.of(lessons_of(editor, 1), torch.device("cpu"))
     prefix = record_prefix(editor.model, editor.edited, batch.input_ids)
     experts = LowRankExperts(prefix, batch.real, 96, 8, 0.1)
     inputs = prefix.inputs[batch.real[0]]

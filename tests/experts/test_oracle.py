@@ -31,7 +31,7 @@ def test_experts_neurons_and_routes_equal_the_literal_method(make_editor, demo_b
         target = torch.tensor(editor.template.target_ids(record.prompt, record.target))
         oracle.edit([prompt], [target], first)
 
-    merged = editor.project.merged()
+    merged = editor.project.w_merge()
     for position, row in enumerate(rows):
         expert = torch.from_numpy(editor.project.expert(row.id))
         assert (expert - oracle.experts[position]).abs().max() < TOLERANCE
@@ -54,7 +54,7 @@ def test_experts_neurons_and_routes_equal_the_literal_method(make_editor, demo_b
 
 
 @pytest.mark.parametrize(
-    ("place", "changes"),
+    ("target_module", "changes"),
     [
         ("up", {}),
         ("attn", {}),
@@ -65,7 +65,7 @@ def test_experts_neurons_and_routes_equal_the_literal_method(make_editor, demo_b
 )
 def test_the_ablations_equal_the_literal_method(make_editor, demo_base, place, changes):
     """Tables 3 and 4: other places, losses left out, two edits to an expert."""
-    editor = make_editor("paper", place=place, require_learned=False, **changes)
+    editor = make_editor("paper", target_module=place, require_learned=False, **changes)
     size = editor.recipe.edits_per_expert
     records = demo_edits()[:4]
     with editor.project.writing():
@@ -86,7 +86,7 @@ def test_the_ablations_equal_the_literal_method(make_editor, demo_base, place, c
         generator = torch.Generator().manual_seed(row.seed)
         first = torch.empty(editor.project.settings["ffn_width"]).uniform_(-width, width, generator=generator)
         oracle.edit(asked, wanted, first)
-    merged = editor.project.merged()
+    merged = editor.project.w_merge()
     assert merged.experts == sorted({row.expert for row in rows})
     for place_in_merge, expert in enumerate(merged.experts):
         ours = torch.from_numpy(editor.project.expert(expert))

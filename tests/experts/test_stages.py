@@ -10,12 +10,12 @@ import torch
 from scen_cli.data.suites import demo_edits
 from scen_cli.errors import UsageError
 from scen_cli.experts.fit import fit_experts
-from scen_cli.experts.prefix_cache import record_prefix, standing_still
-from scen_cli.experts.training_batch import Lesson
+from scen_cli.experts.prefix_cache import record_prefix, replay_prefix
+from scen_cli.experts.training_batch import ExpertTask
 from scen_cli.neurons.closed_form import neuron_of
 from scen_cli.neurons.paper_losses import neuron_loss, train_neuron
 from scen_cli.recipe import Recipe, make_recipe
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back
 
 
 def test_layers_below_run_once_for_the_prefix_however_many_steps(make_editor):
@@ -38,9 +38,9 @@ def test_standing_still_changes_no_logit_and_ends_with_the_block(make_editor):
     prefix = record_prefix(editor.model, editor.edited, ids)
     whole = editor.model(input_ids=ids, use_cache=False).logits
     other = torch.tensor([editor.prepare(demo_edits()[1]).input_ids])
-    with standing_still(editor.edited, prefix):
+    with replay_prefix(editor.edited, prefix):
         assert torch.equal(editor.model(input_ids=ids, use_cache=False).logits, whole)
-    with pytest.raises(RuntimeError, match="inside"), standing_still(editor.edited, prefix):
+    with pytest.raises(RuntimeError, match="inside"), replay_prefix(editor.edited, prefix):
         raise RuntimeError("inside")
     assert not torch.equal(editor.model(input_ids=other, use_cache=False).logits[0, -1], whole[0, -1])
     assert all("forward" not in vars(layer) for layer in editor.edited.layers)
@@ -51,7 +51,7 @@ def test_an_expert_starts_from_the_base_and_says_what_is_still_wrong(make_editor
     ready = editor.prepare(demo_edits()[0])
 
     def fit(**rates):
-        return fit_experts(editor.model, editor.edited, [Lesson([ready])], Recipe(**rates))[0]
+        return fit_experts(editor.model, editor.edited, [ExpertTask([ready])], Recipe(**rates))[0]
 
     small = fit(expert_lr=1e-6, expert_steps=1)
     assert (small.expert - editor.edited.base_weight()).abs().max() <= 1.1e-6
@@ -108,13 +108,13 @@ def test_a_setting_that_cannot_be(changes):
 
 
 def test_reverted_edits_are_no_negatives(make_editor):
-    """Edit 3 is trained against edits in force only: after reverting 1 it equals one that never met it."""
+    """Edit 3 is trained against active edits only: after reverting 1 it equals one that never met it."""
     with_revert, without = make_editor("paper"), make_editor("paper")
     first, second, third = demo_edits()[:3]
     edit_all(with_revert, [first, second])
-    with_revert.project.revert(1)
+    take_back(with_revert.project, 1)
     edit_all(with_revert, [third])
     edit_all(without, [second, second.model_copy(update={"prompt": "unused?"})])
-    without.project.revert(2)
+    take_back(without.project, 2)
     edit_all(without, [third])
-    assert (with_revert.project.merged().neurons[-1] == without.project.merged().neurons[-1]).all()
+    assert (with_revert.project.w_merge().neurons[-1] == without.project.w_merge().neurons[-1]).all()

@@ -14,7 +14,7 @@ from scen_cli.data.suites import demo_edits
 from scen_cli.editing.create_project import new_project
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.experts.fit import ExpertFit
-from scen_cli.experts.fit_records import Fitted
+from scen_cli.experts.fit_records import FittedExpert
 from scen_cli.experts.process_pool import WorkerPool, _fit, device_of
 from scen_cli.experts.scheduling import TRIES
 from scen_cli.experts.serialize import packed, unpacked
@@ -37,12 +37,12 @@ def project(tmp_path, demo_base):
     return new_project(tmp_path / "p", "demo", recipe="key", changes={"expert": "low-rank", **FAST}, base=demo_base)
 
 
-def same(one: list[Fitted], other: list[Fitted]) -> bool:
+def same(one: list[FittedExpert], other: list[FittedExpert]) -> bool:
     pairs = [(a.fit, b.fit) for a, b in zip(one, other, strict=True)]
     return all(
         torch.equal(a.expert.a, b.expert.a)
         and torch.equal(a.expert.b, b.expert.b)
-        and (a.losses, a.wrong_tokens, a.lead) == (b.losses, b.wrong_tokens, b.lead)
+        and (a.losses, a.wrong_tokens, a.logit_margin) == (b.losses, b.wrong_tokens, b.logit_margin)
         for a, b in pairs
     )
 
@@ -122,14 +122,14 @@ def test_experts_come_out_of_a_pack_as_they_went_in():
     low = ExpertFit(LowRank(torch.randn(4, 6), torch.randn(3, 4)), [1.5, 0.25], [[0], []], -0.125)
     full = ExpertFit(torch.randn(3, 6), [0.1], [[]], 2.0)
     diverged = ExpertFit(torch.full((3, 6), torch.nan), [float("nan")], [[1]], float("-inf"))
-    out = unpacked(packed([Fitted(low, 0.5), Fitted(full, 0.25), Fitted(diverged, 1.0)]))
+    out = unpacked(packed([FittedExpert(low, 0.5), FittedExpert(full, 0.25), FittedExpert(diverged, 1.0)]))
     assert [one.seconds for one in out] == [0.5, 0.25, 1.0]
     assert torch.equal(out[0].fit.expert.a, low.expert.a)
     assert torch.equal(out[0].fit.expert.b, low.expert.b)
     assert torch.equal(out[1].fit.expert, full.expert)
-    assert (out[0].fit.losses, out[0].fit.wrong_tokens, out[0].fit.lead) == ([1.5, 0.25], [[0], []], -0.125)
+    assert (out[0].fit.losses, out[0].fit.wrong_tokens, out[0].fit.logit_margin) == ([1.5, 0.25], [[0], []], -0.125)
     assert not out[2].fit.finite
-    assert out[2].fit.lead == float("-inf")
+    assert out[2].fit.logit_margin == float("-inf")
 
 
 def test_gpus_are_taken_in_turn(monkeypatch):

@@ -60,7 +60,7 @@ def test_one_edit_is_folded_exactly(low_rank, tmp_path):
     assert answers(tmp_path / "out", prompts) == by_expert.texts
     ids, mask = low_rank.encode(prompts)
     model = LlamaForCausalLM.from_pretrained(tmp_path / "out")
-    with low_rank.steady() as patch, torch.no_grad():
+    with low_rank.snapshot() as patch, torch.no_grad():
         with patch.using(patch.rows_of([3] * len(prompts))):
             routed = low_rank.model(ids, attention_mask=mask).logits
         plain = model(ids, attention_mask=mask).logits
@@ -85,7 +85,7 @@ def test_a_gate_that_is_not_met_leaves_nothing_behind(low_rank, tmp_path, scen):
 
 
 def test_edits_that_are_not_in_force(low_rank, tmp_path):
-    with pytest.raises(UsageError, match="not in force"):
+    with pytest.raises(UsageError, match="not active"):
         export_merged(low_rank, tmp_path / "out", edit=99)
     assert not list(tmp_path.iterdir())
 

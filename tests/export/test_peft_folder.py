@@ -36,7 +36,7 @@ def test_a_mixed_batch_in_peft_answers_token_for_token_as_scen_does(low_rank, tm
     names = ["__base__" if edit is None else adapter_name(edit) for edit in own.edits]
     assert len(set(names)) == 21
     ids, mask = low_rank.encode(prompts)
-    with low_rank.steady() as patch, torch.no_grad():
+    with low_rank.snapshot() as patch, torch.no_grad():
         route = patch.route(low_rank.model, ids, mask)
         with patch.using(route.choice):
             logits = low_rank.model(ids, attention_mask=mask).logits
@@ -129,12 +129,12 @@ def test_new_edits_join_a_folder_that_is_being_served(make_editor, tmp_path):
     editor = make_editor("closed-form")
     records = demo_edits()[:3]
     edit_all(editor, records[:2])
-    with editor.steady() as patch:
+    with editor.snapshot() as patch:
         assert add_adapters(editor, patch, tmp_path / "served", "demo") == ["edit-000001", "edit-000002"]
     first = tmp_path / "served" / "edit-000001" / "adapter_model.safetensors"
     before = first.stat()
     edit_all(editor, records[2:])
-    with editor.steady() as patch:
+    with editor.snapshot() as patch:
         assert add_adapters(editor, patch, tmp_path / "served", "demo") == ["edit-000003"]
         assert add_adapters(editor, patch, tmp_path / "served", "demo") == []
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

@@ -23,7 +23,7 @@ from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.export.transformers_folder import export_checkpoint
 from scen_cli.model.base import DEMO, DTYPES, load_base
 from scen_cli.model.keys import positions_of
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back, writing
 from tests.model.tiny import DENSE, save_tiny
 
 READER = Path(__file__).parent / "read_export.py"
@@ -107,10 +107,10 @@ def test_other_architectures_and_tied_weights(architecture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "changes"), [("attn", {}), ("up", {}), ("down", {"edits_per_expert": 2, "theta": 0.6})]
+    ("target_module", "changes"), [("attn", {}), ("up", {}), ("down", {"edits_per_expert": 2, "theta": 0.6})]
 )
 def test_experts_elsewhere_and_shared_ones_leave_too(make_editor, tmp_path, place, changes):
-    editor = make_editor("key", place=place, expert_steps=30, **changes)
+    editor = make_editor("key", target_module=place, expert_steps=30, **changes)
     records = demo_edits()[:4]
     size = editor.recipe.edits_per_expert
     with editor.project.writing():
@@ -127,7 +127,7 @@ def test_experts_elsewhere_and_shared_ones_leave_too(make_editor, tmp_path, plac
     assert read["mixed"] == read["alone"] == own.texts
 
 
-@pytest.mark.parametrize("changes", [{}, {"reading": "mean", "second_look": "none"}])
+@pytest.mark.parametrize("changes", [{}, {"key_pooling": "mean", "subject_filter": False}])
 def test_all_that_routing_does_leaves_too(make_editor, tmp_path, changes):
     """Whitening, biases, parts of prompts, the second look: routed without scen as with it."""
     editor = make_editor("closed-form", expert_steps=20, **changes)
@@ -153,7 +153,8 @@ def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path)
     from scen_cli.data.suites import load_suite
 
     metrics = evaluate(edited, load_suite("demo")).as_dict()
-    edited.project.record_evaluation("demo", {}, metrics, metrics["last_change"], [])
+    with writing(edited.project):
+        edited.project.record_evaluation("demo", {}, metrics, metrics["last_change"], [])
     export_checkpoint(edited, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     locality = metrics["figures"]["locality"]["patched"]
@@ -173,11 +174,13 @@ def test_figures_older_than_the_last_change_are_left_out_of_the_card(make_editor
     figures = {name: {"patched": share, "base": share} for name in ("reliability", "generality", "locality")}
     metrics = {"edits": 2, "records": 2, "not_learned": 0, "decoding": "greedy", "figures": figures}
     then = editor.project.ledger.last_change()
-    editor.project.record_evaluation("mine", {}, metrics, then, [])
+    with writing(editor.project):
+        editor.project.record_evaluation("mine", {}, metrics, then, [])
     export_checkpoint(editor, tmp_path / "before")
     assert "| Reliability | 100.0 % | 2/2 |" in (tmp_path / "before" / "README.md").read_text()
-    editor.project.revert(1)
-    editor.project.record_evaluation("mine", {}, metrics, then, [])  # begun before the revert, ended after it
+    take_back(editor.project, 1)
+    with writing(editor.project):
+        editor.project.record_evaluation("mine", {}, metrics, then, [])  # begun before the revert, ended after it
     export_checkpoint(editor, tmp_path / "after")
     assert "Not evaluated since the last change" in (tmp_path / "after" / "README.md").read_text()
 
@@ -204,7 +207,7 @@ def test_a_base_that_samples_and_stops_short_by_itself_is_exported_to_answer_as_
 
 def test_what_cannot_be_exported(make_editor, tmp_path):
     editor = make_editor()
-    with pytest.raises(UsageError, match="no edit is in force"):
+    with pytest.raises(UsageError, match="no edit is active"):
         export_checkpoint(editor, tmp_path / "out")
     edit_all(editor, demo_edits()[:1])
     (tmp_path / "full").mkdir()
@@ -249,7 +252,7 @@ def test_weights_are_cast_and_sharded_and_experts_are_not(low_rank, tmp_path, dt
     assert model.dtype == model.lm_head.weight.dtype == DTYPES[dtype]
     assert torch.equal(model.lm_head.weight, low_rank.model.lm_head.weight.to(DTYPES[dtype]))
     assert torch.equal(model.scen.neurons, low_rank.patch().bank.neurons)
-    with low_rank.steady() as patch:
+    with low_rank.snapshot() as patch:
         assert torch.equal(model.scen.lora_A, patch.bank.experts.a)
     ids, mask = low_rank.encode([record.prompt for record in demo_edits()[:20]])
     out = model.generate(ids, attention_mask=mask)[:, ids.shape[1] :]

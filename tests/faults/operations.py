@@ -14,7 +14,7 @@ from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.editing.compress_experts import compress
 from scen_cli.editing.editor import Editor
-from scen_cli.editing.revert_edits import revert
+from scen_cli.editing.revert_edits import revert_edits
 from scen_cli.errors import UsageError
 from scen_cli.project.ledger import now
 from scen_cli.project.ledger_rows import Threshold
@@ -58,7 +58,7 @@ def take_back(folder: Path, _base: Any) -> None:
     project = Project(folder, author="tester")
     with project.writing():
         if project.find(1).state == "active":
-            revert(project, 1)
+            revert_edits(project, 1)
         else:
             project.merge()
 

@@ -12,8 +12,9 @@ from scen_cli.cli.failures import explain
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.project.check import verify
 from scen_cli.project.guard import GuardTensors, NewGuard
-from scen_cli.project.project import Project, Trained, Training
+from scen_cli.project.project import Project, TrainedEdit, TrainingStats
 from scen_cli.project.tensor_files import EditTensors, LowRankArrays
+from tests.conftest import take_back, writing
 from tests.project.test_project import SETTINGS, D, H, commit
 
 pytestmark = pytest.mark.faults
@@ -34,10 +35,12 @@ def project(tmp_path):
         commit(made, "Who?", "Ada", 1)
         commit(made, "Where?", "Oslo", 2)
         expert = LowRankArrays(keys[:2].astype(np.float16), np.ones((D, 2), np.float16))
-        trained = Trained(EditRecord(prompt="When?", target="1815"), SourceLine("a", 1), True, 0.9)
-        made.commit([trained], Training(3, 0.1), EditTensors(expert, keys[3], keys[4]), 0.0)
-        made.record_evaluation("mine", {}, {"figures": {}}, made.ledger.last_change(), [{"prompt": "x"}])
-        made.revert(2)
+        trained = TrainedEdit(EditRecord(prompt="When?", target="1815"), SourceLine("a", 1), True, 0.9)
+        with writing(made):
+            made.commit([trained], TrainingStats(3, 0.1), EditTensors(expert, keys[3], keys[4]), 0.0)
+        with writing(made):
+            made.record_evaluation("mine", {}, {"figures": {}}, made.ledger.last_change(), [{"prompt": "x"}])
+        take_back(made, 2)
     made.close()
     return tmp_path / "p"
 
@@ -91,12 +94,12 @@ def places(size, count, rng):
 def test_a_flip_in_merged_neurons_never_reaches_routing(project):
     """The cache is not believed: whatever is flipped in it, W_merge is that of the files."""
     opened = Project(project)
-    neurons = opened.merged().neurons.copy()
+    neurons = opened.w_merge().neurons.copy()
     path = project / "merged.safetensors"
     whole = path.read_bytes()
     for place in range(0, len(whole), 7):
         broken = bytearray(whole)
         broken[place] ^= 1
         path.write_bytes(broken)
-        assert np.array_equal(opened.merged().neurons, neurons)
+        assert np.array_equal(opened.w_merge().neurons, neurons)
     path.write_bytes(whole)

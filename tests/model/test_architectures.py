@@ -12,8 +12,8 @@ from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.model.base import load_base
-from scen_cli.model.expert_stack import Experts
-from scen_cli.model.ffn import LOCATIONS, PLACES, find_layer
+from scen_cli.model.expert_stack import ExpertStack
+from scen_cli.model.ffn import LOCATIONS, TARGET_MODULES, find_layer
 from scen_cli.model.keys import read_keys
 from scen_cli.model.patch import Patch
 from scen_cli.model.routing import Routing
@@ -56,7 +56,7 @@ def test_edit_route_and_detach(architecture, expert, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("target_module", TARGET_MODULES)
 @pytest.mark.parametrize("architecture", DENSE)
 def test_a_low_rank_expert_is_the_dense_matrix_wherever_it_sits(tmp_path, architecture, place):
     """And a full one equal to the base changes nothing. Biases included (GPT-2), at W_down, W_up and W_attn; Phi-3's
@@ -71,7 +71,7 @@ def test_a_low_rank_expert_is_the_dense_matrix_wherever_it_sits(tmp_path, archit
     torch.manual_seed(0)
     a, b = torch.randn(4, h) / 8, torch.randn(4, d) / 8
     full = {0: weight, 1: weight + b.T @ a}
-    bank = SimpleNamespace(neurons=torch.zeros(3, 64), experts=Experts(a, b, torch.tensor([0, 0, 4]), full.get))
+    bank = SimpleNamespace(neurons=torch.zeros(3, 64), experts=ExpertStack(a, b, torch.tensor([0, 0, 4]), full.get))
     ids = torch.tensor([[1, 30, 40, 50]] * 4)
     plain = base.model(input_ids=ids).logits
     patch = Patch(edited.projection, edited.down_proj, bank, Routing(theta=0.5))

@@ -29,7 +29,7 @@ def test_a_config_of_absurd_sizes_is_refused_before_anything_is_allocated(folder
             check_files("it", folder)
 
 
-@pytest.mark.parametrize("place", ["../x.safetensors", "/x.safetensors", "in/x.safetensors", 7])
+@pytest.mark.parametrize("target_module", ["../x.safetensors", "/x.safetensors", "in/x.safetensors", 7])
 def test_an_index_that_leads_out_of_the_folder(folder, place):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": place}}))
     with pytest.raises(UsageError, match="outside of its folder"):

@@ -8,7 +8,7 @@ import torch
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
 from scen_cli.errors import Quarantined
-from scen_cli.model.expert_stack import Experts
+from scen_cli.model.expert_stack import ExpertStack
 from scen_cli.model.routing import BASE
 from tests.conftest import edit_all
 
@@ -86,9 +86,9 @@ def test_nothing_is_decided_before_a_forward(edited, prompts):
         _ = undecided.choice
 
 
-@pytest.mark.parametrize("place", ["up", "attn"])
+@pytest.mark.parametrize("target_module", ["up", "attn"])
 def test_experts_before_the_key_are_decided_on_apart(make_editor, prompts, place):
-    editor = make_editor("key", place=place)
+    editor = make_editor("key", target_module=place)
     edit_all(editor, demo_edits()[:3])
     ids, mask = editor.encode(prompts[:4])
     chosen = editor.route(prompts[:4]).edits
@@ -106,7 +106,7 @@ def test_low_rank_and_full_experts_in_one_batch(make_editor, prompts):
     with editor.project.writing():
         compress(editor, "auto", lambda _line, _pace: None)
     edit_all(editor, records[2:])
-    assert sorted(editor.project.ledger.ranks_in_force().values())[:2] == [0, 0]
+    assert sorted(editor.project.ledger.active_ranks().values())[:2] == [0, 0]
     asked = [record.prompt for record in records] + [right_facts()[0].phrasings[0]]
     together = editor.answer(asked)
     assert together.edits == [1, 2, 3, 4, None]
@@ -134,7 +134,7 @@ def test_what_was_never_read_is_never_heard():
     ranks = torch.tensor([2, 1, 3])
     a, b = torch.full((6, 4), torch.nan), torch.full((6, 5), torch.nan)
     a[2], b[2], a[3:], b[3:] = 1.0, 2.0, 3.0, 4.0  # experts 1 and 2 are there, expert 0 is not
-    found = Experts(a, b, ranks, {}.get).gather(torch.tensor([1, BASE, 2]))
+    found = ExpertStack(a, b, ranks, {}.get).gather(torch.tensor([1, BASE, 2]))
     assert found.a.isfinite().all()
     assert found.b.isfinite().all()
     assert (found.b @ found.a)[:, 0, 0].tolist() == [2.0, 0.0, 36.0]
@@ -144,7 +144,7 @@ def test_experts_of_several_ranks_answer_in_one_batch_whichever_was_called_first
     editor = make_editor("key", expert="low-rank", rank="auto", lead=6, expert_steps=4)
     records = demo_edits()[:12]
     edit_all(editor, records)
-    assert len(set(editor.project.ledger.ranks_in_force().values())) > 1
+    assert len(set(editor.project.ledger.active_ranks().values())) > 1
     asked = [record.prompt for record in records[::-1]]
     alone = [editor.answer([prompt]).texts[0] for prompt in asked]
     for start in (0, 3, 6):

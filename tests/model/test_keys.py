@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from scen_cli.model.ffn import find_layer
-from scen_cli.model.keys import Reading, padded, read_keys, read_parts
+from scen_cli.model.keys import KeyConfig, padded, read_keys, read_segments
 from scen_cli.model.routing import largest
-from scen_cli.model.subject_filter import SecondLook
+from scen_cli.model.subject_filter import SubjectFilter
 from scen_cli.model.template import SecondTurn, make_template
 
 CPU = torch.device("cpu")
 START, OPEN, CLOSE, STOP = 1, 3, 4, 9
-READING = Reading("last", True, (START,), (OPEN,), (CLOSE,), frozenset({STOP}))
+READING = KeyConfig("last", True, (START,), (OPEN,), (CLOSE,), frozenset({STOP}))
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,13 @@ READING = Reading("last", True, (START,), (OPEN,), (CLOSE,), frozenset({STOP}))
     ],
 )
 def test_parts_of_a_prompt(tokens, parts):
-    assert READING.parts_of(tokens) == [tokens, *parts]
-    assert Reading("last").parts_of(tokens) == [tokens]
+    assert READING.segments_of(tokens) == [tokens, *parts]
+    assert KeyConfig("last").segments_of(tokens) == [tokens]
 
 
 def test_without_a_template_the_last_sentence_is_what_follows_the_last_mark():
-    reading = Reading("last", True, (START,), (), (), frozenset({STOP}))
-    assert reading.parts_of([1, 20, 21, 9, 30, 31, 32]) == [[1, 20, 21, 9, 30, 31, 32], [1, 30, 31, 32]]
+    key_config = KeyConfig("last", True, (START,), (), (), frozenset({STOP}))
+    assert key_config.segments_of([1, 20, 21, 9, 30, 31, 32]) == [[1, 20, 21, 9, 30, 31, 32], [1, 30, 31, 32]]
 
 
 @pytest.mark.parametrize("pool", ["last", "mean"])
@@ -73,11 +73,11 @@ def test_a_part_has_the_key_it_would_have_alone(demo_base):
         ["[INST]"],
         ["[/INST]"],
     ]
-    reading = Reading("last", True, frame.start, frame.opening, frame.closing, template.sentence_ends())
+    key_config = KeyConfig("last", True, frame.start, frame.opening, frame.closing, template.sentence_ends())
     question = "Where was Ivan Gromener born?"
     rows = [template.prompt_ids(p) for p in (question, SecondTurn("Hi", "Hello", question), f"Hello. {question}")]
     edited = find_layer(demo_base.model, 2)
-    keys, owners = read_parts(demo_base.model, edited.down_proj, *padded(rows, 0), reading)
+    keys, owners = read_segments(demo_base.model, edited.down_proj, *padded(rows, 0), key_config)
     assert owners.tolist() == [0, 1, 2, 1, 2]
     assert torch.allclose(keys[3], keys[0], atol=1e-4)  # the second turn, read alone
     assert torch.nn.functional.cosine_similarity(keys[4], keys[0], dim=0) > 0.8  # a space more before it
@@ -93,7 +93,7 @@ def test_the_largest_activation_of_a_prompts_parts_counts():
 
 
 def test_a_second_look_blocks_edits_whose_subject_is_not_named():
-    look = SecondLook([[[5, 6], [7]], [], [[6]]])
+    look = SubjectFilter([[[5, 6], [7]], [], [[6]]])
     blocked = look.blocked([[1, 5, 6], [1, 7], [1, 5, 9]], CPU)
     assert blocked.tolist() == [[False, False, False], [False, False, True], [True, False, True]]
 
@@ -101,7 +101,7 @@ def test_a_second_look_blocks_edits_whose_subject_is_not_named():
 def test_how_a_subject_may_be_written(demo_base):
     template = make_template(demo_base.tokenizer, demo_base.model, "[INST]{prompt}[/INST]")
     forms = template.subject_forms("Ivan Gromener", ["Where was Ivan Gromener born?"])
-    look = SecondLook([forms])
+    look = SubjectFilter([forms])
     for prompt in ("Ivan Gromener was born where?", "Tell me (Ivan Gromener) more", "where was ivan gromener born?"):
         assert look.blocked([template.prompt_ids(prompt)], CPU).tolist() == [[False]], prompt
     assert look.blocked([template.prompt_ids("Where was Olga Gromener born?")], CPU).tolist() == [[True]]

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from scen_cli.baselines.catalogue import make_method
-from scen_cli.baselines.method import Given
+from scen_cli.baselines.method import MethodContext
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
 from scen_cli.editing.create_project import new_project
@@ -119,7 +119,7 @@ def test_what_needs_whole_weights_says_so(quantized, scen, tmp_path):
     assert "quantised" in error.stderr
     assert not (tmp_path / "m").exists()
     with pytest.raises(UsageError, match="whole on one device"):
-        make_method("memit", Given(quantized.base, quantized.template, 2))
+        make_method("memit", MethodContext(quantized.base, quantized.template, 2))
 
 
 def test_by_the_command_line(scen, tmp_path):

@@ -13,21 +13,21 @@ from scen_cli.editing.create_project import DEFAULT_TEMPLATE, new_project
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import DamageFound, UsageError
 from scen_cli.model.ffn import find_layer
-from scen_cli.model.sample_prompts import write_prompts
+from scen_cli.model.sample_prompts import sample_prompts
 from scen_cli.model.template import make_template
-from scen_cli.neurons.build_guard import make_guard, reading_of
+from scen_cli.neurons.build_guard import key_config_of, make_guard
 from scen_cli.neurons.closed_form import whitening_of
 from scen_cli.project.check import verify
 from scen_cli.recipe import RECIPES
 from tests.conftest import edit_all
 
-FAST = {"expert_steps": 1, "extra_steps": 0, "variants": 0, "require_learned": False}
+FAST = {"expert_steps": 1, "extra_steps": 0, "prompt_augmentations": 0, "require_learned": False}
 
 
 def a_guard(base, file=None, seed=0):
     template = make_template(base.tokenizer, base.model, DEFAULT_TEMPLATE)
-    reading = reading_of(template, RECIPES["closed-form"])
-    return make_guard(base, template, find_layer(base.model, 2), reading, seed, file)
+    key_config = key_config_of(template, RECIPES["closed-form"])
+    return make_guard(base, template, find_layer(base.model, 2), key_config, seed, file)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def prompts_file(tmp_path_factory):
 def test_the_base_writes_its_own_and_always_the_same(demo_base):
     template = make_template(demo_base.tokenizer, demo_base.model, DEFAULT_TEMPLATE)
     state = torch.get_rng_state()
-    written = write_prompts(demo_base, template, 60, seed=3)
+    written = sample_prompts(demo_base, template, 60, seed=3)
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's dice are touched
-    assert written == write_prompts(demo_base, template, 60, seed=3)
-    assert written != write_prompts(demo_base, template, 60, seed=4)
+    assert written == sample_prompts(demo_base, template, 60, seed=3)
+    assert written != sample_prompts(demo_base, template, 60, seed=4)
     assert len(set(written)) == 60
     assert not any("[" in prompt for prompt in written)
 
@@ -52,7 +52,7 @@ def test_the_base_writes_its_own_and_always_the_same(demo_base):
 def test_parts_share_no_prompt_and_keys_are_the_prompts(demo_base, demo_guard, tmp_path):
     project = new_project(tmp_path / "p", "demo", guard=demo_guard, base=demo_base)
     guard = project.guard()
-    parts = {name: guard.part(name) for name in ("fit", "calibration", "report")}
+    parts = {name: guard.split(name) for name in ("fit", "calibration", "report")}
     assert [len(prompts) for prompts, _keys, _rows in parts.values()] == [500, 1000, 500]
     assert len({prompt for prompts, _keys, _rows in parts.values() for prompt in prompts}) == 2000
     model = PatchedModel(project, base=demo_base)
@@ -112,7 +112,7 @@ def test_guard_prompts_are_never_reported_on(make_editor, demo_base):
 
     editor = make_editor("closed-form", **FAST)
     edit_all(editor, demo_edits()[:2])
-    prompts = {name: editor.project.guard().part(name)[0][:5] for name in ("fit", "calibration", "report")}
+    prompts = {name: editor.project.guard().split(name)[0][:5] for name in ("fit", "calibration", "report")}
     suite = Suite("mine", demo_edits()[:2], [prompt for some in prompts.values() for prompt in some])
     asked = [s.prompt for s in evaluate(editor, suite, quick=True).samples if s.role == "locality"]
     assert asked == prompts["report"]
@@ -140,7 +140,7 @@ def test_doctored_rows_are_noticed(make_editor, change):
 
 def test_a_prompt_of_an_edit_that_the_base_wrote_itself_does_not_raise_theta(make_editor):
     """And one that the user gave does: it is to stay, whatever it is about."""
-    editor = make_editor("closed-form", **FAST, theta=0.1, second_look="none")
+    editor = make_editor("closed-form", **FAST, theta=0.1, subject_filter=False)
     edit_all(editor, [demo_edits()[0]])
     key = editor.keys([demo_edits()[0].rephrases[0]])
     part = editor.index._calibration

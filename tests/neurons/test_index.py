@@ -13,11 +13,11 @@ from scen_cli.errors import UsageError
 from scen_cli.neurons.calibration import calibrate
 from scen_cli.neurons.index import Index
 from scen_cli.project.check import verify
-from scen_cli.project.project import Trained, Training
+from scen_cli.project.project import TrainedEdit, TrainingStats
 from scen_cli.project.tensor_files import EditTensors
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back, writing
 
-FAST = {"expert_steps": 1, "extra_steps": 0, "variants": 0, "require_learned": False}
+FAST = {"expert_steps": 1, "extra_steps": 0, "prompt_augmentations": 0, "require_learned": False}
 
 
 def calls_itself(editor) -> bool:
@@ -32,7 +32,7 @@ def test_every_active_edit_calls_itself_after_each_commit(make_editor, recipe):
     for record in records:
         edit_all(editor, [record])
         assert calls_itself(editor)
-    editor.project.revert(3)
+    take_back(editor.project, 3)
     edit_all(editor, [records[4].model_copy(update={"target": "Oslo"})])  # supersedes edit 5
     assert editor.project.find(5).state == "superseded"
     assert calls_itself(editor)
@@ -41,9 +41,9 @@ def test_every_active_edit_calls_itself_after_each_commit(make_editor, recipe):
 
 def test_an_edit_is_recalibrated_for_and_a_fresh_index_agrees(make_editor):
     """Step by step, with a revert between, theta is what a calibration from nothing gives."""
-    editor = make_editor("closed-form", **FAST, theta=0.1, second_look="none")
+    editor = make_editor("closed-form", **FAST, theta=0.1, subject_filter=False)
     edit_all(editor, demo_edits()[:15])
-    editor.project.revert(4, 9)
+    take_back(editor.project, 4, 9)
     edit_all(editor, demo_edits()[15:25])
     threshold = editor.project.ledger.threshold()
     fresh = Index(editor.project)
@@ -53,7 +53,7 @@ def test_an_edit_is_recalibrated_for_and_a_fresh_index_agrees(make_editor):
     assert threshold.theta > 0.1
     assert (threshold.prompts, threshold.false_activation) == (1000, 0.01)
     assert 0 < threshold.low < threshold.expected <= 0.01 < threshold.high
-    prompts, _keys, _rows = editor.project.guard().part("calibration")
+    prompts, _keys, _rows = editor.project.guard().split("calibration")
     fired = sum(edit is not None for edit in editor.route(prompts).edits)
     assert fired <= 0.01 * len(prompts) + 5  # all but the prompts that are edits' own
 
@@ -63,9 +63,9 @@ def test_a_later_edit_lowers_no_earlier_ones_claim(make_editor):
     editor = make_editor("closed-form", **FAST)
     first = demo_edits()[:10]
     edit_all(editor, first)
-    neurons = editor.project.merged().neurons.copy()
+    neurons = editor.project.w_merge().neurons.copy()
     edit_all(editor, demo_edits()[10:40])
-    assert (editor.project.merged().neurons[:10] == neurons).all()
+    assert (editor.project.w_merge().neurons[:10] == neurons).all()
     assert editor.route([record.prompt for record in first]).edits == list(range(1, 11))
 
 
@@ -116,21 +116,22 @@ def test_a_neuron_that_would_take_another_edits_prompt_gets_more_bias(make_edito
 
 def test_neurons_fitted_again_for_another_are_kept_with_it_and_go_with_it(make_editor):
     project = make_editor("joint").project
-    where, training = SourceLine("test", 1), Training(0, 0.0)
+    where, training = SourceLine("test", 1), TrainingStats(0, 0.0)
     expert, neurons = np.zeros((96, 768), np.float32), np.eye(3, 768, dtype=np.float32)
     refits = [None, None, (neurons[[2]], np.array([1]))]
     with project.writing():
         for number, refit in enumerate(refits):
-            trained = Trained(EditRecord(prompt=f"Question {number}?", target="x"), where, True, 0.9)
+            trained = TrainedEdit(EditRecord(prompt=f"Question {number}?", target="x"), where, True, 0.9)
             tensors = EditTensors(expert, neurons[number], neurons[number], *(refit or (None, None)))
             project.commit([trained], training, tensors)
-        project.merge()
-    assert (project.merged().neurons == neurons[[2, 1, 2]]).all()
+        with writing(project):
+            project.merge()
+    assert (project.w_merge().neurons == neurons[[2, 1, 2]]).all()
     (project.folder / "merged.safetensors").unlink()  # from the files alone
-    assert (project.merged().neurons == neurons[[2, 1, 2]]).all()
+    assert (project.w_merge().neurons == neurons[[2, 1, 2]]).all()
     assert verify(project) == []
-    project.revert(3)
-    assert (project.merged().neurons == neurons[:2]).all()
+    take_back(project, 3)
+    assert (project.w_merge().neurons == neurons[:2]).all()
 
 
 def test_an_edit_whose_last_sentence_is_another_edit_still_calls_itself(make_editor):
@@ -156,7 +157,7 @@ def test_joint_neurons_that_would_take_earlier_prompts_are_refused(make_editor):
 
 
 def test_a_failed_record_takes_no_edits_place(make_editor):
-    editor = make_editor("closed-form", edits_per_expert=2, expert_steps=20, extra_steps=0, variants=0)
+    editor = make_editor("closed-form", edits_per_expert=2, expert_steps=20, extra_steps=0, prompt_augmentations=0)
     edit_all(editor, [demo_edits()[0]])
     hopeless = EditRecord(prompt="Where is it?", target="Zz qq xx yy ww vv uu")
     with editor.project.writing():
@@ -169,6 +170,8 @@ def test_an_older_project_whose_recipe_knew_no_index_still_opens(make_editor):
     from scen_cli.recipe import Recipe
 
     for trained, index in ((True, "paper"), (False, "key")):
-        old = Recipe().model_dump(exclude={"index", "reading", "read_parts", "second_look", "variants"})
+        old = Recipe().model_dump(
+            exclude={"index", "key_pooling", "route_segments", "subject_filter", "prompt_augmentations"}
+        )
         recipe = Recipe.model_validate({**old, "train_neuron": trained, "normalise": not trained})
         assert (recipe.index, recipe.cosine, recipe.needs_guard) == (index, not trained, False)

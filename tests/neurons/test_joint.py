@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scen_cli.neurons.joint import fit_joint, refit_thieves
+from scen_cli.neurons.joint import fit_joint, refit_colliding
 from scen_cli.neurons.paper_losses import train_neuron
 from scen_cli.recipe import Recipe
 
@@ -29,7 +29,7 @@ def test_a_neuron_that_takes_a_new_edits_prompt_is_fitted_again_and_no_other():
     neurons = torch.stack([train_neuron(keys[:1], keys[:0], RECIPE).neuron, *(torch.zeros(2, 32))])
     newest = fit_joint(new[None], keys, guard, RECIPE, seed=1).neuron
     assert neurons[0] @ new > newest @ new  # it would be taken
-    refitted = refit_thieves(neurons, keys, newest, new, guard, RECIPE)
+    refitted = refit_colliding(neurons, keys, newest, new, guard, RECIPE)
     assert list(refitted) == [0]
     assert refitted[0] @ new < newest @ new
     assert refitted[0] @ keys[0] > refitted[0] @ new  # and still knows its own best

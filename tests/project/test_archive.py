@@ -15,6 +15,7 @@ from scen_cli.project.archive import backup, restore
 from scen_cli.project.check import repair, verify
 from scen_cli.project.project import Project
 from scen_cli.project.unused_files import collect, garbage
+from tests.conftest import take_back, writing
 from tests.faults.injector import DONE, KILL, Injector, in_child, steps_of
 from tests.project.test_project import SETTINGS, commit
 
@@ -25,13 +26,13 @@ def project(tmp_path):
     with made.writing():
         for number, prompt in enumerate(("Who?", "Where?", "Who?", "When?"), start=1):
             commit(made, prompt, str(number), number)
-        made.revert(4)
+        take_back(made, 4)
     return made
 
 
 def state(project):
     files = {p.name: p.read_bytes() for p in (project.folder / "edits").iterdir()}
-    return project.ledger.edits(), project.ledger.events(), files, project.merged().neurons.tobytes()
+    return project.ledger.edits(), project.ledger.events(), files, project.w_merge().neurons.tobytes()
 
 
 def test_a_backup_restores_to_the_same_project(project, tmp_path):
@@ -191,7 +192,8 @@ class TestNothingNeededGoes:
         assert any("not the ledger that was sealed" in problem.what for problem in verify(rolled))
         with pytest.raises(DamageFound, match="nothing is removed by a damaged ledger"):
             garbage(rolled)
-        repair(rolled, deep=True)
+        with writing(rolled):
+            repair(rolled, deep=True)
         assert self.files(rolled) == before
         rolled.close()
         (project.folder / "scen.db").write_bytes(new)
@@ -261,7 +263,7 @@ class TestNothingNeededGoes:
         harm(project.folder / "scen.db.sha256")
         assert [problem.kind for problem in verify(project, deep=True)] == ["seal"]
         with project.writing():
-            project.revert(3)
+            take_back(project, 3)
         assert project.find(3).state == "reverted"
 
 
@@ -284,7 +286,7 @@ class TestGarbage:
     def test_a_superseded_edit_comes_back_after_a_collection(self, project):
         with project.writing():
             collect(project, garbage(project))
-            project.revert(3)
+            take_back(project, 3)
         assert project.find(1).state == "active"
         assert project.expert(1).shape
         assert verify(project, deep=True) == []
@@ -304,7 +306,7 @@ class TestGarbage:
 def test_the_commands(project, tmp_path, scen):
     assert "5 files" in scen("backup", tmp_path / "b.zip", "--dir", project.folder).stdout
     told = scen("restore", tmp_path / "b.zip", "--dir", tmp_path / "again").stdout
-    assert "4 edits, 2 in force" in told
+    assert "4 edits, 2 active" in told
     scen("backup", tmp_path / "no" / "such" / "folder.zip", "--dir", project.folder, code=2)
     scen("restore", tmp_path / "none.zip", "--dir", tmp_path / "third", code=2)
     shutil.rmtree(tmp_path / "again")

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from scen_cli.data.records import EditRecord, SourceLine
-from scen_cli.editing.revert_edits import revert
+from scen_cli.editing.revert_edits import revert_edits
 from scen_cli.project.check import repair, verify
 from scen_cli.project.ledger import now
 from scen_cli.project.ledger_rows import Threshold
-from scen_cli.project.project import Project, Trained, Training
+from scen_cli.project.project import Project, TrainedEdit, TrainingStats
 from scen_cli.project.tensor_files import EditTensors
 from scen_cli.project.unused_files import collect, garbage
 from tests.faults.injector import KILL, Injector, in_child
@@ -55,9 +55,9 @@ class Ledgers(RuleBasedStateMachine):
         number = len(self.project.ledger.edits()) + 1
         record = EditRecord(prompt=prompt, target=target)
         threshold = Threshold(theta, "calibration", now(), 0.01) if theta else None
-        trained = Trained(record, SourceLine("machine", number), True, 0.9)
+        trained = TrainedEdit(record, SourceLine("machine", number), True, 0.9)
         with self.project.writing():
-            self.project.commit([trained], Training(number, 0.1), tensors_of(number), 0.0, threshold)
+            self.project.commit([trained], TrainingStats(number, 0.1), tensors_of(number), 0.0, threshold)
             self.project.merge()
 
     def edited(self, prompt: str, target: str, theta: float | None) -> None:
@@ -70,7 +70,7 @@ class Ledgers(RuleBasedStateMachine):
 
     def take_back(self, number: int) -> None:
         with self.project.writing():
-            revert(self.project, number)
+            revert_edits(self.project, number)
 
     def taken_back(self, number: int) -> None:
         before = self.theta()
@@ -175,7 +175,7 @@ class Ledgers(RuleBasedStateMachine):
         }
         assert rows == self.edits
         assert self.project.ledger.theta() == self.theta()
-        merged = self.project.merged()
+        merged = self.project.w_merge()
         assert merged.experts == self.active()
         for row, number in enumerate(merged.experts):
             assert np.array_equal(merged.neurons[row], tensors_of(number).neuron)

@@ -13,9 +13,10 @@ from scen_cli.cli.failures import explain
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project.check import repair, verify
-from scen_cli.project.project import Project, Trained, Training
+from scen_cli.project.project import Project, TrainedEdit, TrainingStats
 from scen_cli.project.settings import FORMAT
 from scen_cli.project.tensor_files import EditTensors, read_tensors, write_edit
+from tests.conftest import take_back, writing
 
 H, D = 12, 5
 SETTINGS = {"format": FORMAT, "model": "x", "ffn_width": H, "layer": 1, "recipe": {"theta": 0.65}}
@@ -30,10 +31,11 @@ def commit(project, prompt, target="t", number=None):
     rng = np.random.default_rng(len(prompt) if number is None else number)
     shapes = {"expert": (D, H), "neuron": (H,), "key": (H,)}
     tensors = EditTensors(**{name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()})
-    training = Training(seed=1, seconds=0.5, expert_losses=[2.0, 1.0])
+    training = TrainingStats(seed=1, seconds=0.5, expert_losses=[2.0, 1.0])
     record = EditRecord(prompt=prompt, target=target, rephrases=("r",))
-    trained = Trained(record, SourceLine("a.jsonl", 3), True, 0.9)
-    return project.commit([trained], training, tensors)[0], tensors
+    trained = TrainedEdit(record, SourceLine("a.jsonl", 3), True, 0.9)
+    with writing(project):
+        return project.commit([trained], training, tensors)[0], tensors
 
 
 def test_a_folder_without_a_project(tmp_path):
@@ -68,25 +70,28 @@ def test_a_transposed_expert_is_stored_as_it_looks_not_as_it_lies(tmp_path):
 
 def test_merge_stacks_the_neurons_in_edit_order_and_always_gives_the_same_bytes(project):
     tensors = [commit(project, f"Who {n}?", number=n)[1] for n in range(4)]
-    digests = {project.merge().sha256 for _ in range(5)}
+    with writing(project):
+        digests = {project.merge().sha256 for _ in range(5)}
     assert len(digests) == 1
-    merged = project.merged()
+    merged = project.w_merge()
     assert merged.experts == [1, 2, 3, 4]
     assert np.array_equal(merged.neurons, np.stack([t.neuron for t in tensors]))
 
 
 def test_an_old_merged_file_is_not_believed(project):
     commit(project, "Who?")
-    project.merge()
+    with writing(project):
+        project.merge()
     commit(project, "Where?")
-    assert project.merged().experts == [1, 2]
+    assert project.w_merge().experts == [1, 2]
     (project.folder / "merged.safetensors").unlink()
-    assert project.merged().experts == [1, 2]
+    assert project.w_merge().experts == [1, 2]
 
 
 def test_merge_without_edits(project):
-    project.merge()
-    assert project.merged().neurons.shape == (0, H)
+    with writing(project):
+        project.merge()
+    assert project.w_merge().neurons.shape == (0, H)
 
 
 def test_the_same_prompt_supersedes_and_says_so(project):
@@ -95,44 +100,46 @@ def test_the_same_prompt_supersedes_and_says_so(project):
     second, _ = commit(project, "Who?", "Eva", 3)
     older = project.find(first.id)
     assert (older.state, older.superseded_by) == ("superseded", second.id)
-    assert project.ledger.superseded_by(second.id) == [first.id]
-    assert project.merged().experts == [2, 3]
+    assert project.ledger.edits_superseded_by(second.id) == [first.id]
+    assert project.w_merge().experts == [2, 3]
 
 
 def test_revert_takes_one_edit_out_and_keeps_its_record_and_file(project):
     edits = [commit(project, f"Who {n}?", number=n)[0] for n in range(3)]
     before = (project.folder / edits[1].file).read_bytes()
-    assert project.revert(2)[0].state == "reverted"
-    assert project.merged().experts == [1, 3]
+    assert take_back(project, 2)[0].state == "reverted"
+    assert project.w_merge().experts == [1, 3]
     assert (project.folder / edits[1].file).read_bytes() == before
     assert project.find(2).prompt == "Who 1?"
-    with pytest.raises(UsageError, match="edit 2 is not in force: it is reverted"):
-        project.revert(2)
+    with pytest.raises(UsageError, match="edit 2 is not active: it is reverted"):
+        take_back(project, 2)
     with pytest.raises(UsageError, match="there is no edit 9"):
-        project.revert(9)
+        take_back(project, 9)
 
 
 def test_revert_works_while_another_edits_file_is_lost(project):
     edits = [commit(project, f"Who {n}?", number=n)[0] for n in range(2)]
     (project.folder / edits[1].file).unlink()
-    assert project.revert(1)[0].state == "reverted"
+    assert take_back(project, 1)[0].state == "reverted"
 
 
 def test_a_failed_edit_leaves_what_it_would_have_replaced(project):
     commit(project, "Who?", "Ada")
     reason = "2 of 3 target tokens are still wrong"
-    trained = Trained(EditRecord(prompt="Who?", target="Eva"), SourceLine("b", 1), False, reason=reason)
-    [failed] = project.commit([trained], Training(seed=1, seconds=0.1), None)
+    trained = TrainedEdit(EditRecord(prompt="Who?", target="Eva"), SourceLine("b", 1), False, reason=reason)
+    with writing(project):
+        [failed] = project.commit([trained], TrainingStats(seed=1, seconds=0.1), None)
     assert (failed.state, failed.file, failed.reason) == ("failed", None, reason)
     assert project.find(1).state == "active"
-    assert project.merged().experts == [1]
+    assert project.w_merge().experts == [1]
     assert verify(project) == []
 
 
 class TestVerify:
     def test_whole(self, project):
         commit(project, "Who?")
-        project.merge()
+        with writing(project):
+            project.merge()
         assert verify(project) == []
 
     @pytest.mark.parametrize("harm", ["byte", "cut", "gone"])
@@ -151,11 +158,13 @@ class TestVerify:
         assert [problem.where for problem in problems if problem.kind == "damage"] == [edit.file]
         assert "edit 1" in problems[0].what
         assert verify(project) == ([] if harm == "byte" else problems[:1])  # the quick look reads no content
-        assert repair(project) == []  # nothing here can be put right without loss
+        with writing(project):
+            assert repair(project) == []  # nothing here can be put right without loss
 
     def test_a_stray_file_and_a_wrong_merge_are_repaired(self, project):
         commit(project, "Who?")
-        project.merge()
+        with writing(project):
+            project.merge()
         stray = project.folder / "edits" / "000002-abcdef01.safetensors.tmp"
         stray.write_bytes(b"half")
         merged = project.folder / "merged.safetensors"
@@ -163,7 +172,8 @@ class TestVerify:
         content[-1] ^= 64
         merged.write_bytes(content)
         assert len(verify(project)) == 2
-        assert len(repair(project)) == 2
+        with writing(project):
+            assert len(repair(project)) == 2
         assert verify(project) == []
         assert not stray.exists()
 
@@ -210,9 +220,10 @@ def test_an_expert_that_is_not_the_committed_one_is_refused(project):
 def test_an_unreadable_merged_file_is_made_anew(project):
     commit(project, "Who?")
     (project.folder / "merged.safetensors").write_bytes(b"junk")
-    assert project.merged().experts == [1]
+    assert project.w_merge().experts == [1]
     assert [problem.kind for problem in verify(project)] == ["cache"]
-    assert repair(project) == ["rebuilt `merged.safetensors`"]
+    with writing(project):
+        assert repair(project) == ["rebuilt `merged.safetensors`"]
     assert verify(project) == []
 
 
@@ -223,7 +234,7 @@ def test_an_empty_ledger_and_one_of_a_newer_scen(tmp_path):
     Project.create(tmp_path / "new", {**SETTINGS, "format": FORMAT}, theta=0.5).close()
     with sqlite3.connect(tmp_path / "new" / "scen.db") as db:
         db.execute("update settings set value = '2' where name = 'format'")
-    with pytest.raises(UsageError, match="format 2; this scen reads formats 1"):
+    with pytest.raises(UsageError, match="format 2; this version of scen reads format 1"):
         Project(tmp_path / "new")
 
 
@@ -288,10 +299,12 @@ def test_a_second_writer_is_told_who_holds_the_project(project):
 def test_a_neuron_that_is_not_what_was_committed_is_damage_and_no_old_cache(project):
     """The quick look reads neurons, and names the edit."""
     edit, tensors = commit(project, "Who?", number=1)
-    project.merge()
+    with writing(project):
+        project.merge()
     path = project.folder / edit.file
     content = path.read_bytes()
     path.write_bytes(content.replace(tensors.neuron.tobytes(), tensors.neuron.tobytes()[::-1]))
     [problem] = verify(project)
     assert (problem.where, problem.edit, problem.kind) == (edit.file, 1, "damage")
-    assert repair(project) == []
+    with writing(project):
+        assert repair(project) == []

@@ -15,7 +15,7 @@ from scen_cli.report import pictures
 from scen_cli.report.gather import gather
 from scen_cli.report.markdown import as_markdown
 from scen_cli.report.page import as_page
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back, writing
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def reported(tmp_path_factory, demo_base):
     hostile = demo_edits()[0].model_copy(update={"prompt": "Who is <script>alert(1)</script> & | `x`?"})
     edit_all(editor, [hostile, *demo_edits()[1:12]])
     evaluation = evaluate(editor, Suite("mine", [hostile, *demo_edits()[1:12]], load_suite("demo").locality[:50]))
-    keep(project, evaluation)
+    with writing(project):
+        keep(project, evaluation)
     editor.detach()
     return project, evaluation
 
@@ -94,8 +95,9 @@ def test_figures_that_are_old_are_said_to_be(make_editor):
     editor = make_editor()
     assert "Not evaluated yet" in as_page(gather(editor.project))
     edit_all(editor, demo_edits()[:2])
-    keep(editor.project, evaluate(editor, Suite("mine", demo_edits()[:2], [right_facts()[0].phrasings[0]])))
-    editor.project.revert(1)
+    with writing(editor.project):
+        keep(editor.project, evaluate(editor, Suite("mine", demo_edits()[:2], [right_facts()[0].phrasings[0]])))
+    take_back(editor.project, 1)
     for text in (as_page(gather(editor.project)), as_markdown(gather(editor.project))):
         assert "these figures are from before" in text
     assert 'class="state reverted"' in as_page(gather(editor.project))

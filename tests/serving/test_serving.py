@@ -16,7 +16,7 @@ from scen_cli.editing.editor import Editor
 from scen_cli.model.base import load_base
 from scen_cli.serving.app import LONGEST_BODY, Limits
 from scen_cli.serving.server import own_front
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back
 from tests.model.tiny import DENSE, save_tiny
 from tests.serving.running import ask_all, chat, running
 
@@ -312,5 +312,5 @@ def test_edits_and_reverts_count_from_the_next_prompt_on(make_editor):
         assert edits() == [1, None]
         edit_all(editor, records[1:])
         assert edits() == [1, 2]
-        editor.project.revert(1)
+        take_back(editor.project, 1)
         assert edits() == [None, 2]

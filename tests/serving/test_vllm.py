@@ -13,7 +13,7 @@ from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import add_adapters
 from scen_cli.serving.app import Limits
 from scen_cli.serving.server import vllm_front
-from tests.conftest import edit_all
+from tests.conftest import edit_all, take_back
 from tests.serving.running import ask_all, chat, running
 from tests.serving.stub_vllm import StubVllm
 from tests.serving.test_serving import pieces_of
@@ -60,7 +60,7 @@ def test_a_new_edit_is_there_before_its_prompt_is_sent(make_editor, vllm):
         edit_all(editor, records[1:])
         (response,) = asyncio.run(ask_all(front, [chat(records[1].prompt)]))
         assert response.json()["choices"][0]["message"]["content"].strip() == records[1].target
-        editor.project.revert(2)
+        take_back(editor.project, 2)
         (response,) = asyncio.run(ask_all(front, [chat(records[1].prompt)]))
         assert response.json()["scen"]["edit"] is None
     assert [one["model"] for one in stub.asked] == ["edit-000002", "demo"]
@@ -104,13 +104,13 @@ def test_addresses_that_are_none(low_rank, tmp_path, url):
 
 
 def test_a_folder_of_another_project_is_refused(low_rank, make_editor, tmp_path):
-    with low_rank.steady() as patch:
+    with low_rank.snapshot() as patch:
         add_adapters(low_rank, patch, tmp_path / "loras", "demo")
         add_adapters(low_rank, patch, tmp_path / "loras", "demo")  # its own is taken as it is
     low_rank.detach()
     other = make_editor("closed-form", expert_steps=3)
     edit_all(other, demo_edits()[5:6])
-    with other.steady() as patch, pytest.raises(UsageError, match="is not this project's"):
+    with other.snapshot() as patch, pytest.raises(UsageError, match="is not this project's"):
         add_adapters(other, patch, tmp_path / "loras", "demo")
     modes = {path.stat().st_mode for path in (tmp_path / "loras").rglob("*.*") if path.is_file()}
     assert len(modes) == 1  # vLLM may run as somebody else

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from scen_cli.project.project import Project
+from tests.conftest import take_back
 
 EDITS = 24
 
@@ -64,17 +65,17 @@ def test_table_3(scen, folder):
 
 def test_rows_are_what_they_are_called_whatever_the_project_has(scen, tmp_path):
     at = ("--dir", tmp_path / "p")
-    scen("init", "--model", "demo", "--recipe", "key", "--place", "up", "--set", "edits_per_expert=2", *at)
+    scen("init", "--model", "demo", "--recipe", "key", "--target-module", "up", "--set", "edits_per_expert=2", *at)
     found = scen("study", "table3", "--edits", "4", *at)
     assert "recipe `key` trains no neuron: no losses to compare" in found.stderr
     assert "without-margin" not in found.stdout
     [projects] = (tmp_path / "p" / "studies" / "projects").iterdir()
     made = {path.name: Project(path).settings for path in projects.iterdir()}
-    assert {name: made[name]["place"] for name in made} == {"W_attn": "attn", "W_up": "up", "scen": "down"}
+    assert {name: made[name]["target_module"] for name in made} == {"W_attn": "attn", "W_up": "up", "scen": "down"}
     assert {settings["recipe"]["edits_per_expert"] for settings in made.values()} == {1}
     rows = json.loads(scen("study", "table1", "--edits", "4", *at, "--json").stdout)["rows"]
     assert [row["variant"] for row in rows] == ["key"]
-    assert Project(projects / "own-settings").settings["place"] == "up"
+    assert Project(projects / "own-settings").settings["target_module"] == "up"
 
 
 def test_mistakes_cost_no_training(scen, folder, tmp_path):
@@ -132,7 +133,7 @@ def test_a_study_goes_on_and_knows_other_settings(scen, folder, tmp_path):
     few = ("--edits", "3", "--dir", folder, "--json")
     [before] = json.loads(scen("study", "table1", *few).stdout)["rows"]
     [project] = (folder / "studies" / "projects").glob("demo-3-*/scen")
-    Project(project).revert(2)
+    take_back(Project(project), 2)
     [after] = json.loads(scen("study", "table1", *few).stdout)["rows"]
     assert (before["reliability_of"], after["reliability_of"]) == (3, 2)  # scored anew, not remembered
     scen("init", "--model", "demo", "--recipe", "key", "--dir", tmp_path / "other")

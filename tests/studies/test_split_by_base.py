@@ -24,7 +24,7 @@ def nothing(_line, _pace):
 
 
 def test_by_what_the_base_answers(edited, tmp_path):
-    """By the base, not by the edits in force; any of several true answers is right."""
+    """By the base, not by the active edits; any of several true answers is right."""
     known = right_facts()[80]
     several = EditRecord(prompt=known.phrasings[0], target="counterfactual", truth=("another", known.answer))
     found = divide(edited, [*WRONG, *RIGHT, several], tmp_path / "d", "greedy", nothing)

@@ -1,4 +1,4 @@
-"""W_merge (equation 9): the indexing neurons of the edits in force, from their files or from the cache of them."""
+"""W_merge (equation 9): the indexing neurons of the active edits, from their files or from the cache of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scen_cli.project.tensor_files import StoredFile, read_merged, write_merged
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedNeurons:
     """W_merge (t, h), the biases (t,), and the expert of each row, by the id of its (first) edit; and the experts in
     force that have no row because their files are damaged, with what is wrong with each."""
 
@@ -26,30 +26,30 @@ class Merged:
     damaged: dict[int, str] = field(default_factory=dict)
 
 
-def merge(folder: Path, ledger: Ledger, files: EditFiles) -> StoredFile:
+def rebuild_w_merge(folder: Path, ledger: Ledger, files: EditFiles) -> StoredFile:
     """Rebuild `merged.safetensors` from the edit files. Raises `DamageFound` if one of them is not whole."""
-    merged = merged_files(ledger, files)
-    if merged.damaged:
-        raise DamageFound("\n".join(merged.damaged.values()), hint="`scen verify` tells more")
-    return write_merged(folder, merged.experts, merged.neurons)
+    found = w_merge_of_files(ledger, files)
+    if found.damaged:
+        raise DamageFound("\n".join(found.damaged.values()), hint="`scen verify` tells more")
+    return write_merged(folder, found.experts, found.neurons)
 
 
-def merged(folder: Path, ledger: Ledger, files: EditFiles) -> Merged:
+def load_w_merge(folder: Path, ledger: Ledger, files: EditFiles) -> MergedNeurons:
     """W_merge as the ledger says it is: the cache if it is whole and fits the ledger, else from the files."""
     with suppress(DamageFound):  # a cache: what cannot be believed is made anew
         experts, neurons = read_merged(folder)
         fits = neurons.dtype == np.float32 and neurons.shape == (len(experts), files.width)
-        if fits and experts == sorted(set(ledger.experts_in_force().values())):
-            return Merged(experts, neurons, _biases(ledger, experts))
-    return merged_files(ledger, files)
+        if fits and experts == sorted(set(ledger.active_experts().values())):
+            return MergedNeurons(experts, neurons, _biases(ledger, experts))
+    return w_merge_of_files(ledger, files)
 
 
-def merged_files(ledger: Ledger, files: EditFiles) -> Merged:
+def w_merge_of_files(ledger: Ledger, files: EditFiles) -> MergedNeurons:
     """W_merge from the edit files. Where an edit had earlier neurons fitted again, theirs are those of the newest edit
-    in force that did."""
+    active that did."""
     rows: dict[int, np.ndarray] = {}
     damaged: dict[int, str] = {}
-    for expert in sorted(set(ledger.experts_in_force().values())):
+    for expert in sorted(set(ledger.active_experts().values())):
         try:
             arrays = files.index(_first(ledger, expert))
         except DamageFound as error:
@@ -59,17 +59,17 @@ def merged_files(ledger: Ledger, files: EditFiles) -> Merged:
         again = zip(arrays["refitted_of"].tolist(), arrays["refitted"], strict=True)
         rows.update({int(other): row for other, row in again if int(other) in rows})
     neurons = np.stack(list(rows.values())) if rows else np.empty((0, files.width), np.float32)
-    return Merged(list(rows), neurons, _biases(ledger, list(rows)), damaged)
+    return MergedNeurons(list(rows), neurons, _biases(ledger, list(rows)), damaged)
 
 
 def _first(ledger: Ledger, expert: int) -> Edit:
     """The edit under whose id an expert stands."""
     edit = ledger.edit(expert)
     if edit is None:
-        raise DamageFound(f"expert {expert} is in force, but there is no edit {expert}")
+        raise DamageFound(f"expert {expert} is active, but there is no edit {expert}")
     return edit
 
 
 def _biases(ledger: Ledger, experts: list[int]) -> np.ndarray:
-    biases = ledger.biases_in_force()
+    biases = ledger.active_biases()
     return np.array([biases.get(expert, 0.0) for expert in experts], np.float32)
