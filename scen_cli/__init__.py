@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scen_cli.editing.create_project import new_project
     from scen_cli.editing.editor import Editor
     from scen_cli.editing.patched_model import PatchedModel
+    from scen_cli.editing.revert_edits import revert_edits
     from scen_cli.errors import ScenError
     from scen_cli.evaluation.evaluate_project import evaluate
     from scen_cli.export.merged_checkpoint import export_merged
@@ -50,6 +51,7 @@ _HOMES = {
     "load_suite": "data.suites",
     "new_method_project": "baselines.method_editor",
     "new_project": "editing.create_project",
+    "revert_edits": "editing.revert_edits",
 }
 __all__ = [
     "Base",
@@ -69,6 +71,7 @@ __all__ = [
     "load_suite",
     "new_method_project",
     "new_project",
+    "revert_edits",
 ]
 
 
