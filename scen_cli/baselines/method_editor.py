@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scen_cli.baselines.catalogue import find_method, make_method
-from scen_cli.baselines.generate import MAX_NEW_TOKENS, answer
+from scen_cli.baselines.generate import answer
 from scen_cli.baselines.method import Method, MethodContext, attached, make_settings
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
@@ -24,6 +24,7 @@ from scen_cli.editing.edit_run import Outcome, Plan, outcome_of, precheck
 from scen_cli.editing.project_editor import ProjectEditor
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
 from scen_cli.model.base import Base
+from scen_cli.model.generation import MAX_NEW_TOKENS
 from scen_cli.model.keys import KeyConfig
 from scen_cli.model.template import Prompt
 from scen_cli.neurons.build_guard import make_guard

@@ -80,7 +80,7 @@ class Scen(Method):
         if not self.attached:
             return super().generate(ids, mask, **options)
         with self.editor.snapshot() as patch:
-            out: Tensor = self.editor.generate_by(patch, ids, mask, None, **options)[0]
+            out: Tensor = self.editor.generate_with(patch, ids, mask, None, **options)[0]
         return out
 
     def logits(self, prompts: tuple[Tensor, Tensor], texts: tuple[Tensor, Tensor]) -> Tensor:

@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from scen_cli.baselines.generate import MAX_NEW_TOKENS, answer
+from scen_cli.baselines.generate import answer
 from scen_cli.baselines.method import Method, MethodContext
 from scen_cli.baselines.training_examples import IGNORED, Examples, padded_right
 from scen_cli.data.records import EditRecord
 from scen_cli.evaluation.hallucination import Passage, continued, whole
 from scen_cli.evaluation.metrics import Mean, Measure, Share
 from scen_cli.evaluation.samples import REPHRASES
+from scen_cli.model.generation import MAX_NEW_TOKENS
 
 AT_ONCE = 16  # texts whose logits are in memory
 HIGHEST = 700.0  # of a loss, whose exponential is a number still

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from scen_cli.data.records import EditRecord
 from scen_cli.editing.editor import Editor, stored_expert
-from scen_cli.editing.patched_model import BATCH, batches
 from scen_cli.errors import SomeEditsFailed, UsageError
 from scen_cli.experts.fit import RANKS
 from scen_cli.model.expert_stack import ExpertStack, LowRank
+from scen_cli.model.generation import generate_answers
 from scen_cli.model.patch import Patch
 from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.replace_experts import replace_experts
@@ -134,18 +135,15 @@ def _answers(editor: Editor, prompts: list[str], choice: list[int], experts: lis
     stack = ExpertStack(a, b, torch.tensor([len(one.a) for one in experts]), none.__getitem__)
     bank = SimpleNamespace(neurons=torch.zeros(len(experts), editor.edited.ffn_width), experts=stack)
     patch = Patch(editor.edited.projection, editor.edited.down_proj, bank, editor.routing)
-    texts = [""] * len(prompts)
     rows = [editor.template.prompt_ids(prompt) for prompt in prompts]
-    longest = editor.longest_answer()
-    rooms = [min(longest, (editor.context or 10**9) - len(tokens)) for tokens in rows]
+
+    def generate(batch: list[int], ids: torch.Tensor, mask: torch.Tensor, how: dict[str, Any]) -> torch.Tensor:
+        out: torch.Tensor = editor.generate_with(patch, ids, mask, torch.tensor([choice[i] for i in batch]), **how)[0]
+        return out
+
     try:
-        for batch in batches(choice, BATCH, [room < longest for room in rooms]):
-            ids, mask = editor.pad([rows[row] for row in batch])
-            usual = {"do_sample": False, "max_new_tokens": rooms[batch[0]]}
-            called = torch.tensor([choice[row] for row in batch])
-            out, _choice = editor.generate_by(patch, ids, mask, called, **usual)
-            for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
-                texts[row] = editor.template.answer(tokens)
+        longest = editor.longest_answer()
+        tokens = generate_answers(editor.base, editor.template, rows, generate, max_new_tokens=longest, edits=choice)
     finally:
         patch.detach()
-    return texts
+    return [editor.template.answer(answer) for answer in tokens]

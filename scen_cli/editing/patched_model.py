@@ -17,6 +17,7 @@ from scen_cli.editing.expert_bank import ProjectPatch
 from scen_cli.editing.project_editor import ProjectEditor
 from scen_cli.errors import Quarantined, UsageError
 from scen_cli.model.base import Base
+from scen_cli.model.generation import BATCH, MAX_NEW_TOKENS, Answers, generate_answers
 from scen_cli.model.patch import Patch
 from scen_cli.model.routing import Routing
 from scen_cli.model.template import Prompt
@@ -24,22 +25,8 @@ from scen_cli.neurons.build_guard import key_config_of, read_segment_keys, white
 from scen_cli.project.project import Project
 from scen_cli.recipe import stored_recipe
 
-MAX_NEW_TOKENS = 50
-BATCH = 64  # prompts generated together
-
-
 # The model that stays steady in this thread or task, and the patch it stays with.
 _snapshot: ContextVar[tuple[PatchedModel, ProjectPatch] | None] = ContextVar("scen_steady", default=None)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Answers to some prompts, which edit gave each (None: the base), and the tokens generated for each,
-    up to the end token."""
-
-    texts: list[str]
-    edits: list[int | None]
-    tokens: list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -150,7 +137,7 @@ class PatchedModel(ProjectEditor):
         """
         with self.snapshot() as patch:
             choice = None if edits is None else patch.rows_of(edits)
-            return self.generate_by(patch, input_ids, attention_mask, choice, **options)[0]
+            return self.generate_with(patch, input_ids, attention_mask, choice, **options)[0]
 
     def answer(
         self,
@@ -168,8 +155,7 @@ class PatchedModel(ProjectEditor):
         """
         if edits is not None and len(edits) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts need {len(prompts)} edits, not {len(edits)}")
-        given = edits is not None or not patched
-        generated: list[list[int]] = [[]] * len(prompts)
+        chosen_by_caller = edits is not None or not patched
         rows = self.prompt_ids(prompts)
         with self.snapshot() as patch:
             if not patched:
@@ -177,21 +163,25 @@ class PatchedModel(ProjectEditor):
             elif edits is None and patch.full_at_once:
                 chunks = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
                 edits = [edit for chunk in chunks for edit in self.route_ids(chunk).edits]
-            wanted = int(options.pop("max_new_tokens", None) or self.longest_answer())
-            rooms = [min(wanted, (self.context or 10**9) - len(tokens)) for tokens in rows]
-            called = list(edits or [None] * len(prompts))
-            for batch in batches(called, patch.full_at_once or BATCH, [room < wanted for room in rooms]):
-                choice = None if edits is None else patch.rows_of([edits[row] for row in batch])
-                ids, mask = self.pad([rows[row] for row in batch])
-                usual = {"do_sample": False, "max_new_tokens": rooms[batch[0]]}
-                out, choice = self.generate_by(patch, ids, mask, choice, **{**usual, **options})
-                for row, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
-                    generated[row] = self.template.until_end(tokens)
-                for row, edit in zip(batch, patch.edits_of(choice), strict=True):
-                    called[row] = called[row] if given else edit
-        return Answers([self.template.answer(tokens) for tokens in generated], called, generated)
+            answered_by = list(edits or [None] * len(prompts))
 
-    def generate_by(
+            def generate(batch: list[int], ids: Tensor, mask: Tensor, how: dict[str, Any]) -> Tensor:
+                choice = None if edits is None else patch.rows_of([edits[index] for index in batch])
+                out, choice = self.generate_with(patch, ids, mask, choice, **how)
+                if not chosen_by_caller:
+                    for index, edit in zip(batch, patch.edits_of(choice), strict=True):
+                        answered_by[index] = edit
+                ids_with_answers: Tensor = out
+                return ids_with_answers
+
+            options = {"max_new_tokens": self.longest_answer(), **options}
+            per_batch = patch.full_at_once or BATCH
+            tokens = generate_answers(
+                self.base, self.template, rows, generate, edits=edits, edits_per_batch=per_batch, **options
+            )
+        return Answers([self.template.answer(answer) for answer in tokens], answered_by, tokens)
+
+    def generate_with(
         self, patch: Patch, ids: Tensor, mask: Tensor | None, choice: Tensor | None, **options: Any
     ) -> tuple[Any, Tensor]:
         """What `generate` gives with a patch on this base, and the choice it went by."""
@@ -211,21 +201,3 @@ class PatchedModel(ProjectEditor):
 
 def _warn(text: str) -> None:
     warnings.warn(text, Quarantined, stacklevel=2)
-
-
-def batches(edits: Sequence[int | None], experts_at_once: int, alone: Sequence[bool]) -> Iterator[list[int]]:
-    """Rows in batches of at most `BATCH` that call at most so many different edits; each of those that must
-    be `alone` (their prompts leave too little room for an answer of the usual length) by itself."""
-    yield from ([row] for row in range(len(edits)) if alone[row])
-    batch: list[int] = []
-    called: set[int] = set()
-    for row in sorted((row for row in range(len(edits)) if not alone[row]), key=lambda row: edits[row] or 0):
-        edit = edits[row]
-        more = called if edit is None else called | {edit}
-        if batch and (len(batch) == BATCH or len(more) > experts_at_once):
-            yield batch
-            batch, more = [], set() if edit is None else {edit}
-        batch.append(row)
-        called = more
-    if batch:
-        yield batch

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from scen_cli.editing.expert_bank import ProjectPatch
-from scen_cli.editing.patched_model import BATCH, PatchedModel
+from scen_cli.editing.patched_model import PatchedModel
+from scen_cli.model.generation import BATCH
 from scen_cli.model.routing import choose
 from scen_cli.model.template import Prompt
 

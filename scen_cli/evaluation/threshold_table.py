@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from scen_cli.editing.editor import Editor
-from scen_cli.editing.patched_model import BATCH
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.metrics import Share
+from scen_cli.model.generation import BATCH
 from scen_cli.model.routing import choose
 from scen_cli.neurons.calibration import expected_to_fire
 from scen_cli.project.ledger import now

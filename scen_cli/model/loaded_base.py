@@ -13,6 +13,7 @@ from scen_cli.data.records import EditRecord
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
 from scen_cli.model.base import Base, check_unchanged, load_base
 from scen_cli.model.ffn import find_layer
+from scen_cli.model.generation import context_length, pad_token_id
 from scen_cli.model.keys import padded
 from scen_cli.model.template import Prompt, make_template
 
@@ -92,7 +93,7 @@ class LoadedBase:
     @property
     def context(self) -> int | None:
         """The longest sequence the base takes, in tokens, if its config says."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return context_length(self.model)
 
     def check_fits(self, prompt: str, tokens: int, more: int = 0) -> None:
         """Raise `UsageError` unless a sequence of that many tokens, and so many more, fits the base."""
@@ -110,7 +111,5 @@ class LoadedBase:
 
     @property
     def pad_id(self) -> int:
-        """The tokenizer's pad token if the base has a row for it, else the end token: pads are masked."""
-        pad = self.base.tokenizer.pad_token_id
-        rows = self.model.get_input_embeddings().weight.shape[0]
-        return int(pad) if pad is not None and pad < rows else self.template.end_id
+        """The token that pads batches; pads are masked."""
+        return pad_token_id(self.base, self.template)

@@ -1,4 +1,4 @@
-"""D_edit and D_loc: questions that the base answers wrongly, and those it answers rightly (the paper's 4.1)."""
+"""Split questions into D_edit, which the base answers wrongly, and D_loc, which it answers rightly (paper, 4.1)."""
 
 from __future__ import annotations
 
@@ -17,90 +17,101 @@ from scen_cli.editing.editor import Editor
 from scen_cli.editing.patched_model import BATCH
 from scen_cli.errors import ProjectLocked, UsageError
 from scen_cli.evaluation.evaluate_project import DECODING, check_decoding
-from scen_cli.studies.sft import Tell
+from scen_cli.studies import ProgressCallback
 
 
-def divide(editor: Editor, records: Sequence[EditRecord], folder: Path, decoding: str, tell: Tell) -> Suite:
+def split_by_base(
+    editor: Editor, records: Sequence[EditRecord], folder: Path, decoding: str, progress: ProgressCallback
+) -> Suite:
     """Ask the base every question and write `d_edit.jsonl` and `d_loc.jsonl` to `folder`.
 
-    Every answer is kept in `answers.jsonl` as it comes: a run that was stopped goes on from there. Right is
-    any answer that the data calls true; a question the base cannot take is in neither.
+    An answer is right if it equals any target that the data calls true. A question that exceeds the base's context
+    is in neither part. `answers.jsonl` keeps every answer, so a stopped run resumes there.
 
-    Raises `UsageError` if the folder holds a division of other questions, or by another base.
+    Args:
+        editor: The project whose base answers, without edits.
+        records: The questions.
+        folder: New folder, or the folder of the same run.
+        decoding: `greedy` or `paper`.
+        progress: Called after every batch.
+
+    Returns:
+        A suite with D_edit as edits and D_loc as locality prompts.
+
+    Raises:
+        UsageError: `folder` holds answers to other questions or of another base.
+        ProjectLocked: Another process writes to `folder`.
     """
     check_decoding(decoding)
     questions = [as_question(record) for record in records if editor.fits(record.prompt)]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
-            return _divide(editor, questions, folder, decoding, tell)
+            answers = _ask_base(editor, questions, folder, decoding, progress)
+            right = [text in (question.target, *question.truth) for question, text in zip(questions, answers, strict=True)]
+            d_edit = [question for question, is_right in zip(questions, right, strict=True) if not is_right]
+            d_loc = [question.prompt for question, is_right in zip(questions, right, strict=True) if is_right]
+            write_lines(folder / "d_edit.jsonl", (question.as_json() for question in d_edit))
+            write_lines(folder / "d_loc.jsonl", ({"prompt": prompt} for prompt in d_loc))
+            return Suite(folder.name, d_edit, d_loc)
     except Timeout as error:
-        raise ProjectLocked(f"another process is dividing in `{folder}`", hint="wait for it to end") from error
+        raise ProjectLocked(f"another process splits questions in `{folder}`", hint="wait until it ends") from error
 
 
-def _divide(editor: Editor, questions: list[EditRecord], folder: Path, decoding: str, tell: Tell) -> Suite:
-    _claim(folder, _fingerprint(editor, questions, decoding))
-    answers = _kept(folder / "answers.jsonl", questions)
+def _ask_base(
+    editor: Editor, questions: list[EditRecord], folder: Path, decoding: str, progress: ProgressCallback
+) -> list[str]:
+    """The base's answer to every question; answers that an earlier run has saved are not generated again."""
+    _check_same_run(folder, editor, questions, decoding)
+    answers = _saved_answers(folder / "answers.jsonl", questions)
     with jsonlines.open(folder / "answers.jsonl", "a", flush=True) as lines:
         for start in range(len(answers), len(questions), BATCH):
             batch = questions[start : start + BATCH]
-            texts = editor.answer([one.prompt for one in batch], patched=False, **DECODING[decoding]).texts
-            for one, text in zip(batch, texts, strict=True):
-                lines.write({"prompt": one.prompt, "target": one.target, "answer": text})
+            texts = editor.answer([question.prompt for question in batch], patched=False, **DECODING[decoding]).texts
+            for question, text in zip(batch, texts, strict=True):
+                lines.write({"prompt": question.prompt, "target": question.target, "answer": text})
             answers += texts
-            tell("", f"{len(answers)} of {len(questions)}")
-    right = [text in (one.target, *one.truth) for one, text in zip(questions, answers, strict=True)]
-    d_edit = [one for one, ok in zip(questions, right, strict=True) if not ok]
-    d_loc = [one.prompt for one, ok in zip(questions, right, strict=True) if ok]
-    write_lines(folder / "d_edit.jsonl", (one.as_json() for one in d_edit))
-    write_lines(folder / "d_loc.jsonl", ({"prompt": prompt} for prompt in d_loc))
-    return Suite(folder.name, d_edit, d_loc)
+            progress("", f"{len(answers)} of {len(questions)}")
+    return answers
 
 
-def _fingerprint(editor: Editor, questions: Sequence[EditRecord], decoding: str) -> dict[str, str]:
-    quantize = editor.project.settings.get("quantize")
-    return {
-        **({"quantize": quantize} if quantize else {}),
-        "questions": digest([one.as_json() for one in questions]),
+def _check_same_run(folder: Path, editor: Editor, questions: Sequence[EditRecord], decoding: str) -> None:
+    """Save what the answers in this folder depend on, or check that it is the same as before."""
+    path = folder / "division.json"
+    metadata = {
+        "quantize": editor.project.settings["quantize"],
+        "questions": digest([question.as_json() for question in questions]),
         "base": editor.project.settings["weights_digest"],
         "template": editor.template.form,
         "decoding": decoding,
     }
-
-
-def _claim(folder: Path, about: dict[str, str]) -> None:
-    """Write down what the folder's answers are answers to, or check that it is the same."""
-    path = folder / "division.json"
     if not path.exists():
-        write_json(path, about)
-    elif json.loads(path.read_text(encoding="utf-8")) != about:
-        raise UsageError(
-            f"`{folder}` holds a division of other questions, or by another base", hint="choose another folder"
-        )
+        write_json(path, metadata)
+    elif json.loads(path.read_text(encoding="utf-8")) != metadata:
+        raise UsageError(f"`{folder}` holds answers to other questions, or of another base", hint="use another folder")
 
 
-def _kept(path: Path, questions: Sequence[EditRecord]) -> list[str]:
-    """Answers of an earlier run, as far as they are answers to these questions in order; what was being
-    written when it stopped is cut off."""
+def _saved_answers(path: Path, questions: Sequence[EditRecord]) -> list[str]:
+    """Saved answers to these questions, in order, up to the first damaged line; the rest of the file is removed."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]  # the last line is incomplete or empty
     answers = []
     for line, question in zip(lines, questions, strict=False):
         try:
-            kept = json.loads(line)
-            if kept["prompt"] != question.prompt:
+            saved = json.loads(line)
+            if saved["prompt"] != question.prompt:
                 break
-            answers.append(str(kept["answer"]))
-        except (ValueError, KeyError, TypeError):  # a damaged line: it is asked anew, and all after it
+            answers.append(str(saved["answer"]))
+        except (ValueError, KeyError, TypeError):  # a damaged line: ask this question and all later ones again
             break
     path.write_bytes(b"".join(line + b"\n" for line in lines[: len(answers)]))
     return answers
 
 
-def fitting(suite: Suite, edits: int) -> Iterator[str]:
-    """What to know of a suite that has fewer edits or locality prompts than were asked for."""
+def suite_warnings(suite: Suite, edits: int) -> Iterator[str]:
+    """Warnings for a suite with fewer edits than requested, or without locality prompts."""
     if len(suite.edits) < edits:
-        yield f"only {len(suite.edits)} of the questions are answered wrongly: fewer than {edits} edits"
+        yield f"the base answers only {len(suite.edits)} of the questions wrongly: fewer than {edits} edits"
     if not suite.locality:
-        yield "the base answers none of the questions rightly: there is no Locality to measure"
+        yield "the base answers none of the questions rightly: Locality cannot be measured"

@@ -14,7 +14,7 @@ from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
-from scen_cli.editing.patched_model import BATCH, ProjectPatch, batches
+from scen_cli.editing.patched_model import ProjectPatch
 from scen_cli.errors import UsageError
 from scen_cli.model.base import DEMO, load_base
 from scen_cli.model.patch import Patch
@@ -131,18 +131,6 @@ def test_a_prompt_that_nearly_fills_the_context_gets_what_room_is_left(edited):
         prompt = prompt[:-6]
     assert len(edited.template.prompt_ids(prompt)) > 240
     assert len(edited.answer([prompt]).texts) == 1
-
-
-def test_batches_call_no_more_experts_than_fit():
-    edits = [3, None, 1, 2, 3, None, 1, 4, 2, 5] * 20
-    made = list(batches(edits, 2, [False] * len(edits)))
-    assert sorted(row for batch in made for row in batch) == list(range(200))
-    tight = [row in (4, 7) for row in range(len(edits))]
-    assert [batch for batch in batches(edits, 2, tight) if 4 in batch or 7 in batch] == [[4], [7]]
-    for batch in made:
-        assert len(batch) <= BATCH
-        assert len({edits[row] for row in batch} - {None}) <= 2
-    assert list(batches([], 2, [])) == []
 
 
 def test_each_expert_is_read_once_however_little_memory_there_is(make_editor, monkeypatch):
