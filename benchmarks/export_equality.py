@@ -26,8 +26,8 @@ from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
 from scen_cli.export.peft_folder import adapter_name, export_adapters
 from scen_cli.export.transformers_folder import export_checkpoint
-from scen_cli.serving.app import Limits
-from scen_cli.serving.server import own_front
+from scen_cli.serving.app import ServerOptions
+from scen_cli.serving.server import local_app
 from tests.serving.running import ask_all, running
 
 AT_ONCE = 32  # prompts in a mixed batch
@@ -99,10 +99,10 @@ def _logits_of_scen(editor: Editor, prompts: Sequence[str]) -> torch.Tensor:
 
 
 def _served(editor: Editor, prompts: Sequence[str], at_once: int) -> list[str]:
-    front = own_front(editor, Limits(), name=None, at_once=at_once, waiting=10_000)
+    app = local_app(editor, ServerOptions(max_batch=at_once, max_queue=10_000))
     bodies = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
-    with running(front.app()) as url:
-        responses = asyncio.run(ask_all(url, bodies, at_once=at_once))
+    with running(app.asgi()) as url:
+        responses = asyncio.run(ask_all(url, bodies, concurrency=at_once))
     return [response.json()["choices"][0]["message"]["content"].strip() for response in responses]
 
 

@@ -20,7 +20,7 @@ def serve(
     ] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model.", show_default="as its base")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Prompts answered together, at most.")] = 32,
-    waiting: Annotated[int, typer.Option(min=1, help="Prompts that may wait; more are refused with 429.")] = 256,
+    max_queue: Annotated[int, typer.Option(min=1, help="The most prompts in the queue; more get status 429.")] = 256,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer; later it is refused with 504.")] = 60,
     vllm: Annotated[
         str | None, typer.Option(help="A vLLM server that is to answer, e.g. http://localhost:8001.")
@@ -63,28 +63,18 @@ def serve(
             f"`scen serve` needs `{error.name}`", hint="pip install 'scen-cli[serve]' brings it"
         ) from error
     editor = open_editor(dir, device, out)
-    from scen_cli.serving.app import Limits
-    from scen_cli.serving.server import listen, own_front, run, vllm_front
+    from scen_cli.serving.app import ServerOptions
+    from scen_cli.serving.server import listen, local_app, run, vllm_app
 
-    limits = Limits(timeout, api_key)
+    options = ServerOptions(name, api_key, timeout, batch, max_queue)
     if vllm and adapters:
-        front = vllm_front(
-            editor,
-            limits,
-            vllm,
-            adapters,
-            base_model=vllm_model,
-            key=vllm_key,
-            name=name,
-            at_once=batch,
-            waiting=waiting,
-        )
+        app = vllm_app(editor, options, vllm, adapters, base_model=vllm_model, api_key=vllm_key)
     else:
-        front = own_front(editor, limits, name=name, at_once=batch, waiting=waiting)
+        app = local_app(editor, options)
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         out.warn("anyone who reaches this address may ask: `--api-key` or SCEN_API_KEY asks for a key")
     at = listen(host, port)
     edits = len(editor.patch().expert_of)
     url = f"http://{host}:{at.getsockname()[1]}/v1"
-    out.result({"url": url, "model": front.model, "edits": edits}, f"serving `{front.model}`, {edits} edits, at {url}")
-    run(front, at)
+    out.result({"url": url, "model": app.model, "edits": edits}, f"serving `{app.model}`, {edits} edits, at {url}")
+    run(app, at)

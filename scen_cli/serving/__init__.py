@@ -1,1 +1,1 @@
-"""`scen serve`: an OpenAI-compatible front of a project, with generation of its own or a vLLM server's behind it."""
+"""`scen serve`: an OpenAI-compatible HTTP API. The answers come from the local model or from a vLLM server."""

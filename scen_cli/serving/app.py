@@ -1,4 +1,4 @@
-"""The HTTP side: who may ask, what is taken, and every error as OpenAI's clients read it."""
+"""The HTTP API of a project: routes, API key, time limit, and errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -12,78 +12,93 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from scen_cli.editing.patched_model import PatchedModel
-from scen_cli.errors import UsageError
-from scen_cli.serving.answers import Answers, Asked, Piece, UpstreamFailed
-from scen_cli.serving.jobs import Busy, Failed, Job, Jobs
-from scen_cli.serving.messages import Chat, Completion, Reply, failure
+from scen_cli.report.markdown import model_name
+from scen_cli.serving.answer_source import AnswerChunk, AnswerSource, UpstreamError
+from scen_cli.serving.parse_request import generation_request, read_body
 from scen_cli.serving.prometheus import Metrics
+from scen_cli.serving.protocol import ChatBody, CompletionBody, RequestBody, ResponseBuilder, error_body
+from scen_cli.serving.request_queue import GenerationRequest, ModelFailed, QueueFull, RequestQueue
 
-Found = TypeVar("Found")
-LONGEST_BODY = 1 << 20  # bytes
+Result = TypeVar("Result")
 log = logging.getLogger("scen.serve")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """`timeout`: seconds for one answer; `api_key`: what clients must show, if anything."""
+class ServerOptions:
+    """Settings of the server.
 
-    timeout: float = 60.0
+    Args:
+        name: What clients call the model; None: the name of the base.
+        api_key: The key that clients must send; None: no key.
+        timeout: Seconds for one answer.
+        max_batch: The most prompts in a batch.
+        max_queue: The most prompts in the queue; more get status 429.
+    """
+
+    name: str | None = None
     api_key: str | None = None
+    timeout: float = 60.0
+    max_batch: int = 32
+    max_queue: int = 256
 
 
-class Front:
-    """Answers requests about one project, which is served under the name `model`."""
+class App:
+    """The API of one project, which is served as the model `model`."""
 
     def __init__(
-        self, patched: PatchedModel, jobs: Jobs, answers: Answers, metrics: Metrics, model: str, limits: Limits
+        self,
+        patched: PatchedModel,
+        queue: RequestQueue,
+        source: AnswerSource,
+        metrics: Metrics,
+        options: ServerOptions,
     ) -> None:
-        self.patched, self.jobs, self.answers, self.metrics = patched, jobs, answers, metrics
-        self.model, self.limits = model, limits
+        self.patched, self.queue, self.source, self.metrics, self.options = patched, queue, source, metrics, options
+        self.model = options.name or model_name(patched.project.settings)
 
-    def app(self) -> Starlette:
-        """The ASGI application; its lifespan starts and stops the model's thread."""
+    def asgi(self) -> Starlette:
+        """The ASGI application. Its lifespan starts and stops the model's thread."""
 
         @asynccontextmanager
         async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-            self.jobs.start()
+            self.queue.start()
             yield
-            await asyncio.to_thread(self.jobs.stop)
-            await self.answers.close()
+            await asyncio.to_thread(self.queue.stop)
+            await self.source.close()
 
-        def asking(kind: type[Completion] | type[Chat]) -> Callable[[Request], Any]:
-            async def answer(request: Request) -> Response:
-                return await self.answer(request, kind)
+        def completions(body_type: type[RequestBody]) -> Callable[[Request], Any]:
+            async def answer(http_request: Request) -> Response:
+                return await self.answer(http_request, body_type)
 
-            return self._counted(answer)
+            return self._checked(answer)
 
         return Starlette(
             routes=[
-                Route("/v1/completions", asking(Completion), methods=["POST"]),
-                Route("/v1/chat/completions", asking(Chat), methods=["POST"]),
-                Route("/v1/models", self._counted(self.models)),
+                Route("/v1/completions", completions(CompletionBody), methods=["POST"]),
+                Route("/v1/chat/completions", completions(ChatBody), methods=["POST"]),
+                Route("/v1/models", self._checked(self.models)),
                 Route("/health", self.health),
-                Route("/metrics", self.tell_metrics),
+                Route("/metrics", self.show_metrics),
             ],
-            exception_handlers={HTTPException: _told, Exception: _unforeseen},
+            exception_handlers={HTTPException: _http_error, Exception: _internal_error},
             lifespan=lifespan,
         )
 
-    def _counted(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        """The handler, for those who may ask; its outcome is counted."""
+    def _checked(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        """Wrap a handler: check the API key, and count the status."""
 
-        async def handle(request: Request) -> Response:
+        async def handle(http_request: Request) -> Response:
             status = 500
             try:
-                self._check_key(request)
-                response: Response = await handler(request)
+                self._check_key(http_request)
+                response: Response = await handler(http_request)
                 status = response.status_code
                 return response
             except HTTPException as error:
@@ -94,144 +109,92 @@ class Front:
 
         return handle
 
-    def _check_key(self, request: Request) -> None:
-        wanted = self.limits.api_key
-        scheme, _, shown = request.headers.get("authorization", "").encode("latin-1").partition(b" ")
-        if wanted and not (scheme.lower() == b"bearer" and hmac.compare_digest(shown, wanted.encode())):
-            raise HTTPException(401, "a valid API key is needed: `Authorization: Bearer KEY`")
+    def _check_key(self, http_request: Request) -> None:
+        expected = self.options.api_key
+        scheme, _, key = http_request.headers.get("authorization", "").encode("latin-1").partition(b" ")
+        if expected and not (scheme.lower() == b"bearer" and hmac.compare_digest(key, expected.encode())):
+            raise HTTPException(401, "this server needs a valid API key: `Authorization: Bearer KEY`")
 
-    async def answer(self, request: Request, kind: type[Completion] | type[Chat]) -> Response:
-        started = time.monotonic()
-        asked = await _read(request, kind)
-        if asked.model not in (None, self.model):
-            raise HTTPException(404, f"there is no model `{asked.model}` here: it is `{self.model}`")
-        job = self._job(asked)
-        pieces = self._pieces(job, asked, started + self.limits.timeout)
-        reply = Reply(isinstance(asked, Chat), self.model)
+    async def answer(self, http_request: Request, body_type: type[RequestBody]) -> Response:
+        deadline = time.monotonic() + self.options.timeout
+        body = await read_body(http_request, body_type)
+        if body.model not in (None, self.model):
+            raise HTTPException(404, f"no model `{body.model}` here: the model is `{self.model}`")
+        request = generation_request(self.patched, body)
+        prompt_tokens = len(request.prompt_ids)
+        chunks = self._chunks(request, body, deadline)
+        builder = ResponseBuilder(isinstance(body, ChatBody), self.model)
         try:
-            first = await _unless_gone(request, anext(pieces))  # an error until here still has a status of its own
-            if asked.stream:
-                usage = len(job.ids) if asked.wants_usage else None
-                headers = {"x-scen-edit": str(first.edit), "cache-control": "no-cache"}
-                events = _events(reply, first, pieces, usage)
+            # An error before the first chunk still gets a status code, also in a stream.
+            first = await _until_disconnect(http_request, anext(chunks))
+            headers = {"x-scen-edit": str(first.edit)}
+            if body.stream:
+                events = _server_sent_events(builder, first, chunks, prompt_tokens if body.wants_usage else None)
+                headers["cache-control"] = "no-cache"
                 return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-            found = [first, *await _unless_gone(request, _all(pieces))]
-        except Busy as error:
-            raise HTTPException(429, "too many prompts wait already: try again", {"retry-after": "1"}) from error
+            answer = [first, *await _until_disconnect(http_request, _collect(chunks))]
+        except QueueFull as error:
+            raise HTTPException(429, "the queue is full: try again", {"retry-after": "1"}) from error
         except asyncio.TimeoutError as error:
-            raise HTTPException(504, f"no answer within {self.limits.timeout:g} seconds") from error
-        except UpstreamFailed as error:
+            raise HTTPException(504, f"no answer within {self.options.timeout:g} seconds") from error
+        except UpstreamError as error:
             raise HTTPException(502, str(error)) from error
-        except Failed as error:
+        except ModelFailed as error:
             raise HTTPException(500, "the model failed on this prompt") from error
-        told = reply.whole(
-            "".join(piece.text for piece in found),
-            found[-1].finish or "stop",
-            first.edit,
-            len(job.ids),
-            sum(piece.tokens for piece in found),
-        )
-        return JSONResponse(told, headers={"x-scen-edit": str(first.edit)})
+        text, tokens = "".join(chunk.text for chunk in answer), sum(chunk.tokens for chunk in answer)
+        finish_reason = answer[-1].finish_reason or "stop"
+        return JSONResponse(builder.response(text, finish_reason, first.edit, prompt_tokens, tokens), headers=headers)
 
-    def _job(self, asked: Asked) -> Job:
-        """The tokens of a prompt, and how many more there may be. Raises `HTTPException` for what cannot be asked."""
-        longest = asked.max_tokens
-        try:
-            if isinstance(asked, Chat):
-                longest = asked.max_completion_tokens or longest
-                ids = self._conversation([(turn.role, turn.text) for turn in asked.messages])
-            else:
-                ids = self._ids(asked.prompt)
-            self.patched.check_fits("the prompt", len(ids), 1)
-        except UsageError as error:
-            raise HTTPException(400, str(error)) from error
-        room = (self.patched.context or 10**9) - len(ids)
-        sampling = asked.sampling
-        alone = sampling.seed is not None
-        return Job(ids, min(longest, room) if longest else None, room, sampling, alone=alone)
+    async def _chunks(
+        self, request: GenerationRequest, body: RequestBody, deadline: float
+    ) -> AsyncIterator[AnswerChunk]:
+        """Yield the answer's chunks until the deadline, count them, and cancel the request at the end.
 
-    def _conversation(self, turns: list[tuple[str, str]]) -> list[int]:
-        """Its tokens. Raises `UsageError` for a text with what only a template may write: it would forge a turn."""
-        template, tokenizer = self.patched.template, self.patched.base.tokenizer
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        marks = [part.strip() for part in template.form.split("{prompt}")] if "{prompt}" in template.form else []
-        for _role, text in turns:
-            if held := [mark for mark in (*added, *marks) if mark and mark in text]:
-                raise UsageError(f"a message holds {held[0]!r}, which only the template may write")
-        return template.conversation_ids(turns)
-
-    def _ids(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            return list(self.patched.base.tokenizer(prompt).input_ids)
-        rows = self.patched.model.get_input_embeddings().weight.shape[0]
-        if any(not 0 <= token < rows for token in prompt):
-            raise UsageError(f"token ids go from 0 to {rows - 1}")
-        return prompt
-
-    async def _pieces(self, job: Job, asked: Asked, until: float) -> AsyncIterator[Piece]:
-        """The answer's pieces, within the time there is; the model is told when nobody waits any more.
-
-        (The pieces may be asked for by one task after another: no timeout may span two of them.)
+        Each `anext` has a timeout of its own: different tasks may await the chunks, and a timeout cannot span two
+        tasks.
         """
-        by = None
+        answered_by = None
         try:
-            async with aclosing(self.answers.pieces(job, asked)) as pieces:
-                while piece := await asyncio.wait_for(anext(pieces, None), until - time.monotonic()):
-                    by = "base" if piece.edit is None else "edit"
-                    self.metrics.tokens.inc(piece.tokens)
-                    yield piece
+            async with aclosing(self.source.chunks(request, body)) as chunks:
+                while chunk := await asyncio.wait_for(anext(chunks, None), deadline - time.monotonic()):
+                    answered_by = "base" if chunk.edit is None else "edit"
+                    self.metrics.tokens.inc(chunk.tokens)
+                    yield chunk
         finally:
-            job.cancel()
-            if by:
-                self.metrics.answers.labels(by).inc()
-                self.metrics.seconds.observe(time.monotonic() - job.arrived)
+            request.cancel()
+            if answered_by:
+                self.metrics.answers.labels(answered_by).inc()
+                self.metrics.seconds.observe(time.monotonic() - request.arrival_time)
 
     async def models(self, _request: Request) -> Response:
         entry = {"id": self.model, "object": "model", "owned_by": "scen"}
         return JSONResponse({"object": "list", "data": [entry]})
 
     async def health(self, _request: Request) -> Response:
-        fine = await self.answers.healthy()
-        return JSONResponse({"status": "ok" if fine else "failing"}, 200 if fine else 503)
+        healthy = await self.source.healthy()
+        return JSONResponse({"status": "ok" if healthy else "failing"}, 200 if healthy else 503)
 
-    async def tell_metrics(self, _request: Request) -> Response:
-        self.metrics.waiting.set(self.jobs.waiting)
+    async def show_metrics(self, _request: Request) -> Response:
+        self.metrics.waiting.set(len(self.queue))
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-async def _read(request: Request, kind: type[Completion] | type[Chat]) -> Asked:
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > LONGEST_BODY:
-                raise HTTPException(413, f"a request has at most {LONGEST_BODY} bytes")
-    except ClientDisconnect as error:
-        raise HTTPException(400, "the request broke off") from error
-    try:
-        return kind.model_validate_json(bytes(body))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise HTTPException(400, f"{where}: {first['msg']}" if where else first["msg"]) from error
+async def _collect(chunks: AsyncIterator[AnswerChunk]) -> list[AnswerChunk]:
+    return [chunk async for chunk in chunks]
 
 
-async def _all(pieces: AsyncIterator[Piece]) -> list[Piece]:
-    return [piece async for piece in pieces]
+async def _until_disconnect(http_request: Request, work: Awaitable[Result]) -> Result:
+    """Await `work`; cancel it when the client disconnects."""
 
-
-async def _unless_gone(request: Request, work: Awaitable[Found]) -> Found:
-    """What comes of the work, which ends when the client leaves."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
+    async def disconnect() -> None:
+        while (await http_request.receive())["type"] != "http.disconnect":
             pass
 
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(disconnect())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not tasks[0].done():
-            raise HTTPException(499, "the client left")
+            raise HTTPException(499, "the client disconnected")
         return await tasks[0]  # type: ignore[return-value]
     finally:
         for task in tasks:
@@ -239,22 +202,23 @@ async def _unless_gone(request: Request, work: Awaitable[Found]) -> Found:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _events(
-    reply: Reply, first: Piece, rest: AsyncIterator[Piece], prompt_tokens: int | None
+async def _server_sent_events(
+    builder: ResponseBuilder, first: AnswerChunk, rest: AsyncIterator[AnswerChunk], prompt_tokens: int | None
 ) -> AsyncIterator[str]:
-    """Server-sent events; an error amid them is the last. With `prompt_tokens` the count of all tokens ends them."""
+    """Format the chunks as server-sent events. An error ends the stream with an error event. `prompt_tokens` is None
+    unless the client wants the token counts."""
     tokens = first.tokens
     try:
-        yield _event(reply.piece(first.text, first.finish, first.edit))
-        async for piece in rest:
-            tokens += piece.tokens
-            if piece.text or piece.finish:
-                yield _event(reply.piece(piece.text, piece.finish, piece.edit))
+        yield _event(builder.chunk(first.text, first.finish_reason, first.edit))
+        async for chunk in rest:
+            tokens += chunk.tokens
+            if chunk.text or chunk.finish_reason:
+                yield _event(builder.chunk(chunk.text, chunk.finish_reason, chunk.edit))
         if prompt_tokens is not None:
-            yield _event(reply.usage(prompt_tokens, tokens))
-    except (asyncio.TimeoutError, UpstreamFailed, Failed) as error:
-        log.warning("an answer broke off: %s", error)
-        yield _event(failure("the answer broke off", "server_error", 500))
+            yield _event(builder.usage_chunk(prompt_tokens, tokens))
+    except (asyncio.TimeoutError, UpstreamError, ModelFailed) as error:
+        log.warning("an answer ended early: %s", error)
+        yield _event(error_body("the answer ended early", "server_error", 500))
     yield "data: [DONE]\n\n"
 
 
@@ -262,13 +226,12 @@ def _event(message: dict[str, Any]) -> str:
     return f"data: {json.dumps(message, ensure_ascii=False)}\n\n"
 
 
-async def _told(_request: Request, error: Exception) -> Response:
+async def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-    return JSONResponse(
-        failure(error.detail, kind, error.status_code), error.status_code, headers=dict(error.headers or {})
-    )
+    type = "invalid_request_error" if error.status_code < 500 else "server_error"
+    body = error_body(error.detail, type, error.status_code)
+    return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
 
 
-async def _unforeseen(_request: Request, error: Exception) -> Response:
-    return JSONResponse(failure("something went wrong here", "server_error", 500), 500)
+async def _internal_error(_request: Request, error: Exception) -> Response:
+    return JSONResponse(error_body("internal server error", "server_error", 500), 500)

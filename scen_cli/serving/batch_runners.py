@@ -1,4 +1,4 @@
-"""What the model's thread does with prompts: routes and answers them, or routes them alone."""
+"""Runs a batch of requests on the local model: `BatchGenerator` routes and generates, `BatchRouter` only routes."""
 
 from __future__ import annotations
 
@@ -11,116 +11,129 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from scen_cli.editing.expert_bank import ProjectPatch
 from scen_cli.editing.patched_model import PatchedModel
-from scen_cli.serving.jobs import Job, Step
+from scen_cli.serving.request_queue import FinishReason, GenerationRequest, StreamEvent
 
-Seen = Callable[[int, int], None]  # is told of each batch: prompts, and active edits
-
-
-def _begin(patched: PatchedModel, patch: ProjectPatch, jobs: Sequence[Job], seen: Seen) -> list[int]:
-    """How many tokens each job's answer may take."""
-    seen(len(jobs), len(patch.expert_of))
-    for job in jobs:
-        job.max_tokens = job.max_tokens or min(patched.longest_answer(), job.room)
-    return [job.max_tokens or 1 for job in jobs]
+BatchObserver = Callable[[int, int], None]  # is called with each batch's number of prompts and of active edits
 
 
-def _together(lengths: Sequence[int], longest: Sequence[int], context: int | None, at_once: int) -> list[list[int]]:
-    """Rows in batches in which the longest prompt and the longest answer fit the base's context together: rows that
-    are done are computed with the others to the end. At most `at_once` in each."""
+def _begin_batch(
+    patched: PatchedModel, patch: ProjectPatch, requests: Sequence[GenerationRequest], observe: BatchObserver
+) -> list[int]:
+    """Report the batch, and set each request's `max_tokens` where the client gave none. Returns all `max_tokens`."""
+    observe(len(requests), len(patch.expert_of))
+    max_tokens = [request.max_tokens or min(patched.longest_answer(), request.context_left) for request in requests]
+    for request, limit in zip(requests, max_tokens, strict=True):
+        request.max_tokens = limit
+    return max_tokens
+
+
+def _split_by_context(
+    lengths: Sequence[int], max_tokens: Sequence[int], context: int | None, max_batch: int
+) -> list[list[int]]:
+    """Split rows into batches whose longest prompt plus longest answer fits into the base's context.
+
+    `generate` computes finished rows together with the others until all are finished, so each row takes the positions
+    of the longest row.
+    """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
         batch = [*(batches[-1] if batches else []), row]
-        widest = max(lengths[one] for one in batch) + max(longest[one] for one in batch)
-        if batches and len(batch) <= at_once and (context is None or widest <= context):
+        width = max(lengths[index] for index in batch) + max(max_tokens[index] for index in batch)
+        if batches and len(batch) <= max_batch and (context is None or width <= context):
             batches[-1] = batch
         else:
             batches.append([row])
     return batches
 
 
-class Answering:
-    """Answers prompts with the project's edits, as they are in the ledger when a batch begins."""
+class BatchGenerator:
+    """Generates answers with the edits that are active in the ledger when the batch begins."""
 
-    def __init__(self, patched: PatchedModel, seen: Seen) -> None:
-        self.patched, self._seen = patched, seen
+    def __init__(self, patched: PatchedModel, observe: BatchObserver) -> None:
+        self.patched, self._observe = patched, observe
 
-    def __call__(self, jobs: Sequence[Job]) -> None:
+    def __call__(self, requests: Sequence[GenerationRequest]) -> None:
         patched = self.patched
         with patched.snapshot() as patch:
-            longest = _begin(patched, patch, jobs, self._seen)
-            at_once = patch.full_at_once or len(jobs)
-            for rows in _together([len(job.ids) for job in jobs], longest, patched.context, at_once):
-                self._answer(patch, [jobs[row] for row in rows], [longest[row] for row in rows])
+            max_tokens = _begin_batch(patched, patch, requests, self._observe)
+            lengths = [len(request.prompt_ids) for request in requests]
+            max_batch = patch.full_at_once or len(requests)
+            for rows in _split_by_context(lengths, max_tokens, patched.context, max_batch):
+                self._generate(patch, [requests[row] for row in rows], [max_tokens[row] for row in rows])
 
     @torch.inference_mode()
-    def _answer(self, patch: ProjectPatch, jobs: Sequence[Job], longest: Sequence[int]) -> None:
-        patched, sampling = self.patched, jobs[0].sampling
+    def _generate(self, patch: ProjectPatch, requests: Sequence[GenerationRequest], max_tokens: Sequence[int]) -> None:
+        patched, sampling = self.patched, requests[0].sampling
+        decoding: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            decoding = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         with torch.random.fork_rng(enabled=sampling.seed is not None):
             if sampling.seed is not None:
                 torch.manual_seed(sampling.seed)
-            ids, mask = patched.pad([job.ids for job in jobs])
-            how: dict[str, Any] = {"do_sample": False}
-            if sampling.temperature > 0:
-                how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-            with patch.deciding(patched.model, ids, mask) as decided:
-                end_ids, width = patched.template.end_ids, ids.shape[1]
-                telling = _Telling(jobs, longest, width, end_ids, lambda: patch.edits_of(decided.choice))
+            ids, mask = patched.pad([request.prompt_ids for request in requests])
+            end_ids = list(patched.template.end_ids)
+            with patch.deciding(patched.model, ids, mask) as route:
+                sender = _TokenSender(requests, max_tokens, ids.shape[1], end_ids, lambda: patch.edits_of(route.choice))
                 patched.model.generate(
                     input_ids=ids,
                     attention_mask=mask,
-                    max_new_tokens=max(longest),
+                    max_new_tokens=max(max_tokens),
                     pad_token_id=patched.pad_id,
-                    eos_token_id=list(patched.template.end_ids),
-                    stopping_criteria=StoppingCriteriaList([telling]),
-                    **how,
+                    eos_token_id=end_ids,
+                    stopping_criteria=StoppingCriteriaList([sender]),
+                    **decoding,
                 )
 
 
-class _Telling(StoppingCriteria):
-    """Called after each step of `generate`: tells each job its token, and says which rows are done."""
+class _TokenSender(StoppingCriteria):
+    """`generate` calls this after each step: it sends each request its token, and returns which rows are finished."""
 
     def __init__(
         self,
-        jobs: Sequence[Job],
-        longest: Sequence[int],
-        width: int,
+        requests: Sequence[GenerationRequest],
+        max_tokens: Sequence[int],
+        prompt_width: int,
         end_ids: Sequence[int],
-        called: Callable[[], list[int | None]],
+        routed_edits: Callable[[], list[int | None]],  # known after the first forward
     ) -> None:
-        self._jobs, self._longest, self._width, self._end_ids, self._called = jobs, longest, width, end_ids, called
+        self._requests, self._max_tokens, self._prompt_width = requests, max_tokens, prompt_width
+        self._end_ids, self._routed_edits = end_ids, routed_edits
         self._edits: list[int | None] = []
-        self._done = [False] * len(jobs)
+        self._finished = [False] * len(requests)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_options: Any) -> Tensor:
-        self._edits = self._edits or self._called()
-        count = input_ids.shape[1] - self._width
+        self._edits = self._edits or self._routed_edits()
+        generated = input_ids.shape[1] - self._prompt_width
         for row, token in enumerate(input_ids[:, -1].tolist()):
-            if not self._done[row]:
-                self._done[row] = self._tell(row, token, count)
-        return torch.tensor(self._done, device=input_ids.device)
+            self._finished[row] = self._finished[row] or self._send(row, token, generated)
+        return torch.tensor(self._finished, device=input_ids.device)
 
-    def _tell(self, row: int, token: int, count: int) -> bool:
-        """Whether the job is done."""
-        job, edit = self._jobs[row], self._edits[row]
-        if job.cancelled:
+    def _send(self, row: int, token: int, generated: int) -> bool:
+        """Send one row's token. Returns whether the row is finished."""
+        request, edit = self._requests[row], self._edits[row]
+        if request.cancelled:
             return True
-        ended, full = token in self._end_ids, count >= self._longest[row]
-        job.tell(Step(edit, None if ended else token, "stop" if ended else "length" if full else None))
+        ended, full = token in self._end_ids, generated >= self._max_tokens[row]
+        finish_reason: FinishReason | None = "stop" if ended else "length" if full else None
+        request.send(StreamEvent(edit, None if ended else token, finish_reason))
         return ended or full
 
 
-class Finding:
-    """Finds each prompt's edit alone: layers 0 to the edited one. `prepare` is called with the patch before."""
+class BatchRouter:
+    """Finds each prompt's edit: runs layers 0 to the edited one. `prepare` is called with the patch first."""
 
-    def __init__(self, patched: PatchedModel, prepare: Callable[[ProjectPatch], object], seen: Seen) -> None:
-        self.patched, self._prepare, self._seen = patched, prepare, seen
+    def __init__(
+        self, patched: PatchedModel, prepare: Callable[[ProjectPatch], object], observe: BatchObserver
+    ) -> None:
+        self.patched, self._prepare, self._observe = patched, prepare, observe
 
     @torch.inference_mode()
-    def __call__(self, jobs: Sequence[Job]) -> None:
+    def __call__(self, requests: Sequence[GenerationRequest]) -> None:
         with self.patched.snapshot() as patch:
-            _begin(self.patched, patch, jobs, self._seen)
+            _begin_batch(self.patched, patch, requests, self._observe)
             self._prepare(patch)
-            ids, mask = self.patched.pad([job.ids for job in jobs])
+            ids, mask = self.patched.pad([request.prompt_ids for request in requests])
+            # `fetch` replaces experts that cannot be read by the base.
             choice = patch.bank.experts.fetch(patch.route(self.patched.model, ids, mask).choice.cpu())
-            for job, edit in zip(jobs, patch.edits_of(choice), strict=True):
-                job.tell(Step(edit, finish="stop"))
+            for request, edit in zip(requests, patch.edits_of(choice), strict=True):
+                request.send(StreamEvent(edit, finish_reason="stop"))

@@ -1,4 +1,4 @@
-"""What clients send and get: the part of OpenAI's completions and chat completions that is served here."""
+"""Request and response bodies: the part of OpenAI's completions and chat completions APIs that is supported."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from scen_cli.serving.jobs import Sampling
+from scen_cli.serving.request_queue import SamplingParams
 
-LONGEST_STOP = 100  # characters
-LEAST_TEMPERATURE = 1e-3  # divided by less, logits are no numbers any more
+MAX_STOP_LENGTH = 100  # characters
+MIN_TEMPERATURE = 1e-3  # logits divided by a smaller temperature overflow
 
 
 class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class _Request(BaseModel):
-    """What both kinds of request have in common. Fields that would change nothing here are ignored; those that would
-    ask for another answer than there is are refused."""
+class _Body(BaseModel):
+    """Fields of both kinds of request. An unknown field is ignored; a field that asks for something unsupported is an
+    error."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -29,7 +29,7 @@ class _Request(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: list[str] | str | None = Field(None, max_length=LONGEST_STOP)
+    stop: list[str] | str | None = Field(None, max_length=MAX_STOP_LENGTH)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Literal[1, None] = 1
@@ -39,25 +39,25 @@ class _Request(BaseModel):
     frequency_penalty: Literal[0, None] = 0
 
     @property
-    def sampling(self) -> Sampling:
-        """Greedy unless a temperature says otherwise; so small a one is none."""
-        if not self.temperature or self.temperature < LEAST_TEMPERATURE:
-            return Sampling()
-        return Sampling(self.temperature, self.top_p or 1.0, self.seed)
+    def sampling(self) -> SamplingParams:
+        """Greedy decoding unless the request sets a temperature of at least `MIN_TEMPERATURE`."""
+        if not self.temperature or self.temperature < MIN_TEMPERATURE:
+            return SamplingParams()
+        return SamplingParams(self.temperature, self.top_p or 1.0, self.seed)
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream is to end with the count of its tokens."""
+        """Whether a stream ends with the token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
-    def stops(self) -> list[str]:
+    def stop_strings(self) -> list[str]:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [stop for stop in stops if stop]
 
 
-class Completion(_Request):
-    """`POST /v1/completions`: a text, or token ids, as the model is to meet it: no template is put around it."""
+class CompletionBody(_Body):
+    """`POST /v1/completions`: text or token ids that go to the model without the template."""
 
     prompt: str | list[int]
     echo: Literal[False, None] = False
@@ -65,7 +65,7 @@ class Completion(_Request):
 
 
 class TextPart(BaseModel):
-    """A piece of a message: text is all that is understood."""
+    """One part of a message. Only text is supported."""
 
     type: Literal["text"]
     text: str
@@ -76,7 +76,7 @@ class ResponseFormat(BaseModel):
 
 
 class Message(BaseModel):
-    """A turn of a conversation."""
+    """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str | list[TextPart]
@@ -86,8 +86,8 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class Chat(_Request):
-    """`POST /v1/chat/completions`: a conversation, put into the project's template."""
+class ChatBody(_Body):
+    """`POST /v1/chat/completions`: a conversation, written with the project's template."""
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -96,38 +96,50 @@ class Chat(_Request):
     response_format: ResponseFormat | None = None
 
 
-class Reply:
-    """The messages of one answer, whole or in pieces. `scen` tells which edit gave it: none is the base."""
+RequestBody = CompletionBody | ChatBody
+
+
+class ResponseBuilder:
+    """Builds the JSON objects of one answer. Their field `scen.edit` is the edit that answered, null for the base."""
 
     def __init__(self, is_chat: bool, model: str) -> None:
-        self.is_chat, self._begun = is_chat, False
+        self._is_chat, self._has_chunks = is_chat, False
         self._head = {"id": f"cmpl-{uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, text: str, finish: str, edit: int | None, prompt_tokens: int, tokens: int) -> dict[str, Any]:
-        said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
-        usage = _usage(prompt_tokens, tokens)
-        choice = {"index": 0, **said, "finish_reason": finish, "logprobs": None}
-        return {**self._head, "object": self._kind(""), "choices": [choice], "usage": usage, "scen": {"edit": edit}}
+    def response(
+        self, text: str, finish_reason: str, edit: int | None, prompt_tokens: int, completion_tokens: int
+    ) -> dict[str, Any]:
+        """The whole answer in one object."""
+        content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
+        return {**self._object("", content, finish_reason, edit), "usage": _usage(prompt_tokens, completion_tokens)}
 
-    def piece(self, text: str, finish: str | None, edit: int | None) -> dict[str, Any]:
-        role = {} if self._begun else {"role": "assistant"}
-        self._begun = True
-        said: dict[str, Any] = {"delta": {**role, "content": text}} if self.is_chat else {"text": text}
-        choice = {"index": 0, **said, "finish_reason": finish, "logprobs": None}
-        return {**self._head, "object": self._kind(".chunk"), "choices": [choice], "scen": {"edit": edit}}
+    def chunk(self, text: str, finish_reason: str | None, edit: int | None) -> dict[str, Any]:
+        """One object of a stream. The first one of a chat has the role."""
+        role = {} if self._has_chunks else {"role": "assistant"}
+        self._has_chunks = True
+        content = {"delta": {**role, "content": text}} if self._is_chat else {"text": text}
+        return self._object(".chunk", content, finish_reason, edit)
 
-    def usage(self, prompt_tokens: int, tokens: int) -> dict[str, Any]:
-        """What ends a stream, if it was asked for."""
-        return {**self._head, "object": self._kind(".chunk"), "choices": [], "usage": _usage(prompt_tokens, tokens)}
+    def usage_chunk(self, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+        """The last object of a stream with `include_usage`."""
+        usage = _usage(prompt_tokens, completion_tokens)
+        return {**self._head, "object": self._type(".chunk"), "choices": [], "usage": usage}
 
-    def _kind(self, ending: str) -> str:
-        return f"chat.completion{ending}" if self.is_chat else "text_completion"
+    def _object(
+        self, suffix: str, content: dict[str, Any], finish_reason: str | None, edit: int | None
+    ) -> dict[str, Any]:
+        choice = {"index": 0, **content, "finish_reason": finish_reason, "logprobs": None}
+        return {**self._head, "object": self._type(suffix), "choices": [choice], "scen": {"edit": edit}}
+
+    def _type(self, suffix: str) -> str:
+        return f"chat.completion{suffix}" if self._is_chat else "text_completion"
 
 
-def _usage(prompt_tokens: int, tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
+def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    total = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
 
 
-def failure(message: str, kind: str, code: int) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "code": code}}
+def error_body(message: str, type: str, code: int) -> dict[str, Any]:
+    """An error in OpenAI's format."""
+    return {"error": {"message": message, "type": type, "code": code}}

@@ -1,4 +1,4 @@
-"""Prompts that wait for the model, and the one thread that runs it: as many of them at once as go together."""
+"""The queue of generation requests, and the one thread that runs the model on batches of them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-FAILURES = 3  # in a row, after which the model is taken to be beyond help
+MAX_FAILURES = 3  # failures in a row after which `/health` reports the model as failing
 log = logging.getLogger("scen.serve")
-Finish = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]
 
 
-class Busy(Exception):
-    """So many prompts wait already that no more are taken."""
+class QueueFull(Exception):
+    """The queue accepts no more requests."""
 
 
-class Failed(Exception):
-    """The model failed on a prompt."""
+class ModelFailed(Exception):
+    """The model raised an error on a prompt."""
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How an answer's tokens are chosen; prompts with the same are answered together. With a `seed` alone."""
+class SamplingParams:
+    """Decoding settings; requests with equal settings can share a batch. Temperature 0 is greedy decoding."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -34,58 +34,71 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Step:
-    """News of a prompt: the `edit` it calls (None is the base), a `token` if one was generated, how it `finish`ed."""
+class StreamEvent:
+    """One generation step: the `edit` that the prompt is routed to (None: the base), the new `token` if there is one,
+    and the `finish_reason` of the last step."""
 
     edit: int | None
     token: int | None = None
-    finish: Finish | None = None
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(eq=False)
-class Job:
-    """A prompt (token ids) and what is wanted for it. News come to whoever iterates over `steps()`; who leaves that
-    must `cancel()`."""
+class GenerationRequest:
+    """One prompt in the queue.
 
-    ids: list[int]
-    max_tokens: int | None  # none: as many as the longest answer of the project's edits takes
-    room: int  # tokens that fit behind the prompt
-    sampling: Sampling
+    Args:
+        prompt_ids: The prompt's token ids.
+        max_tokens: The most tokens to generate; None: the length of the longest answer of the active edits.
+        context_left: Number of tokens of the base's context that the prompt leaves free.
+        sampling: Decoding settings.
+        run_alone: Whether the request needs a batch of its own.
+
+    Whoever reads `events()` and stops before the end must call `cancel()`.
+    """
+
+    prompt_ids: list[int]
+    max_tokens: int | None
+    context_left: int
+    sampling: SamplingParams
+    run_alone: bool = False
     cancelled: bool = False
-    alone: bool = False  # not to be run together with others
-    told: bool = False  # some of its news, which cannot be taken back
-    arrived: float = field(default_factory=time.monotonic)
+    has_events: bool = False  # events were sent: the request cannot run a second time
+    arrival_time: float = field(default_factory=time.monotonic)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _news: asyncio.Queue[Step | Failed] = field(default_factory=asyncio.Queue)
+    _events: asyncio.Queue[StreamEvent | ModelFailed] = field(default_factory=asyncio.Queue)
 
-    def tell(self, news: Step | Failed) -> None:
-        """From the model's thread."""
-        self.told = True
-        self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+    def send(self, event: StreamEvent | ModelFailed) -> None:
+        """Send an event from the model's thread to the event loop."""
+        self.has_events = True
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def steps(self) -> AsyncIterator[Step]:
-        """News until the prompt's answer ends. Raises `Failed`."""
+    async def events(self) -> AsyncIterator[StreamEvent]:
+        """Yield events until the answer ends. Raises `ModelFailed`."""
         while True:
-            news = await self._news.get()
-            if isinstance(news, Failed):
-                raise news
-            yield news
-            if news.finish:
+            event = await self._events.get()
+            if isinstance(event, ModelFailed):
+                raise event
+            yield event
+            if event.finish_reason:
                 return
 
     def cancel(self) -> None:
-        """Nobody waits any more: the model need not go on."""
+        """Tell the model's thread that it need not continue this request."""
         self.cancelled = True
 
 
-class Jobs:
-    """The queue and its thread. `run` is called with jobs that go together, and tells each its news."""
+class RequestQueue:
+    """First-in, first-out queue with one worker thread. `run_batch` gets requests that can share a batch and sends
+    their events."""
 
-    def __init__(self, run: Callable[[Sequence[Job]], None], at_once: int, waiting: int) -> None:
-        self._run, self._at_once, self._limit = run, at_once, waiting
-        self._queue: deque[Job] = deque()
+    def __init__(
+        self, run_batch: Callable[[Sequence[GenerationRequest]], None], max_batch: int, max_queue: int
+    ) -> None:
+        self._run_batch, self._max_batch, self._max_queue = run_batch, max_batch, max_queue
+        self._queue: deque[GenerationRequest] = deque()
         self._changed = threading.Condition()
-        self._ending = False
+        self._stopping = False
         self._failures = 0  # in a row
         self._thread = threading.Thread(target=self._work, name="scen-model", daemon=True)
 
@@ -93,63 +106,69 @@ class Jobs:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take no more; returns when all that waited are done."""
+        """Accept no more requests, and return when all queued requests are done."""
         with self._changed:
-            self._ending = True
+            self._stopping = True
             self._changed.notify_all()
         self._thread.join()
 
     @property
-    def alive(self) -> bool:
-        """Whether the model answers: its thread runs, and has not failed time after time."""
-        return self._thread.is_alive() and self._failures < FAILURES
+    def healthy(self) -> bool:
+        """Whether the thread runs and the model did not fail `MAX_FAILURES` times in a row."""
+        return self._thread.is_alive() and self._failures < MAX_FAILURES
 
-    @property
-    def waiting(self) -> int:
+    def __len__(self) -> int:
         return len(self._queue)
 
-    def submit(self, job: Job) -> None:
-        """Raises `Busy` if too many wait, or the end has begun."""
+    def submit(self, request: GenerationRequest) -> None:
+        """Append a request. Raises `QueueFull` if `max_queue` requests wait, or the queue is stopping."""
         with self._changed:
-            if self._ending or sum(not job.cancelled for job in self._queue) >= self._limit:
-                raise Busy
-            self._queue.append(job)
+            if self._stopping or sum(not waiting.cancelled for waiting in self._queue) >= self._max_queue:
+                raise QueueFull
+            self._queue.append(request)
             self._changed.notify()
 
     def _work(self) -> None:
-        while jobs := self._next():
+        while batch := self._next_batch():
             try:
-                self._run(jobs)
+                self._run_batch(batch)
                 self._failures = 0
-            except Exception as error:  # whatever it is, the next prompts must be answered
-                log.exception("the model failed on %d prompts", len(jobs))
-                again = [job for job in jobs if len(jobs) > 1 and not job.told]
-                self._failures += not again
-                for job in jobs:
-                    if job not in again:
-                        job.tell(Failed(str(error)))
-                for job in again:  # one prompt is not to take others with it
-                    job.alone = True
-                with self._changed:
-                    self._queue.extendleft(reversed(again))
+            except Exception as error:  # any error: the thread must go on with the next requests
+                log.exception("the model failed on %d prompts", len(batch))
+                self._handle_failure(batch, error)
 
-    def _next(self) -> list[Job]:
-        """The longest waiting prompt and those behind it that go with it; nothing at the end."""
+    def _handle_failure(self, batch: Sequence[GenerationRequest], error: Exception) -> None:
+        """Retry each request of a failed batch in a batch of its own, so that one bad prompt does not fail the others.
+        A request that ran alone, or whose events were sent, fails."""
+        retries = [request for request in batch if len(batch) > 1 and not request.has_events]
+        self._failures += not retries
+        for request in batch:
+            if request in retries:
+                request.run_alone = True
+            else:
+                request.send(ModelFailed(str(error)))
+        with self._changed:
+            self._queue.extendleft(reversed(retries))
+
+    def _next_batch(self) -> list[GenerationRequest]:
+        """Wait for requests. Returns an empty list when the queue has stopped and is empty."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._queue or self._ending)
-                jobs = self._take()
-                if jobs or self._ending:
-                    return jobs
+                self._changed.wait_for(lambda: self._queue or self._stopping)
+                batch = self._pop_batch()
+                if batch or self._stopping:
+                    return batch
 
-    def _take(self) -> list[Job]:
-        jobs: list[Job] = []
-        others: deque[Job] = deque()
-        while self._queue and len(jobs) < self._at_once:
-            job = self._queue.popleft()
-            if job.cancelled:
+    def _pop_batch(self) -> list[GenerationRequest]:
+        """Remove the oldest request from the queue, and later ones that can share its batch."""
+        batch: list[GenerationRequest] = []
+        others: deque[GenerationRequest] = deque()
+        while self._queue and len(batch) < self._max_batch:
+            request = self._queue.popleft()
+            if request.cancelled:
                 continue
-            goes = not jobs or (job.sampling == jobs[0].sampling and not (job.alone or jobs[0].alone))
-            (jobs if goes else others).append(job)
+            first = batch[0] if batch else request
+            fits = not batch or (request.sampling == first.sampling and not (request.run_alone or first.run_alone))
+            (batch if fits else others).append(request)
         self._queue = others + self._queue
-        return jobs
+        return batch

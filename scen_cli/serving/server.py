@@ -1,4 +1,4 @@
-"""A project's server, put together, and run until it is told to stop."""
+"""Builds the server of a project, and runs it."""
 
 from __future__ import annotations
 
@@ -13,72 +13,71 @@ from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import add_adapters
 from scen_cli.model.base import hub_name
-from scen_cli.serving.answers import Answers, OwnAnswers, VllmAnswers
-from scen_cli.serving.app import Front, Limits
-from scen_cli.serving.jobs import Jobs
-from scen_cli.serving.model import Answering, Finding
+from scen_cli.serving.app import App, ServerOptions
+from scen_cli.serving.batch_runners import BatchGenerator, BatchRouter
+from scen_cli.serving.local_answers import LocalAnswerSource
 from scen_cli.serving.prometheus import Metrics
+from scen_cli.serving.request_queue import RequestQueue
+from scen_cli.serving.vllm_answers import VllmAnswerSource
 
 
-def own_front(patched: PatchedModel, limits: Limits, *, name: str | None, at_once: int, waiting: int) -> Front:
-    """A front that answers by itself."""
+def local_app(patched: PatchedModel, options: ServerOptions) -> App:
+    """An API whose answers the model in this process generates."""
     metrics = Metrics()
-    jobs = Jobs(Answering(patched, metrics.batch_seen), at_once, waiting)
-    return Front(patched, jobs, OwnAnswers(jobs, patched), metrics, name or name_of(patched), limits)
+    queue = RequestQueue(BatchGenerator(patched, metrics.observe_batch), options.max_batch, options.max_queue)
+    return App(patched, queue, LocalAnswerSource(queue, patched.base.tokenizer), metrics, options)
 
 
-def vllm_front(
+def vllm_app(
     patched: PatchedModel,
-    limits: Limits,
+    options: ServerOptions,
     url: str,
     adapters: Path,
     *,
-    base_model: str | None,
-    key: str | None = None,
-    name: str | None,
-    at_once: int,
-    waiting: int,
-) -> Front:
-    """A front that finds each prompt's edit and has a vLLM server answer, which reads the edits' LoRAs from the folder
-    `adapters` and serves the base as `base_model`. An edit's LoRA is there before its first prompt is sent."""
-    served = base_model or hub_name(patched.project.settings["model"])
+    base_model: str | None = None,
+    api_key: str | None = None,
+) -> App:
+    """An API that finds each prompt's edit here and gets the answer from a vLLM server.
+
+    Args:
+        patched: The project's model, for routing.
+        options: Settings of this server.
+        url: Address of the vLLM server.
+        adapters: The folder from which vLLM loads LoRAs. An edit's LoRA is there before its first prompt is sent.
+        base_model: vLLM's name of the base; None: the base's hub id.
+        api_key: The key that vLLM expects.
+    """
+    base_model = base_model or hub_name(patched.project.settings["model"])
     known: set[int] = set()
 
-    def keep_up(patch: ProjectPatch) -> None:
-        add_adapters(patched, patch, adapters, served, known)
+    def write_new_adapters(patch: ProjectPatch) -> None:
+        add_adapters(patched, patch, adapters, base_model, known)
 
     with patched.snapshot() as patch:
-        keep_up(patch)
+        write_new_adapters(patch)
     metrics = Metrics()
-    jobs = Jobs(Finding(patched, keep_up, metrics.batch_seen), at_once, waiting)
-    answers: Answers = VllmAnswers(jobs, patched, url, served, limits.timeout, key)
-    return Front(patched, jobs, answers, metrics, name or name_of(patched), limits)
-
-
-def name_of(patched: PatchedModel) -> str:
-    """What a project's model is called by default: as its base, without the folders that it lies in."""
-    name = str(patched.project.settings["model"])
-    return Path(name).name if Path(name).is_absolute() else name
+    router = BatchRouter(patched, write_new_adapters, metrics.observe_batch)
+    queue = RequestQueue(router, options.max_batch, options.max_queue)
+    source = VllmAnswerSource(queue, url, base_model, list(patched.template.end_ids), options.timeout, api_key)
+    return App(patched, queue, source, metrics, options)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at this address; port 0 is any that is free. Raises `UsageError` if it cannot be had."""
+    """Open a listening socket; port 0 takes any free port. Raises `UsageError` if that fails."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise UsageError(
-            f"`{host}` port {port} cannot be listened at: {error}", hint="choose another `--port`"
-        ) from error
+        raise UsageError(f"cannot listen on `{host}` port {port}: {error}", hint="choose another `--port`") from error
 
 
-def run(front: Front, at: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C: then no more is taken, and what was taken is answered."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops, then sends it on to who was there before
+def run(app: App, listener: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C; then accept no more requests and answer the accepted ones."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops, then sends the signal again to this handler
     config = uvicorn.Config(
-        front.app(),
+        app.asgi(),
         log_level="warning",
-        timeout_graceful_shutdown=int(front.limits.timeout) + 1,
+        timeout_graceful_shutdown=int(app.options.timeout) + 1,
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[at])
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,127 +1,100 @@
-"""Where answers come from: this machine's model, or a vLLM server that applies the edit as a LoRA."""
+"""Answers from a vLLM server. `completion_request` builds the request that it gets."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 
-from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import adapter_name
-from scen_cli.serving.jobs import Job, Jobs
-from scen_cli.serving.messages import Chat, Completion
-from scen_cli.serving.text import Text
-
-Asked = Completion | Chat
+from scen_cli.serving.answer_source import AnswerChunk, UpstreamError
+from scen_cli.serving.protocol import RequestBody
+from scen_cli.serving.request_queue import GenerationRequest, RequestQueue
 
 
-class UpstreamFailed(Exception):
-    """The server behind this one did not answer, or answered with an error."""
+def completion_request(
+    request: GenerationRequest, body: RequestBody, model: str, stop_token_ids: list[int]
+) -> dict[str, Any]:
+    """Build the body of vLLM's `POST /v1/completions`.
+
+    Args:
+        request: The prompt. vLLM gets the same token ids that were routed, not the text.
+        body: What the client sent.
+        model: The name of the edit's LoRA, or of the base.
+        stop_token_ids: The base's end tokens.
+    """
+    fields = {
+        "model": model,
+        "prompt": request.prompt_ids,
+        "max_tokens": request.max_tokens,
+        "temperature": request.sampling.temperature,
+        "top_p": request.sampling.top_p,
+        "seed": request.sampling.seed,
+        "stop": body.stop_strings or None,
+        "stop_token_ids": stop_token_ids,
+        # vLLM takes the defaults of these from the base's generation config: `scen` does not.
+        "repetition_penalty": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "stream": bool(body.stream),
+        "stream_options": {"include_usage": True} if body.stream else None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Some more `text` of an answer, the `tokens` it took, and, with the last, how it `finish`ed."""
-
-    edit: int | None
-    text: str
-    tokens: int = 0
-    finish: str | None = None
-
-
-class Answers(Protocol):
-    """Takes a prompt's job and the request it came with; gives the answer in pieces."""
-
-    def pieces(self, job: Job, asked: Asked) -> AsyncGenerator[Piece, None]: ...
-
-    async def healthy(self) -> bool: ...
-
-    async def close(self) -> None: ...
-
-
-class OwnAnswers:
-    """The model of this process."""
-
-    def __init__(self, jobs: Jobs, patched: PatchedModel) -> None:
-        self._jobs, self._tokenizer = jobs, patched.base.tokenizer
-
-    async def pieces(self, job: Job, asked: Asked) -> AsyncGenerator[Piece, None]:
-        self._jobs.submit(job)
-        text = Text(self._tokenizer, asked.stops)
-        async for step in job.steps():
-            new = text.add(step.token) if step.token is not None else ""
-            finish = "stop" if text.stopped else step.finish
-            if finish:
-                new += text.rest()
-            yield Piece(step.edit, new, int(step.token is not None), finish)
-            if finish:
-                return
-
-    async def healthy(self) -> bool:
-        return self._jobs.alive
-
-    async def close(self) -> None: ...
-
-
-class VllmAnswers:
-    """A vLLM server: the edit's LoRA is the model's name there. The prompt goes as the very tokens it was routed by."""
+class VllmAnswerSource:
+    """An `AnswerSource`. The queue's `BatchRouter` finds the edit; vLLM serves the edit's LoRA under the name
+    `adapter_name(edit)` and generates the answer with it."""
 
     def __init__(
-        self, jobs: Jobs, patched: PatchedModel, url: str, base_model: str, timeout: float, key: str | None = None
+        self,
+        queue: RequestQueue,
+        url: str,
+        base_model: str,
+        stop_token_ids: list[int],
+        timeout: float,
+        api_key: str | None = None,
     ) -> None:
-        """Raises `UsageError` for an address that is none."""
-        self._jobs, self._base_model, self._end_ids = jobs, base_model, list(patched.template.end_ids)
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        """Raises `UsageError` if `url` is not an HTTP address. `base_model` is vLLM's name of the base; `timeout` is in
+        seconds."""
+        self._queue, self._base_model, self._stop_token_ids = queue, base_model, stop_token_ids
         try:
             address = httpx.URL(url)
-        except httpx.InvalidURL as error:
-            raise UsageError(f"`{url}` is no address: {error}", hint="e.g. http://localhost:8001") from error
-        if address.scheme not in ("http", "https") or not address.host:
-            raise UsageError(f"`{url}` is no address", hint="e.g. http://localhost:8001")
+            valid = address.scheme in ("http", "https") and address.host
+        except httpx.InvalidURL:
+            valid = False
+        if not valid:
+            raise UsageError(f"`{url}` is not an HTTP address", hint="e.g. http://localhost:8001")
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         root = url.rstrip("/").removesuffix("/v1")
         self._client = httpx.AsyncClient(base_url=root, timeout=timeout, headers=headers)
 
-    async def pieces(self, job: Job, asked: Asked) -> AsyncGenerator[Piece, None]:
-        self._jobs.submit(job)
-        edit = [step.edit async for step in job.steps()][-1]
-        body: dict[str, Any] = {
-            "model": self._base_model if edit is None else adapter_name(edit),
-            "prompt": job.ids,
-            "max_tokens": job.max_tokens,
-            "temperature": job.sampling.temperature,
-            "top_p": job.sampling.top_p,
-            "seed": job.sampling.seed,
-            "stop": asked.stops or None,
-            "stop_token_ids": self._end_ids,
-            # The base's generation config may say otherwise, and vLLM goes by it where nothing is said.
-            **{"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0, "stream": bool(asked.stream)},
-        }
-        if asked.stream:
-            body["stream_options"] = {"include_usage": True}
-        body = {name: value for name, value in body.items() if value is not None}
+    async def chunks(self, request: GenerationRequest, body: RequestBody) -> AsyncGenerator[AnswerChunk, None]:
+        self._queue.submit(request)
+        edit = [event.edit async for event in request.events()][-1]
+        model = self._base_model if edit is None else adapter_name(edit)
+        fields = completion_request(request, body, model, self._stop_token_ids)
         try:
-            async with self._client.stream("POST", "/v1/completions", json=body) as response:
+            async with self._client.stream("POST", "/v1/completions", json=fields) as response:
                 if response.status_code != 200:
-                    told = (await response.aread()).decode(errors="replace")[:300]
-                    raise UpstreamFailed(f"the server behind this one answered {response.status_code}: {told}")
-                if asked.stream:
-                    async for piece in _streamed(response, edit):
-                        yield piece
+                    text = (await response.aread()).decode(errors="replace")[:300]
+                    raise UpstreamError(f"the vLLM server answered {response.status_code}: {text}")
+                if body.stream:
+                    async for chunk in _stream_chunks(response, edit):
+                        yield chunk
                 else:
-                    told = json.loads(await response.aread())
-                    choice = told["choices"][0]
-                    tokens = (told.get("usage") or {}).get("completion_tokens", 0)
-                    yield Piece(edit, choice["text"], tokens, choice["finish_reason"] or "stop")
+                    reply = json.loads(await response.aread())
+                    choice = reply["choices"][0]
+                    yield AnswerChunk(edit, choice["text"], _token_count(reply, 0), choice["finish_reason"] or "stop")
         except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UpstreamFailed(f"the server behind this one failed: {type(error).__name__}: {error}") from error
+            raise UpstreamError(f"the vLLM server failed: {type(error).__name__}: {error}") from error
 
     async def healthy(self) -> bool:
         try:
-            return self._jobs.alive and (await self._client.get("/health", timeout=5)).status_code == 200
+            return self._queue.healthy and (await self._client.get("/health", timeout=5)).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -129,21 +102,27 @@ class VllmAnswers:
         await self._client.aclose()
 
 
-async def _streamed(response: httpx.Response, edit: int | None) -> AsyncIterator[Piece]:
-    """The pieces of a streamed completion; what ended it comes last, behind the count of its tokens."""
-    finish, tokens = None, 0
+async def _stream_chunks(response: httpx.Response, edit: int | None) -> AsyncIterator[AnswerChunk]:
+    """Yield the chunks of a streamed completion. The last one has the finish reason and the token count, which vLLM
+    sends after the finish reason."""
+    finish_reason, tokens = None, 0
     async for line in response.aiter_lines():
         if not line.startswith("data:"):
             continue
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             break
-        told: dict[str, Any] = json.loads(data)
-        tokens = (told.get("usage") or {}).get("completion_tokens", tokens)
-        for choice in told["choices"]:
-            finish = choice["finish_reason"] or finish
+        event: dict[str, Any] = json.loads(data)
+        tokens = _token_count(event, tokens)
+        for choice in event["choices"]:
+            finish_reason = choice["finish_reason"] or finish_reason
             if choice["text"]:
-                yield Piece(edit, choice["text"])
-    if finish is None:
-        raise UpstreamFailed("the server behind this one broke off")
-    yield Piece(edit, "", tokens, finish)
+                yield AnswerChunk(edit, choice["text"])
+    if finish_reason is None:
+        raise UpstreamError("the vLLM server ended the stream before the answer was complete")
+    yield AnswerChunk(edit, "", tokens, finish_reason)
+
+
+def _token_count(reply: dict[str, Any], default: int) -> int:
+    count: int = (reply.get("usage") or {}).get("completion_tokens", default)
+    return count

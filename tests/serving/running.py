@@ -1,7 +1,8 @@
-"""A front served for real: uvicorn on a port of its own, in a thread, and a client for it."""
+"""Runs a server with uvicorn on a free port in a thread, and a client for it."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ import uvicorn
 
 
 @contextmanager
-def running(app) -> Iterator[str]:
-    """Serves an ASGI application inside this block; yields its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+def running(asgi_app) -> Iterator[str]:
+    """Serve an ASGI application inside this block; yields its address."""
+    server = uvicorn.Server(uvicorn.Config(asgi_app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -31,19 +32,17 @@ def running(app) -> Iterator[str]:
     assert not thread.is_alive(), "the server did not stop"
 
 
-def chat(prompt: str, **more) -> dict:
-    return {"messages": [{"role": "user", "content": prompt}], **more}
+def chat(prompt: str, **fields) -> dict:
+    return {"messages": [{"role": "user", "content": prompt}], **fields}
 
 
-async def ask_all(url: str, bodies: list[dict], at_once: int = 16) -> list[httpx.Response]:
-    """The responses to chat requests, so many under way at once."""
-    import asyncio
-
-    gate = asyncio.Semaphore(at_once)
+async def ask_all(url: str, bodies: list[dict], concurrency: int = 16) -> list[httpx.Response]:
+    """The responses to chat requests; at most `concurrency` requests run at the same time."""
+    semaphore = asyncio.Semaphore(concurrency)
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
 
-        async def one(body: dict) -> httpx.Response:
-            async with gate:
+        async def post(body: dict) -> httpx.Response:
+            async with semaphore:
                 return await client.post("/v1/chat/completions", json=body)
 
-        return await asyncio.gather(*(one(body) for body in bodies))
+        return await asyncio.gather(*(post(body) for body in bodies))

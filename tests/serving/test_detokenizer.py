@@ -1,47 +1,47 @@
-"""Text as it is sent piece by piece, against the whole."""
+"""Text that is sent in pieces, compared with the whole text."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scen_cli.serving.text import Text
+from scen_cli.serving.detokenizer import IncrementalDetokenizer
 
 
-class Bytes:
-    """A tokenizer whose tokens are bytes: characters beyond ASCII take several."""
+class ByteTokenizer:
+    """A tokenizer whose tokens are bytes: characters outside ASCII take several."""
 
     def decode(self, tokens, skip_special_tokens):
         return bytes(tokens).decode("utf-8", errors="replace")
 
 
-def sent(text: str, stops: list[str]) -> tuple[str, list[str]]:
-    """(all that was sent, piece by piece) of a text that comes byte by byte."""
-    out = Text(Bytes(), stops)
+def detokenize(text: str, stop_strings: list[str]) -> list[str]:
+    """The pieces that are sent when `text` arrives byte by byte."""
+    detokenizer = IncrementalDetokenizer(ByteTokenizer(), stop_strings)
     pieces = []
     for token in text.encode():
-        pieces.append(out.add(token))
-        if out.stopped:
-            return "".join(pieces), pieces
-    return "".join([*pieces, out.rest()]), pieces
+        pieces.append(detokenizer.add(token))
+        if detokenizer.stopped:
+            return pieces
+    return [*pieces, detokenizer.flush()]
 
 
 @given(st.text(alphabet="abé漢😀", max_size=20), st.lists(st.text(alphabet="abé", min_size=1, max_size=3), max_size=3))
-def test_what_is_sent_is_the_text_up_to_its_first_stop(text, stops):
-    ends = [text.find(stop) for stop in stops if stop in text]
-    whole, pieces = sent(text, stops)
-    # The stop that is complete first ends it; another may begin earlier and be complete later.
-    first = min((text.find(stop) + len(stop) for stop in stops if stop in text), default=None)
+def test_pieces_are_the_text_before_the_first_stop_string(text, stop_strings):
+    pieces = detokenize(text, stop_strings)
+    sent = "".join(pieces)
+    # The stop string that is complete first ends the text; another may begin earlier and be complete later.
+    first = min((text.find(stop) + len(stop) for stop in stop_strings if stop in text), default=None)
     if first is None:
-        assert whole == text
+        assert sent == text
     else:
-        begun = [text.find(stop) for stop in stops if stop in text[:first]]
-        assert whole == text[: min(begun)]
-        assert len(whole) <= max(ends)
-    assert "\ufffd" not in "".join(pieces)
+        started = [text.find(stop) for stop in stop_strings if stop in text[:first]]
+        assert sent == text[: min(started)]
+        assert len(sent) <= max(text.find(stop) for stop in stop_strings if stop in text)
+    assert "\ufffd" not in sent
 
 
-def test_a_piece_that_may_begin_a_stop_waits_until_it_does_not():
-    out = Text(Bytes(), ["END"])
-    assert [out.add(token) for token in b"aEbEN"] == ["a", "", "Eb", "", ""]
-    assert out.rest() == "EN"
+def test_text_that_may_begin_a_stop_string_is_held_back():
+    detokenizer = IncrementalDetokenizer(ByteTokenizer(), ["END"])
+    assert [detokenizer.add(token) for token in b"aEbEN"] == ["a", "", "Eb", "", ""]
+    assert detokenizer.flush() == "EN"

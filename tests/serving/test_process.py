@@ -1,4 +1,4 @@
-"""`scen serve` as a process: told to stop, it answers what it has taken."""
+"""`scen serve` as a process."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from scen_cli.data.suites import demo_edits
 from tests.serving.running import chat
 
 
-def test_sigterm_loses_no_request_that_was_taken(low_rank, tmp_path):
+def test_sigterm_loses_no_accepted_request(low_rank, tmp_path):
     command = [sys.executable, "-m", "scen_cli", "serve", "--port", "0", "--batch", "1"]
     command += ["--dir", str(low_rank.project.folder)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        told = ""
-        while not (found := re.search(r"at (http://[\d.]+:\d+)/v1", told)):
+        output = ""
+        while not (address := re.search(r"at (http://[\d.]+:\d+)/v1", output)):
             line = server.stdout.readline()
             assert line, server.stderr.read()
-            told += line
+            output += line
         records = demo_edits()[:20]
 
         async def ask_and_stop() -> list[httpx.Response]:
-            async with httpx.AsyncClient(base_url=found[1], timeout=60) as client:
+            async with httpx.AsyncClient(base_url=address[1], timeout=60) as client:
                 bodies = [chat(record.prompt) for record in records]
-                asked = [asyncio.ensure_future(client.post("/v1/chat/completions", json=body)) for body in bodies]
-                await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                requests = [asyncio.ensure_future(client.post("/v1/chat/completions", json=body)) for body in bodies]
+                await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
                 server.send_signal(signal.SIGTERM)
-                return await asyncio.gather(*asked)
+                return await asyncio.gather(*requests)
 
         responses = asyncio.run(ask_and_stop())
         assert {response.status_code for response in responses} == {200}
@@ -45,10 +45,10 @@ def test_sigterm_loses_no_request_that_was_taken(low_rank, tmp_path):
         server.kill()
 
 
-def test_what_cannot_be_served_is_told_before_it_begins(scen, low_rank):
+def test_wrong_options_fail_before_the_server_starts(scen, low_rank):
     folder = str(low_rank.project.folder)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert "cannot be listened at" in scen("serve", "--dir", folder, "--port", port, code=2).stderr
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert "cannot listen on" in scen("serve", "--dir", folder, "--port", port, code=2).stderr
     assert "is empty" in scen("serve", "--dir", folder, "--api-key", "", code=2).stderr
     assert "go together" in scen("serve", "--dir", folder, "--vllm", "http://localhost:1", code=2).stderr
