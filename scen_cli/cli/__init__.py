@@ -18,17 +18,18 @@ from scen_cli.cli import (
     compare,
     compress,
     confusions,
+    data,
     demo,
     edit,
     evaluate,
     export,
-    groups,
     init,
     merge,
     report,
     revert,
     serve,
     status,
+    study,
     verify,
 )
 from scen_cli.cli.failures import explain
@@ -95,8 +96,8 @@ app.command("verify")(verify.verify)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("gc")(backup.gc)
-app.command("data", context_settings=groups.PASSED_ON, add_help_option=False)(groups.data)
-app.command("study", context_settings=groups.PASSED_ON, add_help_option=False)(groups.study)
+app.add_typer(data.app, name="data")
+app.add_typer(study.app, name="study")
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""The embedded default: a small fact world, the Llama trained on it, and the script that trained it."""
+"""The embedded demo base: a small world of invented facts, the Llama trained on it, and its training script."""

@@ -1,8 +1,8 @@
-"""Train the demo base from nothing: `python -m scen_cli.demo.train --out DIR`.
+"""Train the demo base from random weights: `python -m scen_cli.demo.train --out DIR`.
 
-Writes config, tokenizer, weights and `facts.jsonl` (what the base knows and what it gets
-wrong). The shipped folder `scen_cli/demo/base` comes from this script with its default seed;
-`training.json` beside the weights says how long it took and how well the base answers.
+Writes config, tokenizer, weights and `facts.jsonl` (the base's answer to every question). The shipped folder
+`scen_cli/demo/base` is the output of this script with its default seed; `training.json` in it has the training time
+and the accuracy.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from scen_cli.demo.world import RELATIONS, SEED, SEEN_PHRASINGS, Fact, build_wor
 
 VOCABULARY = 800
 STEPS, BATCH, PEAK_LR, WARMUP = 1400, 64, 3e-3, 50
-PROMPT_LOSS = 0.1  # share of the loss on prompt tokens; the rest is on answer and end token
+PROMPT_LOSS = 0.1  # weight of the loss on prompt tokens; answer and end tokens have weight 1
 
 
 def build_tokenizer(facts: list[Fact]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with `[INST]`, `[/INST]`, `<s>` and `</s>`, fitted to the world's own text."""
+    """A byte-level BPE with `[INST]`, `[/INST]`, `<s>` and `</s>`, trained on the text of these facts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,7 +56,7 @@ def build_tokenizer(facts: list[Fact]) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A four-layer Llama, 1.2 M parameters, FFN width h = 768."""
+    """A Llama with random weights: four layers, 1.2 M parameters, FFN width h = 768."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -75,14 +75,17 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def training_pairs(facts: list[Fact]) -> list[tuple[str, str]]:
-    """Prompt and answer of every known fact in every phrasing it is trained in."""
+    """Prompt and answer of every known fact, for every phrasing that it is trained in."""
     return [(f"[INST]{fact.phrasings[i]}[/INST]", fact.answer) for fact in facts for i in fact.trained]
 
 
 def batch_loss(
     model: LlamaForCausalLM, rows: list[tuple[list[int], list[int]]], pad: int
 ) -> tuple[torch.Tensor, float]:
-    """Weighted cross-entropy of a right-padded batch, and its answer part as a float."""
+    """Loss of a right-padded batch of (prompt ids, answer ids): answer loss + `PROMPT_LOSS` times prompt loss.
+
+    Also returns the answer loss, as a float. Both are mean cross-entropies.
+    """
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), width), pad)
     labels = torch.full((len(rows), width), -100)
@@ -103,7 +106,7 @@ def batch_loss(
 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: list[Fact], steps: int) -> None:
-    """AdamW with a cosine schedule; prints the answer loss every 20 steps."""
+    """Train with AdamW, warm-up and a cosine schedule. Prints the answer loss every 20 steps."""
     rng = random.Random(SEED)
     pairs = [
         (
@@ -138,22 +141,22 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: li
 
 @torch.no_grad()
 def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, questions: list[str]) -> list[str]:
-    """Greedy answers, in batches."""
-    out = []
+    """The base's greedy answers, in batches of 128."""
+    texts: list[str] = []
     for start in range(0, len(questions), 128):
         batch = tokenizer(
             [f"[INST]{q}[/INST]" for q in questions[start : start + 128]],
             return_tensors="pt", padding=True, return_token_type_ids=False,
         )  # fmt: skip
         ids = model.generate(**batch, max_new_tokens=12, do_sample=False)
-        out += tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in out]
+        texts += tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
 def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: list[Fact]) -> tuple[dict, list[dict]]:
-    """Accuracy by kind of phrasing, and one row per fact with how the base answers each phrasing."""
+    """Accuracy by kind of phrasing, and a row per fact with the base's answer to each phrasing."""
     questions = [(fact, i) for fact in facts for i in range(len(fact.phrasings))]
-    given = answers(model, tokenizer, [fact.phrasings[i] for fact, i in questions])
+    texts = answers(model, tokenizer, [fact.phrasings[i] for fact, i in questions])
     tally: dict[str, list[bool]] = {}
     rows: dict[Fact, dict] = {
         fact: {
@@ -162,7 +165,7 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: 
         }
         for fact in facts
     }  # fmt: skip
-    for (fact, i), answer in zip(questions, given, strict=True):
+    for (fact, i), answer in zip(questions, texts, strict=True):
         rows[fact]["base_answers"].append(answer)
         kind = "never_seen" if i >= SEEN_PHRASINGS else "trained" if i in fact.trained else "held_out"
         tally.setdefault(f"{'known' if fact.known else 'unknown'}, {kind}", []).append(answer == fact.answer)

@@ -1,131 +1,148 @@
-"""The paper's tables and figures: which variants each compares, and what it shows of them."""
+"""The paper's tables and figures: the project variants that each compares, and the rows it reports."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scen_cli.data.passages import Passages
 from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.curves import activation_map
-from scen_cli.evaluation.evaluate_project import DECODING, sweep_theta
+from scen_cli.evaluation.evaluate_project import sweep_theta
+from scen_cli.evaluation.evaluation import DECODING
 from scen_cli.evaluation.hallucination import evaluate_perplexity
-from scen_cli.evaluation.samples import PAPERS_ROLES, scored_edits
+from scen_cli.evaluation.samples import PAPER_ROLES, scored_edits
 from scen_cli.recipe import RECIPES, Recipe
-from scen_cli.studies.project_variants import Bench, Variant, edited, score
+from scen_cli.studies.project_variants import ProjectVariant, StudyContext, edited_project, score_variant
 
-# What the rows of Tables 3 and 4 are compared with is set outright, whatever the current project has.
-_PLAIN: dict[str, Any] = {"disactivate": True, "margin": True, "edits_per_expert": 1}
-SCEN = Variant("scen", _PLAIN, target_module="down")
-W_ATTN = Variant("W_attn", _PLAIN, target_module="attn")
-W_UP = Variant("W_up", _PLAIN, target_module="up")
-ACTIVATE_ALONE = Variant(
-    "without-disactivate-and-margin", {**_PLAIN, "disactivate": False, "margin": False}, target_module="down"
-)
-WITHOUT_MARGIN = Variant("without-margin", {**_PLAIN, "margin": False}, target_module="down")
-TABLE3 = [W_ATTN, W_UP, SCEN, ACTIVATE_ALONE, WITHOUT_MARGIN]
-SHARED = [
-    SCEN,
-    Variant("two-per-expert", {**_PLAIN, "edits_per_expert": 2}, target_module="down"),
-    Variant("four-per-expert", {**_PLAIN, "edits_per_expert": 4}, target_module="down"),
+# Tables 3 and 4 set these explicitly: their rows must not depend on the current project's settings.
+SCEN_RECIPE: dict[str, Any] = {"disactivate": True, "margin": True, "edits_per_expert": 1}
+SCEN = ProjectVariant("scen", SCEN_RECIPE, target_module="down")
+AT_OTHER_MODULES = [
+    ProjectVariant("W_attn", SCEN_RECIPE, target_module="attn"),
+    ProjectVariant("W_up", SCEN_RECIPE, target_module="up"),
 ]
-THETAS = [round(0.40 + step / 100, 2) for step in range(60)]  # the paper's 0.60 to 0.70, and beyond
+WITH_FEWER_LOSSES = [
+    ProjectVariant(
+        "without-disactivate-and-margin",
+        {**SCEN_RECIPE, "disactivate": False, "margin": False},
+        target_module="down",
+    ),
+    ProjectVariant("without-margin", {**SCEN_RECIPE, "margin": False}, target_module="down"),
+]
+EDITS_PER_EXPERT = [
+    SCEN,
+    ProjectVariant("two-per-expert", {**SCEN_RECIPE, "edits_per_expert": 2}, target_module="down"),
+    ProjectVariant("four-per-expert", {**SCEN_RECIPE, "edits_per_expert": 4}, target_module="down"),
+]
+THETAS = [round(0.40 + step / 100, 2) for step in range(60)]  # includes the paper's 0.60 to 0.70
+HALLUCINATION_SETTINGS = ("neuron_steps", "theta", "require_learned")  # taken from the recipe `paper-hallucination`
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Rows of a table or points of a figure, for Fig. 3 the activation maps to draw, and what to know."""
+class StudyResult:
+    """Rows of a table or points of a figure; for Fig. 3 the activation maps; a note for the reader."""
 
     rows: list[dict[str, Any]]
     maps: dict[str, dict[str, Any]] | None = None
     note: str = ""
 
 
-def scen_row(bench: Bench) -> Finding:
-    """SCEN's row of Tables 1 and 2, with the current project's settings as they are."""
-    return Finding([_row(bench.settings["recipe"]["name"], score(bench, _own(bench)))])
+@dataclass(frozen=True)
+class Study:
+    """`variants` lists the projects that a study edits, `run` edits and scores them."""
+
+    variants: Callable[[StudyContext], list[ProjectVariant]]
+    run: Callable[[StudyContext, Sequence[ProjectVariant]], StudyResult]
 
 
-def _own(bench: Bench) -> Variant:
-    """The current project's own settings; under SCEN's name where they are SCEN's."""
-    recipe = Recipe.model_validate(bench.settings["recipe"])
-    plain = all(getattr(recipe, name) == value for name, value in _PLAIN.items())
-    return SCEN if plain and bench.settings.get("target_module", "down") == "down" else Variant("own-settings")
+def _current_project(context: StudyContext) -> list[ProjectVariant]:
+    """The current project's settings; named `scen` if they are SCEN's, so that studies share this variant."""
+    recipe = Recipe.model_validate(context.settings["recipe"])
+    is_scen = all(getattr(recipe, name) == value for name, value in SCEN_RECIPE.items())
+    return [SCEN if is_scen and context.settings["target_module"] == "down" else ProjectVariant("own-settings")]
 
 
-def table3(bench: Bench) -> Finding:
-    """Table 3: where the expert sits, and which losses train its neuron."""
-    scen = score(bench, SCEN)
-    rows = [_row(variant.name, score(bench, variant)) for variant in (W_ATTN, W_UP)] + [_row("W_down", scen)]
-    if not Recipe.model_validate(bench.settings["recipe"]).trains_neurons:
-        return Finding(rows, note=f"recipe `{bench.settings['recipe']['name']}` trains no neuron: no losses to compare")
-    rows += [_row(variant.name, score(bench, variant)) for variant in (ACTIVATE_ALONE, WITHOUT_MARGIN)]
-    return Finding([*rows, _row("SCEN loss (equation 8)", scen)])
+def _modules_and_losses(context: StudyContext) -> list[ProjectVariant]:
+    trains_neurons = Recipe.model_validate(context.settings["recipe"]).trains_neurons
+    return [SCEN, *AT_OTHER_MODULES, *(WITH_FEWER_LOSSES if trains_neurons else ())]
 
 
-def table4(bench: Bench) -> Finding:
-    """Table 4: one, two and four edits for each expert."""
+def _every_second_layer(context: StudyContext) -> list[ProjectVariant]:
+    """One variant for every second layer, or for every layer of a base with fewer than 8."""
+    layers, current = context.base.model.config.num_hidden_layers, context.settings["layer"]
+    return [
+        _current_project(context)[0] if layer == current else ProjectVariant(f"layer-{layer}", layer=layer)
+        for layer in range(0, layers, 2 if layers >= 8 else 1)
+    ]
+
+
+def scen_row(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyResult:
+    """SCEN's row of Tables 1 and 2, with the current project's settings."""
+    return StudyResult([_row(context.settings["recipe"]["name"], score_variant(context, variants[0]))])
+
+
+def table3(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyResult:
+    """Table 3: the module of the experts, and the losses that train the neurons."""
+    metrics = {variant.name: score_variant(context, variant) for variant in variants}
+    rows = [_row(name, metrics[name]) for name in ("W_attn", "W_up")] + [_row("W_down", metrics["scen"])]
+    if len(variants) == len(rows):
+        note = f"recipe `{context.settings['recipe']['name']}` trains no neuron: no losses to compare"
+        return StudyResult(rows, note=note)
+    rows += [_row(variant.name, metrics[variant.name]) for variant in WITH_FEWER_LOSSES]
+    return StudyResult([*rows, _row("SCEN loss (equation 8)", metrics["scen"])])
+
+
+def table4(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyResult:
+    """Table 4: one, two and four edits per expert."""
     rows = []
-    for variant in SHARED:
-        metrics = score(bench, variant)
+    for variant in variants:
+        metrics = score_variant(context, variant)
         rows.append({**_row(str(variant.recipe["edits_per_expert"]), metrics), "experts": metrics["experts"]})
-    return Finding(rows)
+    return StudyResult(rows)
 
 
-def fig3(bench: Bench) -> Finding:
-    """Fig. 3: activations of every neuron on every edit's prompt, with one, two and four edits to an expert."""
+def fig3(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyResult:
+    """Fig. 3: the activation of every neuron on every edit's prompt, with one, two and four edits per expert."""
     maps, rows = {}, []
-    for variant in SHARED:
-        shared = variant.recipe["edits_per_expert"]
-        with edited(bench, variant) as editor, editor.snapshot() as patch:
-            scored = scored_edits(editor.project.ledger.edits(), set(patch.expert_of), bench.suite)
-            found = activation_map(CachedGenerator(editor, patch, DECODING["greedy"]), scored)
-            of = dict(patch.expert_of)
-        maps[f"{shared} to 1"] = found
-        for edit, activations in zip(found["edits"], found["activations"], strict=True):
-            own = dict(zip(found["experts"], activations, strict=True))
-            others = max((value for expert, value in own.items() if expert != of[edit]), default=None)
-            rows.append({"edits per expert": shared, "edit": edit, "own": own[of[edit]], "strongest other": others})
-    return Finding(rows, maps)
+    for variant in variants:
+        per_expert = variant.recipe["edits_per_expert"]
+        with edited_project(context, variant) as editor, editor.snapshot() as patch:
+            scored = scored_edits(editor.project.ledger.edits(), set(patch.expert_of), context.suite)
+            activations = activation_map(CachedGenerator(editor, patch, DECODING["greedy"]), scored)
+            expert_of = dict(patch.expert_of)
+        maps[f"{per_expert} to 1"] = activations
+        for edit, values in zip(activations["edits"], activations["activations"], strict=True):
+            by_expert = dict(zip(activations["experts"], values, strict=True))
+            own = by_expert.pop(expert_of[edit])
+            others = max(by_expert.values(), default=None)
+            rows.append({"edits per expert": per_expert, "edit": edit, "own": own, "strongest other": others})
+    return StudyResult(rows, maps)
 
 
-def fig4(bench: Bench) -> Finding:
-    """Fig. 4: the three figures at each threshold. Nothing is trained again: theta acts at inference alone."""
-    with edited(bench, _own(bench)) as editor:
-        points = sweep_theta(editor, bench.suite, THETAS, bench.decoding)
-    return Finding([{"theta": point["theta"], **_shares(point)} for point in points])
+def fig4(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyResult:
+    """Fig. 4: the three metrics at each threshold. One project is enough: theta acts at inference only."""
+    with edited_project(context, variants[0]) as editor:
+        points = sweep_theta(editor, context.suite, THETAS, context.decoding)
+    return StudyResult([{"theta": point["theta"], **_shares(point)} for point in points])
 
 
-def fig5(bench: Bench) -> Finding:
-    """Fig. 5: the three figures with the edits at every second layer."""
+def fig5(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyResult:
+    """Fig. 5: the three metrics with the edits at every second layer."""
     rows = []
-    for variant in _every_second_layer(bench):
-        layer = bench.settings["layer"] if variant.layer is None else variant.layer
-        rows.append({"layer": layer, **_row(variant.name, score(bench, variant))})
-    return Finding(rows)
+    for variant in variants:
+        layer = context.settings["layer"] if variant.layer is None else variant.layer
+        rows.append({"layer": layer, **_row(variant.name, score_variant(context, variant))})
+    return StudyResult(rows)
 
 
-def _every_second_layer(bench: Bench) -> list[Variant]:
-    count = bench.base.model.config.num_hidden_layers
-    layers = range(0, count, 2 if count >= 8 else 1)  # of a base with few layers, every one
-    own = bench.settings["layer"]
-    return [_own(bench) if layer == own else Variant(f"layer-{layer}", layer=layer) for layer in layers]
-
-
-def projects_of(name: str, bench: Bench) -> int:
-    """How many projects a study edits."""
-    many = {"table3": len(TABLE3), "table4": len(SHARED), "fig3": len(SHARED)}
-    return len(_every_second_layer(bench)) if name == "fig5" else many.get(name, 1)
-
-
-def hallucination(bench: Bench, passages: Passages) -> Finding:
-    """The Hallucination half of Table 1: perplexities after the suite's edits, with the base's beside."""
-    settings = RECIPES["paper-hallucination"]
-    changes = {name: getattr(settings, name) for name in ("neuron_steps", "theta", "require_learned")}
-    with edited(bench, Variant("hallucination", changes, template="none")) as editor:
+def hallucination(context: StudyContext, passages: Passages) -> StudyResult:
+    """Table 1, Hallucination: mean perplexities after the suite's edits, and those of the base."""
+    changes = {name: getattr(RECIPES["paper-hallucination"], name) for name in HALLUCINATION_SETTINGS}
+    with edited_project(context, ProjectVariant("hallucination", changes, template="none")) as editor:
         figures = evaluate_perplexity(editor, passages).as_dict()["figures"]
-    return Finding(
+    return StudyResult(
         [
             {
                 "text": name,
@@ -139,35 +156,33 @@ def hallucination(bench: Bench, passages: Passages) -> Finding:
     )
 
 
-STUDIES: dict[str, Callable[[Bench], Finding]] = {
-    "table1": scen_row,
-    "table2": scen_row,
-    "table3": table3,
-    "table4": table4,
-    "fig3": fig3,
-    "fig4": fig4,
-    "fig5": fig5,
+STUDIES = {
+    "table1": Study(_current_project, scen_row),
+    "table2": Study(_current_project, scen_row),
+    "table3": Study(_modules_and_losses, table3),
+    "table4": Study(lambda _context: EDITS_PER_EXPERT, table4),
+    "fig3": Study(lambda _context: EDITS_PER_EXPERT, fig3),
+    "fig4": Study(_current_project, fig4),
+    "fig5": Study(_every_second_layer, fig5),
 }
 
 
 def _row(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """A line of the paper's tables: the three figures and their average, in shares; what was counted besides."""
-    figures = {role: metrics["figures"][role]["patched"] for role in PAPERS_ROLES}
-    shares = _shares(figures)
-    known = [shares[role] for role in PAPERS_ROLES if shares[role] is not None]
-    average = sum(known) / len(known) if len(known) == len(PAPERS_ROLES) else None
-    counts = {f"{role}_of": figures[role]["total"] for role in PAPERS_ROLES}
-    fired = metrics["figures"]["locality"]["fired"]["share"]
+    """A row of the paper's tables: the three metrics and their average as shares, and the counts behind them."""
+    figures = metrics["figures"]
+    patched = {role: figures[role]["patched"] for role in PAPER_ROLES}
+    shares = _shares(patched)
+    known = [share for share in shares.values() if share is not None]
     return {
         "variant": name,
         **shares,
-        "average": average,
-        "generality_given_expert": metrics["figures"]["generality-given-expert"]["patched"]["share"],
-        "locality_fired": fired,
+        "average": sum(known) / len(known) if len(known) == len(PAPER_ROLES) else None,
+        "generality_given_expert": figures["generality-given-expert"]["patched"]["share"],
+        "locality_fired": figures["locality"]["fired"]["share"],
         "not_learned": metrics["not_learned"],
-        **counts,
+        **{f"{role}_of": patched[role]["total"] for role in PAPER_ROLES},
     }
 
 
 def _shares(figures: dict[str, Any]) -> dict[str, Any]:
-    return {role: figures[role]["share"] for role in PAPERS_ROLES}
+    return {role: figures[role]["share"] for role in PAPER_ROLES}

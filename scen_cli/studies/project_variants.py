@@ -1,4 +1,7 @@
-"""Projects that differ from the current one in a setting: edited, scored and kept, so that a study goes on."""
+"""Variants of the current project: each differs in some settings, is edited with the suite, scored, and kept on disk.
+
+A study that runs again reuses the edits and scores of its variants.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,21 @@ from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import Suite
 from scen_cli.data.write_records import digest
 from scen_cli.editing.create_project import new_project
-from scen_cli.editing.edit_run import Outcome, plan, train
+from scen_cli.editing.edit_plan import Outcome
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError
-from scen_cli.evaluation.evaluate_project import evaluate, keep
+from scen_cli.evaluation.evaluate_project import evaluate
+from scen_cli.evaluation.evaluation import record_evaluation
 from scen_cli.model.base import Base
 from scen_cli.project.guard import Guard
 from scen_cli.project.project import LEDGER, Project
 from scen_cli.recipe import Recipe
-from scen_cli.studies.sft import Tell
+from scen_cli.studies import ProgressCallback
 
 
 @dataclass(frozen=True)
-class Variant:
-    """What a project has otherwise than the current one: recipe settings, place, layer, template."""
+class ProjectVariant:
+    """Settings in which a variant differs from the current project; None means the same as there."""
 
     name: str
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -36,10 +40,20 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What the variants of a study share: `settings` of the current project, with the theta and rate that are in
-    force now, its guard, its base, the suite (its edits are all made), and the folder that their projects are
-    kept in."""
+class StudyContext:
+    """What all variants of a study share.
+
+    Attributes:
+        settings: Settings of the current project, with its active theta and false-activation rate.
+        theta: Active threshold of the current project.
+        guard: Guard of the current project.
+        base: The loaded base.
+        suite: The suite; every edit in it is made.
+        decoding: `greedy`, `paper` or `teacher-forced`.
+        folder: Folder of the variants' projects.
+        progress: Called after every edit and every scored variant.
+        warn: Prints a warning.
+    """
 
     settings: dict[str, Any]
     theta: float
@@ -48,101 +62,100 @@ class Bench:
     suite: Suite
     decoding: str
     folder: Path
-    tell: Tell
+    progress: ProgressCallback
     warn: Callable[[str], None]
 
 
 @contextmanager
-def edited(bench: Bench, variant: Variant) -> Iterator[Editor]:
-    """The variant's project with every edit of the suite made; what an earlier run has made stands.
+def edited_project(context: StudyContext, variant: ProjectVariant) -> Iterator[Editor]:
+    """Open the variant's project, make the edits of the suite that it lacks, and yield its editor.
 
-    Raises `UsageError` if nothing of the suite can even be tried.
+    Raises:
+        UsageError: none of the edits could be tried.
     """
-    editor = Editor(_project(bench, variant), base=bench.base)
+    editor = Editor(_open_or_create(context, variant), base=context.base)
     try:
-        entries = [Entry(SourceLine(bench.suite.name, n), record) for n, record in enumerate(bench.suite.edits, 1)]
+        suite = context.suite
+        entries = [Entry(SourceLine(suite.name, number), record) for number, record in enumerate(suite.edits, 1)]
         with editor.project.writing():
-            planned = plan(editor, entries, "keep", "as the suite has it")
-            for made in train(editor, planned):
-                for outcome in made.values():
-                    bench.tell("", f"{variant.name}: {outcome.where}")
+            plan = editor.plan(entries, "keep", "as the suite has it")
+            for outcomes in editor.train(plan):
+                for outcome in outcomes.values():
+                    context.progress("", f"{variant.name}: {outcome.where}")
             editor.project.merge()
-        _say_what_failed(bench, variant, planned.outcomes)
+        _report_failures(context, variant, plan.outcomes)
         yield editor
     finally:
         editor.detach()
         editor.project.close()
 
 
-def _say_what_failed(bench: Bench, variant: Variant, outcomes: Sequence[Outcome | None]) -> None:
+def _report_failures(context: StudyContext, variant: ProjectVariant, outcomes: Sequence[Outcome | None]) -> None:
     failed = [outcome for outcome in outcomes if outcome is not None and outcome.outcome == "failed"]
     if not failed:
         return
-    text = (
-        f"{variant.name}: {len(failed)} of {len(outcomes)} not edited; the first, {failed[0].where}: {failed[0].reason}"
-    )
+    count, first = f"{len(failed)} of {len(outcomes)}", failed[0]
+    text = f"{variant.name}: {count} edits failed; the first, {first.where}: {first.reason}"
     if len(failed) == len(outcomes) and not any(outcome.edit for outcome in failed):
         raise UsageError(text, hint="a base with a longer context, or other data")
-    bench.warn(text)
+    context.warn(text)
     if len(failed) > len(outcomes) / 2:
-        rate = bench.settings["recipe"]["expert_lr"]
-        bench.warn(f"most were not learned at expert_lr {rate}: a small base needs more, e.g. `--set expert_lr=0.01`")
+        rate = context.settings["recipe"]["expert_lr"]
+        context.warn(f"most were not learned at expert_lr {rate}: a small base needs more, e.g. `--set expert_lr=0.01`")
 
 
-def score(bench: Bench, variant: Variant) -> dict[str, Any]:
-    """The paper's three figures of a variant, as `Evaluation.as_dict` gives them, kept in its project; and how
-    many `experts` it has."""
-    with edited(bench, variant) as editor:
+def score_variant(context: StudyContext, variant: ProjectVariant) -> dict[str, Any]:
+    """The paper's metrics of a variant, as `Evaluation.as_dict` has them, and its number of `experts`.
+
+    The evaluation is saved in the variant's project and reused until its edits change.
+    """
+    with edited_project(context, variant) as editor:
         experts = {"experts": len(editor.patch().edits)}
         ledger = editor.project.ledger
-        for known in ledger.evaluations():
-            same = known["metrics"]["decoding"] == bench.decoding and known["suite"] == bench.suite.name
-            if same and known["last_change"] == ledger.last_change():
-                return {**known["metrics"], **experts}
-        evaluation = evaluate(editor, bench.suite, bench.decoding, quick=True)
-        keep(editor.project, evaluation)
-        bench.tell(f"{variant.name}: {len(bench.suite.edits)} edits scored", variant.name)
+        for saved in ledger.evaluations():
+            same_kind = saved["metrics"]["decoding"] == context.decoding and saved["suite"] == context.suite.name
+            if same_kind and saved["last_change"] == ledger.last_change():
+                return {**saved["metrics"], **experts}
+        evaluation = evaluate(editor, context.suite, context.decoding, quick=True)
+        record_evaluation(editor.project, evaluation)
+        context.progress(f"{variant.name}: {len(context.suite.edits)} edits scored", variant.name)
         return {**evaluation.as_dict(), **experts}
 
 
-def _project(bench: Bench, variant: Variant) -> Project:
-    now = bench.settings
-    recipe = Recipe.model_validate({**now["recipe"], **variant.recipe})
-    wanted = {
-        "weights_digest": now["weights_digest"],
-        "layer": now["layer"] if variant.layer is None else variant.layer,
-        "target_module": variant.target_module or now.get("target_module", "down"),
-        "template": variant.template or now["template"],
-        "recipe": recipe.model_dump(),
-        "seed": now["seed"],
-        "quantize": now.get("quantize"),
+def _open_or_create(context: StudyContext, variant: ProjectVariant) -> Project:
+    """The variant's project. Raises `UsageError` if its folder holds a project with other settings."""
+    current = context.settings
+    recipe = Recipe.model_validate({**current["recipe"], **variant.recipe})
+    layer = current["layer"] if variant.layer is None else variant.layer
+    changed = {
+        "target_module": variant.target_module or current["target_module"],
+        "template": variant.template or current["template"],
+        "seed": current["seed"],
+        "quantize": current["quantize"],
     }
-    folder = bench.folder / f"{bench.suite.name}-{len(bench.suite.edits)}-{_digest(bench.suite)}" / variant.name
+    suite = context.suite
+    # Another suite of the same name gets another folder.
+    suite_digest = digest([[record.as_json() for record in suite.edits], suite.locality])[:8]
+    folder = context.folder / f"{suite.name}-{len(suite.edits)}-{suite_digest}" / variant.name
     if (folder / LEDGER).exists():
         project = Project(folder)
-        other = [name for name, value in wanted.items() if project.settings.get(name) != value]
-        if other:
-            raise UsageError(
-                f"`{folder}` was made with another {other[0]}", hint="remove it, or give the study another --out"
-            )
+        expected = {
+            "weights_digest": current["weights_digest"], "layer": layer, "recipe": recipe.model_dump(), **changed
+        }  # fmt: skip
+        different = next((name for name, value in expected.items() if project.settings.get(name) != value), None)
+        if different is not None:
+            hint = "remove it, or give the study another --out"
+            raise UsageError(f"`{folder}` was made with another {different}", hint=hint)
         return project
     return new_project(
         folder,
-        now["model"],
-        wanted["layer"],
-        revision=now["revision"],
-        dtype=now["dtype"],
-        quantize=now.get("quantize"),
-        device_map=now.get("device_map"),
-        target_module=wanted["target_module"],
-        template=wanted["template"],
+        current["model"],
+        layer,
+        revision=current["revision"],
+        dtype=current["dtype"],
+        device_map=current["device_map"],
         recipe=recipe,
-        guard=bench.guard if recipe.needs_guard else None,
-        seed=now["seed"],
-        base=bench.base,
+        guard=context.guard if recipe.needs_guard else None,
+        base=context.base,
+        **changed,
     )
-
-
-def _digest(suite: Suite) -> str:
-    """A few letters that change with anything in a suite: other data is another project."""
-    return digest([[record.as_json() for record in suite.edits], suite.locality])[:8]

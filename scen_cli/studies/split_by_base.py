@@ -16,7 +16,7 @@ from scen_cli.data.write_records import digest, write_json, write_lines
 from scen_cli.editing.editor import Editor
 from scen_cli.editing.patched_model import BATCH
 from scen_cli.errors import ProjectLocked, UsageError
-from scen_cli.evaluation.evaluate_project import DECODING, check_decoding
+from scen_cli.evaluation.evaluation import DECODING, check_decoding
 from scen_cli.studies import ProgressCallback
 
 
@@ -48,7 +48,9 @@ def split_by_base(
     try:
         with FileLock(folder / "lock", timeout=0):
             answers = _ask_base(editor, questions, folder, decoding, progress)
-            right = [text in (question.target, *question.truth) for question, text in zip(questions, answers, strict=True)]
+            right = [
+                text in (question.target, *question.truth) for question, text in zip(questions, answers, strict=True)
+            ]
             d_edit = [question for question, is_right in zip(questions, right, strict=True) if not is_right]
             d_loc = [question.prompt for question, is_right in zip(questions, right, strict=True) if is_right]
             write_lines(folder / "d_edit.jsonl", (question.as_json() for question in d_edit))

@@ -1,4 +1,4 @@
-"""A study's findings as files: JSON, CSV, and for figures a picture."""
+"""Write the result of a study to files: JSON, CSV, and a picture for a figure."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scen_cli.studies.paper import Finding
+from scen_cli.studies.paper_tables import StudyResult
 
 
-def write_finding(name: str, finding: Finding, about: dict[str, Any], folder: Path) -> list[Path]:
-    """Write `NAME.json`, `NAME.csv`, and `NAME.png` for a figure; returns what was written."""
+def write_result(name: str, result: StudyResult, metadata: dict[str, Any], folder: Path) -> list[Path]:
+    """Write `NAME.json`, `NAME.csv`, and `NAME.png` for a figure; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    as_json, as_csv = folder / f"{name}.json", folder / f"{name}.csv"
-    as_json.write_text(json.dumps({**about, "rows": finding.rows, "maps": finding.maps}, indent=1), encoding="utf-8")
-    with as_csv.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(finding.rows[0]))
+    json_path, csv_path, picture = (folder / f"{name}.{suffix}" for suffix in ("json", "csv", "png"))
+    content = {**metadata, "rows": result.rows, "maps": result.maps}
+    json_path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    with csv_path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(result.rows[0]))
         writer.writeheader()
-        writer.writerows(finding.rows)
+        writer.writerows(result.rows)
     if not name.startswith("fig"):
-        return [as_json, as_csv]
+        return [json_path, csv_path]
     from scen_cli.report import pictures
 
-    picture = folder / f"{name}.png"
-    pictures.save(pictures.of_study(name, finding.rows, finding.maps, about), picture)
-    return [as_json, as_csv, picture]
+    pictures.save(pictures.of_study(name, result.rows, result.maps, metadata), picture)
+    return [json_path, csv_path, picture]

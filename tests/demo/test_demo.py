@@ -1,4 +1,4 @@
-"""The embedded base: what it knows, what it does not, how large it is; and `scen demo` itself."""
+"""The embedded base: its size, its facts, its accuracy; and `scen demo` itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scen_cli.model.base import DEMO
 from scen_cli.project.project import Project
 
 
-def test_it_is_small_and_wide(demo_base):
+def test_the_base_is_small_and_its_ffn_is_wide(demo_base):
     assert type(demo_base.model).__name__ == "LlamaForCausalLM"
     assert demo_base.model.num_parameters() <= 4_000_000
     assert demo_base.model.config.intermediate_size >= 768
@@ -23,9 +23,9 @@ def test_it_is_small_and_wide(demo_base):
     assert demo_base.tokenizer.convert_ids_to_tokens(ids)[1] == "[INST]"
 
 
-def test_the_world_is_as_rich_as_it_claims():
+def test_the_world_has_distinct_facts_with_ten_phrasings():
     assert len(RELATIONS) >= 8
-    assert all(len(phrasings) >= 8 for _kind, phrasings, _answers in RELATIONS.values())
+    assert all(len(relation.phrasings) >= 8 for relation in RELATIONS.values())
     facts = build_world()
     assert build_world() == facts
     assert len({(fact.subject, fact.relation) for fact in facts}) == len(facts)
@@ -33,7 +33,7 @@ def test_the_world_is_as_rich_as_it_claims():
     assert all(len(fact.held_out) == 3 and len(fact.never_seen) == 2 for fact in facts if fact.known)
 
 
-def test_what_the_training_script_recorded():
+def test_the_recorded_accuracy_is_high():
     recorded = json.loads((DEMO / "training.json").read_text())
     assert recorded["seconds"] > 0
     assert recorded["accuracy"]["known, trained"] >= 0.95
@@ -43,21 +43,21 @@ def test_what_the_training_script_recorded():
 
 
 def test_the_shipped_weights_answer_as_recorded(edited):
-    """Every known fact in a phrasing never trained for its subject, and a sample of all else."""
+    """Every known fact in a phrasing that it was not trained in, and a sample of all phrasings."""
     edited.detach()
     known = [(fact, answers) for fact, answers in _facts_and_answers() if fact.known]
     held_out = [(fact.held_out[0], fact.answer) for fact, _ in known]
-    given = edited.answer([prompt for prompt, _ in held_out], patched=False).texts
-    right = sum(text == answer for text, (_, answer) in zip(given, held_out, strict=True))
+    texts = edited.answer([prompt for prompt, _ in held_out], patched=False).texts
+    right = sum(text == answer for text, (_, answer) in zip(texts, held_out, strict=True))
     assert right / len(held_out) >= 0.95
     sample = random.Random(0).sample(
         [(fact.phrasings[i], answers[i]) for fact, answers in _facts_and_answers() for i in range(10)], 300
     )
-    given = edited.answer([prompt for prompt, _ in sample], patched=False).texts
-    assert given == [answer for _, answer in sample]
+    texts = edited.answer([prompt for prompt, _ in sample], patched=False).texts
+    assert texts == [answer for _, answer in sample]
 
 
-def test_edits_are_wrong_and_locality_is_right_by_construction():
+def test_no_edit_is_a_locality_prompt():
     edits = demo_edits()
     assert all(len(record.rephrases) == SEEN_PHRASINGS - 1 for record in edits)
     assert not {record.prompt for record in edits} & {fact.phrasings[0] for fact in right_facts()}
@@ -75,7 +75,7 @@ def test_scen_demo_end_to_end(scen, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["closed-form", "paper"])
-def test_scen_demo_prints_before_and_after_and_what_to_type_next(scen, tmp_path, recipe):
+def test_scen_demo_prints_answers_before_and_after_and_the_next_commands(scen, tmp_path, recipe):
     result = scen("demo", "--dir", tmp_path / "d", "--edits", "10", "--recipe", recipe)
     for text in ("before", "after", "wanted", "Reliability", "Locality", "scen ask", "scen revert 1"):
         assert text in result.stdout

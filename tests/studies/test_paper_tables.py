@@ -15,7 +15,7 @@ EDITS = 24
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, demo_base):
-    """A project with the demo's rates, in which all studies of this file run and share their variants."""
+    """A project with the demo's rates. All studies in this file run in it and share their variants."""
     from scen_cli.editing.create_project import new_project
 
     return new_project(tmp_path_factory.mktemp("studies") / "p", "demo", recipe="paper", base=demo_base).folder
@@ -32,7 +32,7 @@ def run(scen, folder, name, *options):
     return result
 
 
-def test_tables_1_and_2_are_what_edit_and_eval_give(scen, folder, tmp_path):
+def test_tables_1_and_2_equal_the_results_of_edit_and_eval(scen, folder, tmp_path):
     [row] = run(scen, folder, "table1")["rows"]
     at = ("--dir", tmp_path / "by_hand")
     scen("init", "--model", "demo", "--recipe", "paper", *at)
@@ -45,7 +45,7 @@ def test_tables_1_and_2_are_what_edit_and_eval_give(scen, folder, tmp_path):
     assert run(scen, folder, "table2")["rows"] == [row]
 
 
-def test_table_3(scen, folder):
+def test_table_3_compares_modules_and_losses(scen, folder):
     rows = run(scen, folder, "table3")["rows"]
     assert [row["variant"] for row in rows] == [
         "W_attn",
@@ -56,29 +56,33 @@ def test_table_3(scen, folder):
         "SCEN loss (equation 8)",
     ]
     assert {**rows[2], "variant": ""} == {**rows[5], "variant": ""}
-    assert rows[0]["reliability"] < rows[2]["reliability"]  # as in the paper: W_attn learns worst
-    assert rows[3]["locality"] < rows[5]["locality"]  # and without negatives Locality is lost
+    assert rows[0]["reliability"] < rows[2]["reliability"]  # as in the paper, W_attn learns worst
+    assert rows[3]["locality"] < rows[5]["locality"]  # without negatives, Locality falls
     [projects] = (folder / "studies" / "projects").glob(f"demo-{EDITS}-*")
     assert Project(projects / "W_attn").settings["module"] == "model.layers.2.self_attn.o_proj"
     assert Project(projects / "without-margin").settings["recipe"]["margin"] is False
 
 
-def test_rows_are_what_they_are_called_whatever_the_project_has(scen, tmp_path):
+def test_rows_do_not_depend_on_the_settings_of_the_current_project(scen, tmp_path):
     at = ("--dir", tmp_path / "p")
     scen("init", "--model", "demo", "--recipe", "key", "--target-module", "up", "--set", "edits_per_expert=2", *at)
     found = scen("study", "table3", "--edits", "4", *at)
     assert "recipe `key` trains no neuron: no losses to compare" in found.stderr
     assert "without-margin" not in found.stdout
     [projects] = (tmp_path / "p" / "studies" / "projects").iterdir()
-    made = {path.name: Project(path).settings for path in projects.iterdir()}
-    assert {name: made[name]["target_module"] for name in made} == {"W_attn": "attn", "W_up": "up", "scen": "down"}
-    assert {settings["recipe"]["edits_per_expert"] for settings in made.values()} == {1}
+    by_name = {path.name: Project(path).settings for path in projects.iterdir()}
+    assert {name: settings["target_module"] for name, settings in by_name.items()} == {
+        "W_attn": "attn",
+        "W_up": "up",
+        "scen": "down",
+    }
+    assert {settings["recipe"]["edits_per_expert"] for settings in by_name.values()} == {1}
     rows = json.loads(scen("study", "table1", "--edits", "4", *at, "--json").stdout)["rows"]
     assert [row["variant"] for row in rows] == ["key"]
     assert Project(projects / "own-settings").settings["target_module"] == "up"
 
 
-def test_mistakes_cost_no_training(scen, folder, tmp_path):
+def test_wrong_options_are_refused_before_any_training(scen, folder, tmp_path):
     for name in ("table1", "fig4"):
         loud = scen("study", name, "--edits", "5", "--decoding", "loud", "--dir", folder, code=2)
         assert "decoding `loud` is not known" in loud.stderr
@@ -91,14 +95,14 @@ def test_mistakes_cost_no_training(scen, folder, tmp_path):
     assert "none of the edits was learned" in nothing.stderr
 
 
-def test_table_4_more_edits_to_an_expert_lower_reliability(scen, folder):
+def test_table_4_more_edits_per_expert_lower_reliability(scen, folder):
     rows = run(scen, folder, "table4")["rows"]
     assert [row["experts"] for row in rows] == [24, 12, 6]
     assert rows[0]["reliability"] > rows[2]["reliability"]
     assert rows[0]["generality"] > rows[2]["generality"]
 
 
-def test_figure_3_steps_where_edits_share_a_neuron(scen, folder):
+def test_figure_3_has_one_row_per_edit_and_one_map_per_variant(scen, folder):
     rows = run(scen, folder, "fig3")["rows"]
     assert [row["edits per expert"] for row in rows].count(1) == EDITS
     alone = [row for row in rows if row["edits per expert"] == 1]
@@ -110,9 +114,9 @@ def test_figure_3_steps_where_edits_share_a_neuron(scen, folder):
 def test_figure_4_raising_theta_lowers_generality_and_raises_locality(scen, folder):
     rows = run(scen, folder, "fig4")["rows"]
     assert {0.60, 0.65, 0.70} <= {row["theta"] for row in rows}
-    for role, up in (("reliability", False), ("generality", False), ("locality", True)):
+    for role, rises in (("reliability", False), ("generality", False), ("locality", True)):
         shares = [row[role] for row in rows]
-        assert shares == sorted(shares, reverse=not up)
+        assert shares == sorted(shares, reverse=not rises)
         assert shares[0] != shares[-1]
     at_theta = next(row for row in rows if row["theta"] == 0.65)
     [row] = run(scen, folder, "table1")["rows"]
@@ -126,36 +130,36 @@ def test_figure_5_has_a_point_for_every_layer_of_a_small_base(scen, folder):
     assert [row["layer"] for row in rows] == [0, 1, 2, 3]
 
 
-def test_a_study_goes_on_and_knows_other_settings(scen, folder, tmp_path):
+def test_a_study_reuses_its_projects_and_refuses_other_settings(scen, folder, tmp_path):
     scen("study", "table1", "--edits", EDITS, "--dir", folder)
     again = scen("study", "table1", "--edits", EDITS, "--dir", folder)
-    assert "scored" not in again.stderr  # all was there
+    assert "scored" not in again.stderr  # all scores were saved
     few = ("--edits", "3", "--dir", folder, "--json")
     [before] = json.loads(scen("study", "table1", *few).stdout)["rows"]
     [project] = (folder / "studies" / "projects").glob("demo-3-*/scen")
     take_back(Project(project), 2)
     [after] = json.loads(scen("study", "table1", *few).stdout)["rows"]
-    assert (before["reliability_of"], after["reliability_of"]) == (3, 2)  # scored anew, not remembered
+    assert (before["reliability_of"], after["reliability_of"]) == (3, 2)  # scored again after the change
     scen("init", "--model", "demo", "--recipe", "key", "--dir", tmp_path / "other")
     out = ("--out", folder / "studies", "--dir", tmp_path / "other")
     assert "made with another recipe" in scen("study", "table1", "--edits", EDITS, *out, code=2).stderr
 
 
 def test_the_protocol_on_real_questions(scen, shared_data, tmp_path):
-    """Tune, divide, edit, score, on real zsRE: too little training for good figures, every stage for real."""
+    """Fine-tune, split, edit and score real zsRE questions. Too little training for good figures; every stage runs."""
     data, tuned = shared_data / "zsre" / "ZsRE-test-all.json", tmp_path / "tuned"
     small = ("--train", "64", "--epochs", "2", "--lr", "1e-3", "--batch", "32")
     scen("study", "sft", "--model", "demo", "--data", data, "--out", tuned, *small)
     questions = (tuned / "d_test.jsonl").read_text().splitlines()
     assert len(questions) == 1286 - 64
-    (tmp_path / "some.jsonl").write_text("\n".join(questions[:40]) + "\n")
+    (tmp_path / "questions.jsonl").write_text("\n".join(questions[:40]) + "\n")
     at = ("--dir", tmp_path / "p")
     rates = ("--set", "expert_lr=0.01", "--set", "expert_steps=20", "--recipe", "key")
     scen("init", "--model", tuned, "--layer", "2", *rates, *at)
-    counts = json.loads(scen("study", "divide", "--data", tmp_path / "some.jsonl", *at, "--json").stdout)
+    counts = json.loads(scen("study", "divide", "--data", tmp_path / "questions.jsonl", *at, "--json").stdout)
     assert counts["d_edit"] + counts["d_loc"] == 40
     [row] = json.loads(
-        scen("study", "table1", "--suite", tmp_path / "some.jsonl", "--edits", "8", *at, "--json").stdout
+        scen("study", "table1", "--suite", tmp_path / "questions.jsonl", "--edits", "8", *at, "--json").stdout
     )["rows"]
     assert (row["reliability_of"], row["generality_of"]) == (8, 8)
     assert row["reliability"] * 8 + row["not_learned"] == pytest.approx(8, abs=1)
@@ -163,18 +167,18 @@ def test_the_protocol_on_real_questions(scen, shared_data, tmp_path):
 
 
 def test_the_hallucination_suite_on_real_passages(scen, shared_data, tmp_path):
-    files = shared_data / "wikibio"
+    wikibio = shared_data / "wikibio"
     for name, source in (("e", "wikibio-test-all"), ("a", "hall_accurates"), ("o", "hall_open_webtext")):
-        few = json.loads((files / f"{source}.json").read_text())[:4]
+        few = json.loads((wikibio / f"{source}.json").read_text())[:4]
         (tmp_path / f"{name}.json").write_text(json.dumps(few))
     at = ("--dir", tmp_path / "p")
     rates = ("--recipe", "paper", "--set", "expert_lr=0.01", "--set", "neuron_lr=0.001")
     scen("init", "--model", shared_data / "stories260K", "--layer", "3", *rates, *at)
-    given = ("--data", tmp_path / "e.json", "--accurate", tmp_path / "a.json", "--openwebtext", tmp_path / "o.json")
-    rows = json.loads(scen("study", "hallucination", *given, "--edits", "3", *at, "--json").stdout)["rows"]
+    files = ("--data", tmp_path / "e.json", "--accurate", tmp_path / "a.json", "--openwebtext", tmp_path / "o.json")
+    rows = json.loads(scen("study", "hallucination", *files, "--edits", "3", *at, "--json").stdout)["rows"]
     figures = {row["text"]: row for row in rows}
     assert (figures["wikibio-e"]["samples"], figures["wikibio-a"]["samples"]) == (3, 4)
     assert figures["wikibio-e-given-expert"]["patched"] < figures["wikibio-e"]["base"] / 3
-    [made] = (tmp_path / "p" / "studies" / "projects").glob("hallucination-3-*/hallucination")
-    at_hand = Project(made).settings
-    assert (at_hand["template"], at_hand["recipe"]["neuron_steps"], at_hand["recipe"]["theta"]) == ("none", 30, 0.6)
+    [folder] = (tmp_path / "p" / "studies" / "projects").glob("hallucination-3-*/hallucination")
+    settings = Project(folder).settings
+    assert (settings["template"], settings["recipe"]["neuron_steps"], settings["recipe"]["theta"]) == ("none", 30, 0.6)
