@@ -1,4 +1,4 @@
-"""Recipes: every number the method needs, with the values of the paper and its authors' code."""
+"""Recipes: named settings of both stages, with the values of the paper and its authors' code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scen_cli.errors import DamageFound, UsageError
+from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
 
 HIGHEST_RANK = 1024
 Rank = Annotated[int, Field(ge=1, le=HIGHEST_RANK)] | Literal["auto"]
@@ -19,47 +19,60 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = "paper"
-    expert_lr: float = Field(1e-4, gt=0, description="Adam's rate for the expert")
-    expert_steps: int = Field(10, ge=1, description="Adam steps for the expert")
-    extra_steps: int = Field(0, ge=0, description="more of them, while the target is not learned")
-    expert: Literal["full", "low-rank"] = Field("full", description="a W_down of its own, or the base's plus B A")
-    rank: Rank = Field(16, description="of a low-rank expert; auto: the least that learns the target by the lead")
-    low_rank_lr: float = Field(0.1, gt=0, description="Adam's rate for a low-rank expert, in the base's own units")
-    stop_when: Literal["steps", "learned"] = Field(
-        "steps", description="learned: training stops as soon as the target has the lead"
+    expert_lr: float = Field(1e-4, gt=0, description="learning rate of full experts (Adam)")
+    expert_steps: int = Field(10, ge=1, description="Adam steps of an expert")
+    extra_steps: int = Field(0, ge=0, description="further steps at most, while the target is not learned")
+    expert: Literal["full", "low-rank"] = Field(
+        "full", description="full: a complete W_down per edit; low-rank: the base's W_down plus B A"
     )
-    logit_margin: float = Field(2.0, ge=0, description="logits by which each target token is to lead the next best")
-    neuron_lr: float = Field(1e-4, gt=0, description="Adam's rate for the neuron")
-    neuron_steps: int = Field(20, ge=0, description="Adam steps for the neuron")
-    alpha: float = Field(0.7, description="equation 6")
-    beta: float = Field(0.3, description="equation 7")
-    m: float = Field(1.0, ge=0, description="equation 8")
-    disactivate: bool = Field(True, description="false: the neuron's loss goes without equation 6")
-    margin: bool = Field(True, description="false: the neuron's loss goes without equation 7")
-    edits_per_expert: int = Field(1, ge=1, description="edits that share one expert and one neuron")
-    require_learned: bool = Field(True, description="false: an expert that misses its target is used all the same")
-    theta: float = Field(0.65, gt=0, lt=1, description="activation threshold; if it is calibrated, the lowest")
+    rank: Rank = Field(
+        16, description="rank of low-rank experts; auto: the smallest of 4, 8, ..., 64 that reaches `logit_margin`"
+    )
+    low_rank_lr: float = Field(
+        0.1, gt=0, description="learning rate of low-rank experts (Adam), relative to the base's activations"
+    )
+    stop_when: Literal["steps", "learned"] = Field(
+        "steps", description="learned: training stops as soon as the target reaches `logit_margin`"
+    )
+    logit_margin: float = Field(
+        2.0, ge=0, description="how far the logit of each target token must exceed the next best, in logits"
+    )
+    neuron_lr: float = Field(1e-4, gt=0, description="learning rate of an indexing neuron (Adam)")
+    neuron_steps: int = Field(20, ge=0, description="Adam steps of an indexing neuron")
+    alpha: float = Field(0.7, description="alpha in equation 6 of the neuron's loss")
+    beta: float = Field(0.3, description="beta in equation 7 of the neuron's loss")
+    m: float = Field(1.0, ge=0, description="weight of equations 6 and 7 in the neuron's loss (equation 8)")
+    disactivate: bool = Field(True, description="false: omit equation 6 from the neuron's loss")
+    margin: bool = Field(True, description="false: omit equation 7 from the neuron's loss")
+    edits_per_expert: int = Field(1, ge=1, description="how many edits share one expert and one neuron")
+    require_learned: bool = Field(True, description="false: keep an expert that does not give its target")
+    theta: float = Field(0.65, gt=0, lt=1, description="activation threshold; its lower bound if it is calibrated")
     index: Literal["paper", "key", "closed-form", "joint"] = Field("paper", description="how neurons are made")
-    key_pooling: Literal["last", "mean"] = Field("last", description="the key: at the last token, or the tokens' mean")
-    route_segments: bool = Field(False, description="true: a prompt's last turn and last sentence are read too")
+    key_pooling: Literal["last", "mean"] = Field(
+        "last", description="last: the key at the last token; mean: the mean over all tokens but the first"
+    )
+    route_segments: bool = Field(False, description="true: also route by a prompt's last turn and last sentence")
     subject_filter: bool = Field(
-        False, description="true: an edit with a `subject` is routed to only if the prompt names that subject"
+        False, description="true: route to an edit that has a `subject` only if the prompt names it"
     )
     false_activation: float | None = Field(
-        None, gt=0, le=0.5, description="share of unedited prompts that may fire: theta is calibrated; none: fixed"
+        None,
+        gt=0,
+        le=0.5,
+        description="share of unedited prompts that may be routed: theta is calibrated for it; none: theta is fixed",
     )
     prompt_augmentations: int = Field(
-        0, ge=0, le=4, description="other ways to put the prompt that the expert learns from too"
+        0, ge=0, le=4, description="how many prompts, made from the edit's own, the expert is also trained on"
     )
 
     @property
     def cosine(self) -> bool:
-        """Whether activations are cosines; else they are sigmoid(w.k)."""
+        """Whether activations are cosines; otherwise they are sigmoid(w . k), as in the paper."""
         return self.index in ("key", "closed-form")
 
     @property
     def rate_name(self) -> str:
-        """The setting that is the experts' rate."""
+        """The setting that holds the experts' learning rate."""
         return "expert_lr" if self.expert == "full" else "low_rank_lr"
 
     @property
@@ -68,12 +81,12 @@ class Recipe(BaseModel):
 
     @property
     def needs_guard(self) -> bool:
-        """Whether neurons or their threshold are made with prompts that must stay the base's own."""
+        """Whether neurons or theta are made with guard prompts: prompts that must keep the base's answer."""
         return self.index in ("closed-form", "joint") or self.false_activation is not None
 
     @property
     def unused(self) -> set[str]:
-        """Settings that this recipe has no use for."""
+        """Settings without effect in this recipe."""
         unused = {"rank", "low_rank_lr"} if self.expert == "full" else {"expert_lr"}
         if not self.trains_neurons:
             unused |= {"neuron_lr", "neuron_steps", "alpha", "beta", "m", "disactivate", "margin"}
@@ -82,13 +95,13 @@ class Recipe(BaseModel):
         return unused
 
     def __str__(self) -> str:
-        """Name and settings, without those it has no use for."""
-        unused = {"name", "index"} | self.unused
-        unused |= {name for name in _SWITCHES if getattr(self, name) == Recipe.model_fields[name].default}
-        return ", ".join([self.name, *(f"{name} {value}" for name, value in self.model_dump(exclude=unused).items())])
+        """Name and settings, without those that have no effect."""
+        hidden = {"name", "index"} | self.unused
+        hidden |= {name for name in _SWITCHES if getattr(self, name) == Recipe.model_fields[name].default}
+        return ", ".join([self.name, *(f"{name} {value}" for name, value in self.model_dump(exclude=hidden).items())])
 
 
-# Shown only when they differ from the default.
+# Shown only if they differ from the default.
 _SWITCHES = (
     "disactivate",
     "margin",
@@ -119,26 +132,38 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     "paper-hallucination": Recipe(
         name="paper-hallucination", neuron_steps=30, theta=0.60, require_learned=False
-    ),  # whole sentences, scored by perplexity
+    ),  # targets are sentences, scored by perplexity
     "key": Recipe(name="key", index="key", theta=0.8),
     "closed-form": Recipe(name="closed-form", index="closed-form", **{**_CALIBRATED, "theta": 0.45}),
     "joint": Recipe(name="joint", index="joint", **_CALIBRATED),
 }
 DEFAULT_RECIPE = "closed-form"
 
-# The paper's rates are for d = 4096. These fit the demo's d = 96 (benchmarks/LOG.md).
+# The paper's learning rates are for d = 4096. These are for the demo's d = 96 (benchmarks/LOG.md).
 DEMO_RATES: dict[str, str | float] = {"expert_lr": 1e-2, "neuron_lr": 1e-3, "neuron_steps": 100}
+
+_NEURON_HINT = "it belongs to recipes that train neurons: `paper` and `joint`"
+_UNUSED_HINTS = {
+    "expert_lr": "it is the learning rate of full experts: use `--expert full`, or set `low_rank_lr`",
+    "low_rank_lr": "it is the learning rate of low-rank experts: use `--expert low-rank`, or set `expert_lr`",
+    "rank": "full experts have none: use `--expert low-rank`",
+    "logit_margin": "it needs `--stop-when learned` or `--rank auto`",
+}
 
 
 def make_recipe(
     name: str, changes: Mapping[str, str | float | None], defaults: Mapping[str, str | float] | None = None
 ) -> Recipe:
-    """A named recipe with some settings changed; `defaults` that differ from its own, as far as it has use for them.
+    """A named recipe with changed settings.
 
-    Raises `UsageError` for an unknown recipe, an unknown setting, one the recipe has no use for, or a value out of
-    range.
+    Args:
+        name: One of `RECIPES`.
+        changes: New values, as text or as numbers.
+        defaults: Further values, which `changes` override.
+
+    Raises:
+        UsageError: The recipe or a setting is unknown, a value is out of range, or a changed setting has no effect.
     """
-    defaults = defaults or {}
     if name not in RECIPES:
         raise UsageError(f"there is no recipe `{name}`", hint=f"recipes: {', '.join(RECIPES)}")
     fixed = {"name", "index"}
@@ -147,43 +172,33 @@ def make_recipe(
         known = ", ".join(setting for setting in Recipe.model_fields if setting not in fixed)
         raise UsageError(f"a recipe has no setting `{unknown[0]}`", hint=f"settings: {known}")
     try:
-        recipe = Recipe.model_validate({**RECIPES[name].model_dump(), **defaults, **changes})
+        recipe = Recipe.model_validate({**RECIPES[name].model_dump(), **(defaults or {}), **changes})
     except ValidationError as error:
         problem = error.errors()[0]
         setting = str(problem["loc"][0])
         raise UsageError(
             f"setting `{setting}`: {problem['msg']}", hint=Recipe.model_fields[setting].description or ""
         ) from error
-    wasted = [setting for setting in changes if setting in recipe.unused]
-    if wasted:
-        raise UsageError(f"recipe `{name}` as it is set has no use for `{wasted[0]}`", hint=_instead(wasted[0]))
+    if unused := [setting for setting in changes if setting in recipe.unused]:
+        raise UsageError(
+            f"setting `{unused[0]}` has no effect in recipe `{name}`", hint=_UNUSED_HINTS.get(unused[0], _NEURON_HINT)
+        )
     return recipe
 
 
 def stored_recipe(settings: Mapping[str, Any]) -> Recipe:
-    """The recipe in a project's settings. Raises `DamageFound` for one that no scen wrote."""
+    """The recipe in a project's settings. Raises `DamageFound` if it is not valid."""
     try:
         return Recipe.model_validate(settings["recipe"])
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        said = f"the recipe in `scen.db` cannot be: `{where}`: {problem['msg']}"
-        raise DamageFound(said, "run `scen verify`") from error
+        setting = ".".join(map(str, problem["loc"]))
+        raise DamageFound(f"the recipe in `scen.db` is invalid: `{setting}`: {problem['msg']}", VERIFY_HINT) from error
 
 
 def check_rank(text: str) -> int | str:
-    """A rank as it was typed. Raises `UsageError` for one that cannot be."""
+    """Parse a rank. Raises `UsageError` if it is not valid."""
     try:
         return Recipe.model_validate({"expert": "low-rank", "rank": text}).rank
     except ValidationError as error:
-        raise UsageError(f"rank `{text}` is neither a number from 1 to 1024 nor `auto`") from error
-
-
-def _instead(setting: str) -> str:
-    others = {
-        "expert_lr": "it is the rate of full experts: `--expert full`, or `low_rank_lr`",
-        "low_rank_lr": "it is the rate of low-rank experts: `--expert low-rank`, or `expert_lr`",
-        "rank": "full experts have none: `--expert low-rank`",
-        "logit_margin": "it counts with `--stop-when learned` or `--rank auto`",
-    }
-    return others.get(setting, "it is for recipes that train neurons: `paper` and `joint`")
+        raise UsageError(f"rank `{text}` is neither a number from 1 to {HIGHEST_RANK} nor `auto`") from error

@@ -1,1 +1,1 @@
-"""Stage 1 of the paper (section 3.2): an expert is a `down_proj` trained for one edit."""
+"""Stage 1 of the paper (section 3.2): train an expert, a replacement of `down_proj`, for each edit."""

@@ -1,4 +1,4 @@
-"""Stage 1: experts (the paper's section 3.2), one or many at once, each trained on its own lesson alone."""
+"""Stage 1 of the paper (section 3.2): train experts, one or many in a batch, each on its own task only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from scen_cli.model.expert_stack import Expert
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.recipe import Recipe
 
-RANKS = (4, 8, 16, 32, 64)  # what rank "auto" tries
+RANKS = (4, 8, 16, 32, 64)  # tried in this order if the rank is `auto`
 
 
 @dataclass(frozen=True)
 class ExpertFit:
-    """An expert, float32; the loss before each step; what it still gets wrong, and by how much it leads (`FitStatus`).
+    """A trained expert.
 
-    A sample without `wrong_tokens` is learned: greedy decoding gives exactly its target.
+    Attributes:
+        expert: The expert, float32.
+        losses: The loss before each Adam step.
+        wrong_tokens: As in `FitStatus`. A sample without wrong tokens is learned: greedy decoding gives its target.
+        logit_margin: As in `FitStatus`.
     """
 
     expert: Expert
@@ -39,90 +43,97 @@ class ExpertFit:
 
 
 def fit_experts(
-    model: PreTrainedModel, edited: EditedLayer, lessons: Sequence[ExpertTask], recipe: Recipe
+    model: PreTrainedModel, edited: EditedLayer, tasks: Sequence[ExpertTask], recipe: Recipe
 ) -> list[ExpertFit]:
-    """Train an expert for each lesson, all at once, each as if alone but for rounding.
+    """Train one expert per task. Each result is what the task alone would give, except for rounding.
 
-    Each takes `recipe.expert_steps` Adam steps, and at most `recipe.extra_steps` more while a target is not learned;
-    with `stop_when` "learned" it stops as soon as every target token leads by `recipe.lead`. With `rank` "auto" it gets
-    the smallest of `RANKS` that comes to this lead without extra steps, or the largest. Experts act at every position.
-    They are float32 whatever the base's dtype; all else is frozen.
+    An expert takes `recipe.expert_steps` Adam steps, and up to `recipe.extra_steps` more while a target is not learned.
+    If `recipe.stop_when` is `learned`, it stops as soon as every target token has a margin of `recipe.logit_margin`.
+    If `recipe.rank` is `auto`, it gets the smallest of `RANKS` that reaches this margin without extra steps, else the
+    largest. The expert acts at all positions, prompt tokens included. It is float32 whatever the dtype of the base;
+    all other weights are frozen.
+
+    Args:
+        model: The base.
+        edited: The edited layer.
+        tasks: The tasks.
+        recipe: The settings of training.
+
+    Returns:
+        The experts, in the order of `tasks`.
     """
     if recipe.expert == "full" or recipe.rank != "auto":
-        return _fit(model, edited, lessons, recipe, recipe.rank, recipe.extra_steps)
+        return _fit(model, edited, tasks, recipe, recipe.rank, recipe.extra_steps)
     fits: dict[int, ExpertFit] = {}
-    rest = list(range(len(lessons)))
+    remaining = list(range(len(tasks)))
     for rank in RANKS:
-        extra = recipe.extra_steps if rank == RANKS[-1] else 0
-        found = _fit(model, edited, [lessons[place] for place in rest], recipe, rank, extra)
-        fits |= dict(zip(rest, found, strict=True))
-        rest = [place for place in rest if not fits[place].logit_margin >= recipe.logit_margin]
-        if not rest:
+        extra_steps = recipe.extra_steps if rank == RANKS[-1] else 0
+        new = _fit(model, edited, [tasks[index] for index in remaining], recipe, rank, extra_steps)
+        fits |= dict(zip(remaining, new, strict=True))
+        remaining = [index for index in remaining if not fits[index].logit_margin >= recipe.logit_margin]
+        if not remaining:
             break
-    return [fits[place] for place in range(len(lessons))]
+    return [fits[index] for index in range(len(tasks))]
 
 
 def _fit(
     model: PreTrainedModel,
     edited: EditedLayer,
-    lessons: Sequence[ExpertTask],
+    tasks: Sequence[ExpertTask],
     recipe: Recipe,
     rank: int | str,
     extra_steps: int,
 ) -> list[ExpertFit]:
-    batch = TrainingBatch.of(lessons, device_of(model))
+    """The training loop, at one rank. Tasks that are done leave the batch."""
+    batch = TrainingBatch.from_tasks(tasks, device_of(model))
     prefix = record_prefix(model, edited, batch.input_ids)
-    experts = _begin(edited, batch, prefix, recipe, rank)
+    experts: ExpertParameters
+    if recipe.expert == "full":
+        experts = FullExperts(edited, len(tasks), recipe.expert_lr)
+    else:
+        experts = LowRankExperts(prefix, batch.real, edited.projection_shape[0], int(rank), recipe.low_rank_lr)
     pairs = zip(experts.parameters, experts.rates, strict=True)
-    optimizer = torch.optim.Adam([{"params": [one.requires_grad_()], "lr": rate} for one, rate in pairs])
+    optimizer = torch.optim.Adam([{"params": [tensor.requires_grad_()], "lr": rate} for tensor, rate in pairs])
     fits: dict[int, ExpertFit] = {}
-    places = list(range(len(lessons)))  # of the lessons still in the batch
-    losses: list[list[float]] = [[] for _ in lessons]
+    in_batch = list(range(len(tasks)))  # the task at each position of the batch
+    losses: list[list[float]] = [[] for _ in tasks]
     step = 0
     with torch.enable_grad():
         while True:
+            # Where training may stop, judge the expert as it will be stored: rounded to float16.
             experts.rounded = recipe.stop_when == "learned" or step >= recipe.expert_steps
-            each, graded = batch.grade(logits_of(model, edited, batch, prefix, experts))
-            at_end = step == recipe.expert_steps + extra_steps
-            done = [at_end or _may_stop(one, step, recipe) for one in graded]
-            for place, one, is_done in zip(range(len(places)), graded, done, strict=True):
-                if is_done:
-                    expert = experts.expert(place)
-                    fits[places[place]] = ExpertFit(expert, losses[places[place]], one.wrong_tokens, one.logit_margin)
+            task_losses, statuses = batch.grade(logits_of(model, edited, batch, prefix, experts))
+            is_last = step == recipe.expert_steps + extra_steps
+            done = [is_last or _may_stop(status, step, recipe) for status in statuses]
+            for position, (task, status) in enumerate(zip(in_batch, statuses, strict=True)):
+                if done[position]:
+                    expert = experts.expert(position)
+                    fits[task] = ExpertFit(expert, losses[task], status.wrong_tokens, status.logit_margin)
                 else:
-                    losses[places[place]].append(one.loss)
+                    losses[task].append(status.loss)
             if all(done):
-                return [fits[place] for place in range(len(lessons))]
+                return [fits[task] for task in range(len(tasks))]
             optimizer.zero_grad()
-            each.sum().backward()
+            task_losses.sum().backward()
             optimizer.step()
             if any(done):
-                stay = [place for place, is_done in enumerate(done) if not is_done]
-                places = [places[place] for place in stay]
-                batch, prefix = _narrow(batch, prefix, experts, optimizer, stay)
+                kept = [position for position, is_done in enumerate(done) if not is_done]
+                in_batch = [in_batch[position] for position in kept]
+                batch, prefix = _drop_finished(batch, prefix, experts, optimizer, kept)
             step += 1
 
 
-def _begin(
-    edited: EditedLayer, batch: TrainingBatch, prefix: Prefix, recipe: Recipe, rank: int | str
-) -> ExpertParameters:
-    if recipe.expert == "full":
-        return FullExperts(edited, len(batch.lessons), recipe.expert_lr)
-    d, _h = edited.projection_shape
-    return LowRankExperts(prefix, batch.real, d, int(rank), recipe.low_rank_lr)
-
-
-def _may_stop(graded: FitStatus, step: int, recipe: Recipe) -> bool:
-    """Whether a lesson need not go on, whatever steps are left."""
+def _may_stop(status: FitStatus, step: int, recipe: Recipe) -> bool:
+    """Whether a task is done before its last step."""
     if recipe.stop_when == "learned":
-        return graded.logit_margin >= recipe.logit_margin
-    return step >= recipe.expert_steps and not any(graded.wrong_tokens)
+        return status.logit_margin >= recipe.logit_margin
+    return step >= recipe.expert_steps and not any(status.wrong_tokens)
 
 
 def logits_of(
     model: PreTrainedModel, edited: EditedLayer, batch: TrainingBatch, prefix: Prefix, experts: ExpertParameters
 ) -> Tensor:
-    """Logits (rows, places, vocabulary) where anything is predicted: layers l..L on the cached prefix."""
+    """Logits (rows, positions, vocabulary) at the batch's `logit_positions`. Layers from l on run, on the prefix."""
 
     def use_experts(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         return experts.output(module, inputs[0], output) if in_training(prefix) else output
@@ -130,24 +141,26 @@ def logits_of(
     handle = edited.projection.register_forward_hook(use_experts)
     try:
         with replay_prefix(edited, prefix):
-            if experts.literal:
-                return model(input_ids=batch.input_ids, use_cache=False).logits[:, batch.places]
-            return model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=batch.places).logits
+            if experts.all_logits:
+                return model(input_ids=batch.input_ids, use_cache=False).logits[:, batch.logit_positions]
+            return model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=batch.logit_positions).logits
     finally:
         handle.remove()
 
 
-def _narrow(
-    batch: TrainingBatch, prefix: Prefix, experts: ExpertParameters, optimizer: torch.optim.Adam, stay: list[int]
+def _drop_finished(
+    batch: TrainingBatch, prefix: Prefix, experts: ExpertParameters, optimizer: torch.optim.Adam, kept: list[int]
 ) -> tuple[TrainingBatch, Prefix]:
-    """Go on with the lessons that `stay` alone: their rows, their parameters, and what Adam remembers of them."""
-    kept = torch.tensor(stay, device=prefix.residual.device)
-    for place, group in enumerate(optimizer.param_groups):
+    """Reduce batch, prefix, parameters and the optimizer's state to the tasks at these positions."""
+    index = torch.tensor(kept, device=prefix.residual.device)
+    for number, group in enumerate(optimizer.param_groups):
         [old] = group["params"]
-        new = old.detach()[kept].requires_grad_()
+        new = old.detach()[index].requires_grad_()
         state = optimizer.state.pop(old)
-        optimizer.state[new] = {name: one[kept] if one.shape == old.shape else one for name, one in state.items()}
-        group["params"], experts.parameters[place] = [new], new
-    experts.keep(kept)
-    rows = torch.arange(len(batch.input_ids), device=kept.device).reshape(-1, batch.width)[kept].flatten()
-    return batch.only(stay), prefix.of(rows)
+        optimizer.state[new] = {
+            name: tensor[index] if tensor.shape == old.shape else tensor for name, tensor in state.items()
+        }
+        group["params"], experts.parameters[number] = [new], new
+    experts.select(index)
+    rows = torch.arange(len(batch.input_ids), device=index.device).reshape(-1, batch.samples_per_task)[index].flatten()
+    return batch.select(kept), prefix.select(rows)

@@ -1,4 +1,4 @@
-"""Experts trained in several processes, each with a base of its own, one on each GPU."""
+"""Train experts in several processes on this machine, each with its own base, one per GPU."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from scen_cli.experts.training_worker import TrainingWorker
 
 
 class WorkerPool(Workers):
-    """Worker processes on this machine."""
+    """Worker processes. Each has an executor of its own, so the death of one does not affect the others."""
 
     def __init__(self, settings: Mapping[str, Any], workers: int, device: str = "auto") -> None:
         self.count = workers
-        self._settings, self._devices = settings, [device_of(number, device) for number in range(workers)]
+        self._settings, self._devices = settings, [device_of_worker(number, device) for number in range(workers)]
         self._pools = [self._start(number) for number in range(workers)]
 
     def __enter__(self) -> WorkerPool:
@@ -33,13 +33,12 @@ class WorkerPool(Workers):
         for pool in self._pools:
             processes = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:  # what one is still at, nobody waits for
+            for process in processes:  # the results of running batches are no longer wanted
                 process.kill()
 
     def _start(self, number: int) -> ProcessPoolExecutor:
-        """One worker. (A pool for each: when one dies the others go on.)"""
-        how = (self._settings, self._devices[number], torch.get_num_threads())
-        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=how)
+        arguments = (self._settings, self._devices[number], torch.get_num_threads())
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_initialize, initargs=arguments)
 
     def send(self, worker: int, batch: Sequence[Group]) -> Future[bytes]:
         try:
@@ -48,9 +47,10 @@ class WorkerPool(Workers):
             raise WorkerDied from error
 
     def ready(self, worker: int) -> Future[Any]:
-        at_once: Future[None] = Future()  # its process begins with its first batch
-        at_once.set_result(None)
-        return at_once
+        """Completed at once: the process starts with its first batch."""
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
 
     def replace(self, worker: int) -> None:
         self._pools[worker] = self._start(worker)
@@ -65,28 +65,29 @@ class WorkerPool(Workers):
             raise WorkerDied from error
 
 
-def device_of(number: int, device: str) -> str:
-    """The device of a worker: GPUs in turn, where there are several."""
+def device_of_worker(number: int, device: str) -> str:
+    """The device of a worker: GPUs in turn, if there are several."""
     gpus = torch.cuda.device_count()
     return f"cuda:{number % gpus}" if gpus > 1 and device in ("auto", "cuda") else device
 
 
-_trainee: TrainingWorker  # of a worker process
+_worker: TrainingWorker  # of this worker process
 
 
-def _begin(settings: Mapping[str, Any], device: str, threads: int) -> None:
-    global _trainee
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+def _initialize(settings: Mapping[str, Any], device: str, threads: int) -> None:
+    """Set up a worker process."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     parent = parent_process()
     assert parent is not None
 
-    def end_with_parent() -> None:  # even if that was killed
+    def exit_with_parent() -> None:  # even if the parent was killed
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    _trainee = TrainingWorker(settings, device, threads)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    _worker = TrainingWorker(settings, device, threads)
 
 
 def _fit(groups: Sequence[Group]) -> bytes:
-    return _trainee.fit(groups)
+    return _worker.fit(groups)

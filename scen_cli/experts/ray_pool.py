@@ -1,6 +1,6 @@
-"""Experts trained by Ray: as many actors as asked for, on this machine or, with `RAY_ADDRESS`, on a cluster's nodes.
+"""Train experts with Ray actors, on this machine or, if `RAY_ADDRESS` is set, on the nodes of a cluster.
 
-Nodes must find scen, and the base where the settings say or by `SCEN_BASE`.
+Each node needs scen, and the base at the path of the settings or of `SCEN_BASE`.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ try:
     import ray
     from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 except ImportError as error:
-    raise UsageError("`--engine ray` needs Ray", hint="pip install 'scen-cli[ray]' brings it") from error
+    raise UsageError("`--engine ray` needs Ray", hint="pip install 'scen-cli[ray]'") from error
 
 
-LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)  # a worker, or what it gave
+DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)  # the worker or its result is lost
 
 
 class RayPool(Workers):
-    """Actors, each with a CPU and, where there are any, a GPU. One begins when there is room for it, also one that
-    takes the place of another whose process or node died; until then the others go on."""
+    """Actors with one CPU each and, if the cluster has any, one GPU. Ray starts an actor when there is room for it;
+    until then the others work."""
 
     def __init__(self, settings: Mapping[str, Any], workers: int, device: str = "auto") -> None:
-        self._began = not ray.is_initialized()
-        if self._began:
-            where = os.environ.get("RAY_ADDRESS", "local")  # else Ray looks for clusters that were here, and are gone
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-            ray.init(where, **quiet, **({"include_dashboard": False} if where == "local" else {}))
-        gpus = int(device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)  # this machine need not have one
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
+            address = os.environ.get("RAY_ADDRESS", "local")  # by default Ray would search for a running cluster
+            options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+            ray.init(address, **options, **({"include_dashboard": False} if address == "local" else {}))
+        gpus = int(device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)  # this machine itself may have none
         self._actor = ray.remote(num_cpus=1, num_gpus=gpus)(TrainingWorker)
-        self._how = dict(settings), device, torch.get_num_threads()
-        self.count, self.actors = workers, [self._actor.remote(*self._how) for _ in range(workers)]
+        self._arguments = dict(settings), device, torch.get_num_threads()
+        self.count, self.actors = workers, [self._actor.remote(*self._arguments) for _ in range(workers)]
 
     def __enter__(self) -> RayPool:
         return self
@@ -47,18 +47,18 @@ class RayPool(Workers):
     def __exit__(self, *_error: object) -> None:
         for actor in self.actors:
             ray.kill(actor)
-        if self._began:
+        if self._started_ray:
             ray.shutdown()
 
     def send(self, worker: int, batch: Sequence[Group]) -> Any:
         return self.actors[worker].fit.remote(batch)
 
     def ready(self, worker: int) -> Any:
-        return self.actors[worker].is_there.remote()
+        return self.actors[worker].ping.remote()
 
     def replace(self, worker: int) -> None:
-        ray.kill(self.actors[worker])  # it may be out of reach alone
-        self.actors[worker] = self._actor.remote(*self._how)
+        ray.kill(self.actors[worker])  # it may be alive, but unreachable
+        self.actors[worker] = self._actor.remote(*self._arguments)
 
     def first_done(self, futures: Iterable[Any]) -> Iterable[Any]:
         return ray.wait(list(futures), num_returns=1)[0]
@@ -66,7 +66,7 @@ class RayPool(Workers):
     def result(self, future: Any) -> Any:
         try:
             return ray.get(future)
-        except LOST as error:
+        except DEATHS as error:
             raise WorkerDied from error
-        except RayTaskError as error:  # what was raised there, without Ray's account of it
+        except RayTaskError as error:  # raise the worker's own error, without Ray's wrapper
             raise error.cause from None

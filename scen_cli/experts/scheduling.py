@@ -1,106 +1,98 @@
-"""Batches of edits given to several workers: what they give comes in order, whatever dies meanwhile."""
+"""Distribute batches over workers. Results come in order, and a worker that dies is replaced."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from scen_cli.errors import ScenError
 from scen_cli.experts.fit_records import FittedExpert, Group
-from scen_cli.experts.serialize import unpacked
+from scen_cli.experts.serialize import experts_from_bytes
 
-AHEAD = 2  # batches per worker that may wait to be committed: full experts are large
-TRIES = 3  # times that a batch may end with its worker's death
+AHEAD = 2  # batches per worker that may wait for their commit: full experts are large
+MAX_DEATHS = 3  # of workers on the same batch, or of one worker without a batch
 
 
 class WorkerDied(Exception):
-    """A worker did."""
+    """A worker process died."""
 
 
 class Workers(ABC):
-    """Workers by number, 0 to `count` - 1: `with KIND(settings, 2) as workers: workers(batches)`.
+    """Workers with the numbers 0 to `count` - 1. Use: `with WorkerPool(settings, 2) as workers: workers(batches)`.
 
-    What is sent comes back as a future, of whatever kind: `result` of it raises `WorkerDied` if its worker did.
+    `send` and `ready` return futures of any kind that `first_done` and `result` understand.
     """
 
     count: int
 
     @abstractmethod
     def send(self, worker: int, batch: Sequence[Group]) -> Any:
-        """Have a batch trained. Raises `WorkerDied` if the worker is known to be dead."""
+        """Start training a batch; returns a future. Raises `WorkerDied` if the worker is known to be dead."""
 
     @abstractmethod
     def ready(self, worker: int) -> Any:
-        """A future that is done when the worker can take a batch."""
+        """A future that completes when the worker can take a batch."""
 
     @abstractmethod
     def replace(self, worker: int) -> None:
-        """Put another in a dead worker's place."""
+        """Start a new worker instead of a dead one."""
 
     @abstractmethod
     def first_done(self, futures: Iterable[Any]) -> Iterable[Any]:
-        """Wait for one of them at least."""
+        """Wait until at least one future completes; returns those that have."""
 
     @abstractmethod
-    def result(self, future: Any) -> Any: ...
+    def result(self, future: Any) -> Any:
+        """The result of a future. Raises `WorkerDied` if its worker died, and errors of the worker as they are."""
 
     def __call__(self, batches: Sequence[Sequence[Group]]) -> Iterator[list[FittedExpert]]:
-        """Experts of each batch, in order. Raises `ScenError` if a batch's worker dies again and again."""
+        """Train batches; yields the experts of each, in order.
+
+        Raises:
+            ScenError: Workers died `MAX_DEATHS` times on the same batch, or one of them without a batch.
+        """
         waiting, idle = deque(range(len(batches))), list[int]()
-        running: dict[Any, tuple[int | None, int]] = {}  # batch (None: it begins) and worker
+        running: dict[Any, tuple[int | None, int]] = {}  # future -> batch (None: the worker starts), worker
         done: dict[int, bytes] = {}
-        deaths = _Deaths(batches, self.count)
-        turn = 0
+        deaths: Counter[tuple[str, int]] = Counter()  # by batch; by worker, if it had no batch
+
+        def restart(worker: int, batch: int | None, error: WorkerDied) -> None:
+            key = ("worker", worker) if batch is None else ("batch", batch)
+            deaths[key] += 1
+            if deaths[key] == MAX_DEATHS:
+                when = "without a batch" if batch is None else f"on the same edits: {batches[batch][0][0].prompt!r}"
+                hint = "out of memory? use fewer `--workers`, or a smaller `--batch`"
+                raise ScenError(f"a worker died {MAX_DEATHS} times {when}", hint=hint) from error
+            if batch is not None:
+                waiting.appendleft(batch)
+            self.replace(worker)
+            running[self.ready(worker)] = None, worker
+
         for worker in range(self.count if batches else 0):
             running[self.ready(worker)] = None, worker
-        while turn < len(batches):
-            while idle and waiting and waiting[0] < turn + AHEAD * self.count:
-                following, worker = waiting.popleft(), idle.pop()
+        next_result = 0
+        while next_result < len(batches):
+            while idle and waiting and waiting[0] < next_result + AHEAD * self.count:
+                batch, worker = waiting.popleft(), idle.pop()
                 try:
-                    running[self.send(worker, list(batches[following]))] = following, worker
-                except WorkerDied as error:  # while it had nothing to do
-                    waiting.appendleft(following)
-                    deaths.count(None, worker, error)
-                    self.replace(worker)
-                    running[self.ready(worker)] = None, worker
-            if turn in done:
-                yield unpacked(done.pop(turn))
-                turn += 1
+                    running[self.send(worker, list(batches[batch]))] = batch, worker
+                except WorkerDied as error:  # it died while it was idle: not because of this batch
+                    waiting.appendleft(batch)
+                    restart(worker, None, error)
+            if next_result in done:
+                yield experts_from_bytes(done.pop(next_result))
+                next_result += 1
                 continue
             for future in self.first_done(running):
-                place, worker = running.pop(future)
+                finished, worker = running.pop(future)
                 try:
-                    found = self.result(future)
+                    result = self.result(future)
                 except WorkerDied as error:
-                    deaths.count(place, worker, error)
-                    if place is not None:
-                        waiting.appendleft(place)
-                    self.replace(worker)
-                    running[self.ready(worker)] = None, worker
+                    restart(worker, finished, error)
                     continue
                 idle.append(worker)
-                if place is not None:
-                    done[place] = found
-                    deaths.idle[worker] = 0
-
-
-class _Deaths:
-    """How often workers died, over each batch, and each worker since it last gave one while it had none."""
-
-    def __init__(self, batches: Sequence[Sequence[Group]], workers: int) -> None:
-        self._batches, self._over, self.idle = batches, [0] * len(batches), [0] * workers
-
-    def count(self, place: int | None, worker: int, error: WorkerDied) -> None:
-        """Raises `ScenError` if it is once too often."""
-        if place is None:
-            self.idle[worker] += 1
-        else:
-            self._over[place] += 1
-        if TRIES in (self.idle[worker], -1 if place is None else self._over[place]):
-            over = (
-                "with nothing to do" if place is None else f"over the same edits: {self._batches[place][0][0].prompt!r}"
-            )
-            hint = "out of memory? fewer `--workers`, or a smaller `--batch`"
-            raise ScenError(f"a worker died {TRIES} times {over}", hint=hint) from error
+                if finished is not None:
+                    done[finished] = result
+                    deaths["worker", worker] = 0

@@ -1,4 +1,4 @@
-"""Experts on their way from the process that trained them: safetensors, never pickled tensors."""
+"""Send experts from a worker process: safetensors with JSON metadata, never pickled tensors."""
 
 from __future__ import annotations
 
@@ -14,31 +14,29 @@ from scen_cli.experts.fit import ExpertFit
 from scen_cli.experts.fit_records import FittedExpert
 from scen_cli.model.expert_stack import LowRank
 
-_TOLD = "told"  # the tensor of bytes that holds the rest, as JSON
+_METADATA = "metadata"  # a tensor of bytes: JSON
 
 
-def packed(fitted: Sequence[FittedExpert]) -> bytes:
-    """Experts and all about their training, in one piece."""
+def experts_to_bytes(experts: Sequence[FittedExpert]) -> bytes:
+    """Serialise experts with their losses, status and training time."""
     tensors: dict[str, Tensor] = {}
-    told: list[dict[str, Any]] = []
-    for place, one in enumerate(fitted):
-        expert = one.fit.expert
+    metadata: list[dict[str, Any]] = []
+    for index, fitted in enumerate(experts):
+        fit, expert = fitted.fit, fitted.fit.expert
         parts = {"full": expert} if isinstance(expert, Tensor) else {"a": expert.a, "b": expert.b}
-        tensors |= {f"{place}.{name}": part.detach().cpu().contiguous() for name, part in parts.items()}
-        fit = {"losses": one.fit.losses, "wrong_tokens": one.fit.wrong_tokens, "lead": one.fit.logit_margin}
-        told.append({**fit, "seconds": one.seconds})
-    text = json.dumps(told).encode()
-    return bytes(save({**tensors, _TOLD: torch.frombuffer(bytearray(text), dtype=torch.uint8)}))
+        tensors |= {f"{index}.{name}": part.detach().cpu().contiguous() for name, part in parts.items()}
+        status = {"losses": fit.losses, "wrong_tokens": fit.wrong_tokens, "logit_margin": fit.logit_margin}
+        metadata.append({"fit": status, "seconds": fitted.seconds})
+    text = json.dumps(metadata).encode()
+    return bytes(save({**tensors, _METADATA: torch.frombuffer(bytearray(text), dtype=torch.uint8)}))
 
 
-def unpacked(data: bytes) -> list[FittedExpert]:
-    """The same experts, bit for bit."""
+def experts_from_bytes(data: bytes) -> list[FittedExpert]:
+    """The experts that `experts_to_bytes` serialised, bit for bit."""
     tensors = load(data)
-    told = json.loads(bytes(tensors[_TOLD].tolist()))
-    fitted = []
-    for place, one in enumerate(told):
-        seconds = one.pop("seconds")
-        full = tensors.get(f"{place}.full")
-        expert = LowRank(tensors[f"{place}.a"], tensors[f"{place}.b"]) if full is None else full
-        fitted.append(FittedExpert(ExpertFit(expert, **one), seconds))
-    return fitted
+    experts = []
+    for index, entry in enumerate(json.loads(bytes(tensors[_METADATA].tolist()))):
+        full = tensors.get(f"{index}.full")
+        expert = LowRank(tensors[f"{index}.a"], tensors[f"{index}.b"]) if full is None else full
+        experts.append(FittedExpert(ExpertFit(expert, **entry["fit"]), entry["seconds"]))
+    return experts

@@ -1,4 +1,4 @@
-"""Lessons: what each of several experts is to learn, packed so that one pass of the model serves all of them."""
+"""Training tasks, packed so that one forward pass serves many experts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from scen_cli.model.loaded_base import TokenizedEdit
 
 @dataclass(frozen=True)
 class ExpertTask:
-    """What one expert is to learn: the `samples` of its edits (one, unless edits share it), and `others`, which help
-    it but need not be learned."""
+    """What one expert is trained on.
+
+    Attributes:
+        samples: Its edits (one, unless edits share the expert). Their targets must be learned.
+        others: Further samples, such as rephrases. They carry loss, but need not be learned.
+    """
 
     samples: Sequence[TokenizedEdit]
     others: Sequence[TokenizedEdit] = ()
@@ -22,9 +26,14 @@ class ExpertTask:
 
 @dataclass(frozen=True)
 class FitStatus:
-    """How an expert does on a lesson: `loss`, the mean over samples of their mean cross-entropy; the least `logit_margin` of a
-    target token over the next best, in logits, on samples and others; for each sample, the places within its target
-    whose greedy token, given the target up to there, is another one."""
+    """How well an expert does its task at present.
+
+    Attributes:
+        loss: Mean over samples and others of their mean cross-entropy.
+        logit_margin: The smallest difference between the logit of a target token and the next best logit.
+        wrong_tokens: For each sample, the indices within its target whose most likely token is another one, given the
+            target up to there.
+    """
 
     loss: float
     logit_margin: float
@@ -32,63 +41,91 @@ class FitStatus:
 
 
 class TrainingBatch:
-    """Lessons as rows of tokens, (lessons, width, tokens): `width` samples each, padded on the right, where causal
-    attention never looks. A lesson of fewer samples has its first again in their place, and none of it is `real`."""
+    """Right-padded token rows of several tasks. A task with fewer samples repeats its first, masked.
 
-    def __init__(self, lessons: Sequence[ExpertTask], ids: Tensor, real: Tensor, labels: Tensor, device: torch.device):
-        """`labels`: at the place before each target token, that token; elsewhere -1."""
-        self.lessons, self._ids, self.real, self._labels, self._device = list(lessons), ids, real, labels, device
-        self.width = ids.shape[1]
+    No attention mask is needed: causal attention never looks at padding on the right.
+
+    Args:
+        tasks: The tasks.
+        ids: Token ids, (tasks, samples, tokens).
+        real: True for tokens that are not padding or repeated, same shape.
+        labels: The next token where it belongs to a target, otherwise -1, same shape.
+        device: The base's device.
+
+    Attributes:
+        input_ids: The token ids as rows, (tasks * samples, tokens).
+        samples_per_task: The number of rows of each task.
+        logit_positions: The positions at which any row predicts a target token. A list, because the layer that gives
+            the logits may be on another device.
+    """
+
+    def __init__(self, tasks: Sequence[ExpertTask], ids: Tensor, real: Tensor, labels: Tensor, device: torch.device):
+        self.tasks, self._ids, self.real, self._labels, self._device = list(tasks), ids, real, labels, device
+        self.samples_per_task = ids.shape[1]
         self.input_ids = ids.flatten(0, 1).to(device)
         predicts = labels >= 0
-        # Where anything is predicted: a list, since the layer that gives the logits may be on another device.
-        self.places: list[int] = predicts.any(dim=0).any(dim=0).nonzero().flatten().tolist()
+        self.logit_positions: list[int] = predicts.any(dim=0).any(dim=0).nonzero().flatten().tolist()
+        # Each target token weighs 1 / (tokens of its target * samples of its task): a mean of means.
         tokens, samples = predicts.sum(dim=2, keepdim=True), predicts.any(dim=2).sum(dim=1)[:, None, None]
         self._weights = (1 / (tokens * samples)).expand_as(labels)[predicts].to(device)
         self._targets = labels[predicts].to(device)
-        there = predicts[:, :, self.places].flatten(0, 1)
-        self._rows, self._at = there.nonzero()[:, 0], there.to(device)
+        has_target = predicts[:, :, self.logit_positions].flatten(0, 1)
+        self._has_target = has_target.to(device)
+        # Of each target token, in the order of `_targets`: its row, and its index within its target.
+        self._rows = has_target.nonzero()[:, 0]
+        self._token_indices: list[int] = (has_target.cumsum(dim=1)[has_target] - 1).tolist()
 
     @classmethod
-    def of(cls, lessons: Sequence[ExpertTask], device: torch.device) -> TrainingBatch:
-        rows = [[*lesson.samples, *lesson.others] for lesson in lessons]
-        tokens = max(len(sample.input_ids) for samples in rows for sample in samples)
-        ids = torch.zeros(len(rows), max(map(len, rows)), tokens, dtype=torch.long)
+    def from_tasks(cls, tasks: Sequence[ExpertTask], device: torch.device) -> TrainingBatch:
+        """Pack tasks into a batch."""
+        samples = [[*task.samples, *task.others] for task in tasks]
+        tokens = max(len(sample.input_ids) for row in samples for sample in row)
+        ids = torch.zeros(len(tasks), max(map(len, samples)), tokens, dtype=torch.long)
         real, labels = torch.zeros_like(ids, dtype=torch.bool), torch.full_like(ids, -1)
-        for lesson, samples in enumerate(rows):
-            for place, sample in enumerate(samples):
+        for task, row in enumerate(samples):
+            for index, sample in enumerate(row):
                 end, count = len(sample.input_ids), sample.target_length
-                ids[lesson, place, :end] = torch.tensor(sample.input_ids)
-                real[lesson, place, :end] = True
-                labels[lesson, place, end - count - 1 : end - 1] = ids[lesson, place, end - count : end]
-            ids[lesson, len(samples) :] = ids[lesson, 0]
-        return cls(lessons, ids, real, labels, device)
+                ids[task, index, :end] = torch.tensor(sample.input_ids)
+                real[task, index, :end] = True
+                labels[task, index, end - count - 1 : end - 1] = ids[task, index, end - count : end]
+            ids[task, len(row) :] = ids[task, 0]
+        return cls(tasks, ids, real, labels, device)
 
-    def only(self, stay: Sequence[int]) -> TrainingBatch:
-        """The lessons of these places alone, in rows as long as they were."""
-        ids, real, labels = (tensor[list(stay)] for tensor in (self._ids, self.real, self._labels))
-        return TrainingBatch([self.lessons[place] for place in stay], ids, real, labels, self._device)
+    def select(self, kept: Sequence[int]) -> TrainingBatch:
+        """A batch of these tasks only. The rows keep their length."""
+        ids, real, labels = (tensor[list(kept)] for tensor in (self._ids, self.real, self._labels))
+        return TrainingBatch([self.tasks[index] for index in kept], ids, real, labels, self._device)
 
     def grade(self, logits: Tensor) -> tuple[Tensor, list[FitStatus]]:
-        """Of logits (rows, places, vocabulary): the losses (lessons,), with their gradients, and how each does."""
-        found = logits[self._at].float()
-        each = nn.functional.cross_entropy(found, self._targets, reduction="none") * self._weights
-        lesson = self._rows.to(self._device) // self.width
-        losses = torch.zeros(len(self.lessons), device=self._device).index_add(0, lesson, each)
+        """Compute the losses and the status of every task.
+
+        Args:
+            logits: Logits at `logit_positions`, (tasks * samples, positions, vocabulary).
+
+        Returns:
+            The losses with gradients, (tasks,), and the status of each task.
+        """
+        # Only positions that predict a target token count: (target tokens of all rows, vocabulary).
+        predicted = logits[self._has_target].float()
+        token_losses = nn.functional.cross_entropy(predicted, self._targets, reduction="none") * self._weights
+        task_of_token = self._rows.to(self._device) // self.samples_per_task
+        losses = torch.zeros(len(self.tasks), device=self._device).index_add(0, task_of_token, token_losses)
+
+        # Margin of a token: its logit minus the best logit of any other token. NaN (training diverged) is the worst.
         with torch.no_grad():
-            own = found.gather(1, self._targets[:, None])[:, 0]
-            best = found.scatter(1, self._targets[:, None], -torch.inf).max(dim=1).values
-            logit_margins, values = (own - best).tolist(), losses.tolist()
-        wrong: list[list[list[int]]] = [[[] for _ in range(self.width)] for _ in self.lessons]
-        least, seen, before = [torch.inf] * len(self.lessons), 0, -1
-        for row, logit_margin in zip(self._rows.tolist(), logit_margins, strict=True):
-            seen, before = (seen + 1, row) if row == before else (0, row)
-            if not logit_margin > 0:  # a tie, or not a number
-                wrong[row // self.width][row % self.width].append(seen)
-            least[row // self.width] = (
-                min(least[row // self.width], logit_margin) if logit_margin == logit_margin else -torch.inf
-            )
+            own = predicted.gather(1, self._targets[:, None])[:, 0]
+            best_other = predicted.scatter(1, self._targets[:, None], -torch.inf).max(dim=1).values
+            margins = (own - best_other).nan_to_num(-torch.inf, torch.inf, -torch.inf).tolist()
+
+        # Collect margins and wrong tokens by task. `others` count for the margin, but their wrong tokens are dropped.
+        wrong: list[list[list[int]]] = [[[] for _ in range(self.samples_per_task)] for _ in self.tasks]
+        smallest = [torch.inf] * len(self.tasks)
+        for row, token, margin in zip(self._rows.tolist(), self._token_indices, margins, strict=True):
+            task, sample = divmod(row, self.samples_per_task)
+            if margin <= 0:  # a tie counts as wrong: greedy decoding may take the other token
+                wrong[task][sample].append(token)
+            smallest[task] = min(smallest[task], margin)
         return losses, [
-            FitStatus(values[place], least[place], wrong[place][: len(lesson.samples)])
-            for place, lesson in enumerate(self.lessons)
+            FitStatus(loss, smallest[index], wrong[index][: len(task.samples)])
+            for index, (task, loss) in enumerate(zip(self.tasks, losses.tolist(), strict=True))
         ]

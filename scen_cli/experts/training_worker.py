@@ -1,4 +1,4 @@
-"""What a worker is, whichever engine runs it."""
+"""`TrainingWorker`: trains experts in another process. `process_pool` and `ray_pool` run it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from typing import Any
 import torch
 
 from scen_cli.experts.fit_records import Group, fit
-from scen_cli.experts.serialize import packed
+from scen_cli.experts.serialize import experts_to_bytes
 from scen_cli.model.loaded_base import LoadedBase
 from scen_cli.recipe import stored_recipe
 
 
 class TrainingWorker:
-    """A base of its own, loaded with the first batch, and a project's recipe. It knows the project's
-    settings, not its folder: the parent alone writes."""
+    """Has its own copy of the base, loaded with the first batch. It knows the project's settings, but never touches the
+    project's folder: only the parent process writes.
+
+    Args:
+        settings: The project's settings.
+        device: As in `base.pick_device`.
+        threads: Torch's number of threads: the parent's, because the last digits of results depend on it.
+    """
 
     def __init__(self, settings: Mapping[str, Any], device: str, threads: int) -> None:
-        """As many threads as the parent has: results depend on them in their last digits."""
         self._settings, self._device, self._threads = settings, device, threads
 
     @cached_property
@@ -32,8 +37,8 @@ class TrainingWorker:
         return LoadedBase(self._settings, self._device)
 
     def fit(self, groups: Sequence[Group]) -> bytes:
-        """Experts of a batch, packed. Raises `UsageError` if the base is not here as the project knows it."""
-        return packed(fit(self._loaded, groups, stored_recipe(dict(self._settings))))
+        """Train a batch; returns `experts_to_bytes`. Raises `UsageError` if the project's base cannot be loaded."""
+        return experts_to_bytes(fit(self._loaded, groups, stored_recipe(dict(self._settings))))
 
-    def is_there(self) -> None:
-        """Comes back once there is a worker to answer."""
+    def ping(self) -> None:
+        """Return as soon as the worker runs."""

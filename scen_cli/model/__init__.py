@@ -1,1 +1,1 @@
-"""The base model: loading it, finding its FFN, keys, and the patch that routes experts into it."""
+"""The base model: load it, find its FFN, read keys, route prompts (`patch.py`, `routing.py`) and run experts."""

@@ -1,11 +1,10 @@
-"""Loading a base: aliases, where its files are, and a digest that notices when they change.
+"""Load a base model: aliases, the hub, local folders, and the check that its weights have not changed.
 
-Weights are read from safetensors only, and no code from a checkpoint ever runs.
+Weights are read from safetensors only. Code from a checkpoint never runs.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +26,16 @@ ALIASES = {
     "llama2-7b-chat": "meta-llama/Llama-2-7b-chat-hf",
     "llama2-13b-chat": "meta-llama/Llama-2-13b-chat-hf",
     "llama3-8b": "meta-llama/Meta-Llama-3-8B",
-    "scen-zsre-7b": "AuroraX/SCEN_ZsRE_llama2_7b",  # the paper authors' fine-tuned bases
+    "scen-zsre-7b": "AuroraX/SCEN_ZsRE_llama2_7b",  # fine-tuned by the paper's authors
     "scen-hallucination-7b": "AuroraX/SCEN_Hallucination_llama2_7b_base",
 }
-_WANTED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt"]
+_FETCHED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded, frozen base and its tokenizer."""
+    """A loaded, frozen base model with its tokenizer and the folder of its files."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -44,23 +43,27 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where its input goes."""
+        """The device that inputs must be on."""
         return device_of(self.model)
 
 
 def hub_name(name: str) -> str:
-    """What a base is called where it is fetched from: an alias's hub id; a folder's path, or a hub id, as it is."""
+    """The hub id of an alias; the folder of `demo`; any other name unchanged."""
     return str(DEMO) if name == "demo" else ALIASES.get(name, name)
 
 
 def folder_of(name: str, revision: str | None = None) -> Path:
-    """The folder with a base's files: `demo`, a local folder, or a hub id (fetched if need be).
+    """The folder with a base's files.
 
-    Raises `UsageError` if there is no such base or it has no safetensors weights.
+    Args:
+        name: `demo`, a local folder, an alias, or a hub id, which is downloaded if it is not in the cache.
+        revision: Branch, tag or commit of the hub repository.
+
+    Raises:
+        UsageError: There is no such base, or it has no safetensors weights.
+        ScenError: The download failed.
     """
-    if name == "demo":
-        return DEMO
-    folder = Path(name).expanduser()
+    folder = DEMO if name == "demo" else Path(name).expanduser()
     if not folder.is_dir():
         folder = _fetch(ALIASES.get(name, name), revision)
     if not list(folder.glob("*.safetensors")):
@@ -79,21 +82,27 @@ def load_base(
     quantize: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
 ) -> Base:
-    """Load and freeze a base, to decode greedily unless told otherwise.
+    """Load and freeze a base. It decodes greedily by default, whatever the checkpoint's generation config says.
 
-    `dtype` is `auto` (the checkpoint's own) or a key of `DTYPES`. `quantize` (`8bit` or `4bit`) is how its matrices are
-    held; `device_map` is accelerate's, and counts if `device` is `auto`.
+    Args:
+        name: As in `folder_of`.
+        revision: As in `folder_of`.
+        dtype: `auto` (the checkpoint's own) or a key of `DTYPES`.
+        device: As in `pick_device`.
+        quantize: `8bit` or `4bit`; None: not quantised.
+        device_map: accelerate's device map; ignored unless `device` is `auto`.
 
-    Raises `UsageError` for a base that is missing, not whole, not a causal language model, or needs code of its own,
-    and for a way of loading it that is not known or needs what is not installed.
+    Raises:
+        UsageError: The base is missing, incomplete, not a causal language model or needs code of its own; or an option
+            is unknown or needs a package that is not installed.
     """
-    where, folder = pick_device(device), folder_of(name, revision)
+    torch_device, folder = pick_device(device), folder_of(name, revision)
     check_files(name, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        spread = device_map if device == "auto" else None
-        options = loading_options(folder, DTYPES.get(dtype), where, quantize, spread)
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        used_map = device_map if device == "auto" else None
+        options = loading_options(folder, DTYPES.get(dtype), torch_device, quantize, used_map)
+        model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES.get(dtype, "auto"),
             use_safetensors=True,
@@ -103,40 +112,63 @@ def load_base(
         )
     except UsageError:
         raise
-    except Exception as error:  # a bad file can fail in any of four libraries
+    except Exception as error:  # a damaged file makes any of four libraries raise errors of its own
         if type(error).__name__ == "OutOfMemoryError":
             raise
         if needs_code(folder):
             raise UsageError(
-                f"`{name}` cannot be loaded without code of its own, which scen never runs",
-                hint="only bases that transformers itself has a class for can be edited",
+                f"`{name}` needs code of its own, which scen never runs",
+                hint="scen edits bases that transformers itself has a class for",
             ) from error
         raise UsageError(f"`{name}` cannot be loaded: {_first_line(error)}") from error
-    if lacking := sorted(loaded["missing_keys"]):  # transformers would fill them at random
-        raise UsageError(f"`{name}` cannot be loaded: it lacks {len(lacking)} weights, `{lacking[0]}` among them")
+    if missing := sorted(loading["missing_keys"]):  # transformers has filled them with random values
+        raise UsageError(f"`{name}` cannot be loaded: {len(missing)} weights are missing, for example `{missing[0]}`")
     model.requires_grad_(False)
-    own = model.generation_config  # sampling and penalties that the checkpoint ships are not the base's answers
+    # Keep only the token ids: sampling and penalties that a checkpoint sets would change the base's answers.
+    shipped = model.generation_config
     model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+        bos_token_id=shipped.bos_token_id, eos_token_id=shipped.eos_token_id, pad_token_id=shipped.pad_token_id
     )
-    return Base(model.eval() if options else model.eval().to(where), tokenizer, folder)
+    return Base(model.eval() if options else model.eval().to(torch_device), tokenizer, folder)
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA, else Apple's MPS, else the CPU. Raises `UsageError` for one that is not here."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The torch device of a name. `auto`: CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        UsageError: This machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    names = [name for name, is_available in available.items() if is_available]
     if device == "auto":
-        return torch.device(next(name for name, available in here.items() if available))
+        return torch.device(names[0])
     kind, _, number = device.partition(":")
-    if not here.get(kind, False) or (number and not number.isdigit()):
-        available = [name for name, is_here in here.items() if is_here]
-        raise UsageError(f"device `{device}` is not available", hint=f"here: {', '.join(available)}")
+    if kind not in names or (number and not number.isdigit()):
+        raise UsageError(f"device `{device}` is not available", hint=f"available: {', '.join(names)}")
     return torch.device(device)
 
 
 def commit_of(folder: Path) -> str | None:
-    """The hub commit a fetched folder holds; None for any other folder."""
+    """The commit of a folder in the hub's cache; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
+
+
+def files_stamp(folder: Path) -> list[list[Any]]:
+    """Name, size and modification time of each weight file. If it is unchanged, the digest need not be recomputed."""
+    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def check_unchanged(base: Base, settings: Mapping[str, Any]) -> None:
+    """Raise `UsageError` if the base's weights are not those that the project was created with."""
+    if files_stamp(base.folder) == settings["files_stamp"]:
+        return
+    if digest_of(base.folder) != settings["weights_digest"]:
+        raise UsageError(
+            f"the base's weights in `{base.folder}` have changed since the project was created: "
+            "its keys and experts no longer fit",
+            hint="restore the base, or create a new project and make the edits again",
+        )
 
 
 def _fetch(repo: str, revision: str | None) -> Path:
@@ -144,37 +176,19 @@ def _fetch(repo: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        wanted, unwanted = _WANTED_FILES, ["consolidated*", "original/*"]  # other copies of the same weights
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
+        copies = ["consolidated*", "original/*"]  # the same weights in other formats
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_FETCHED_FILES, ignore_patterns=copies))
     except HFValidationError as error:
         raise UsageError(
-            f"`{repo}` is neither a folder that is there, nor an alias, nor a hub id",
-            hint=f"a project's base that moved: `SCEN_BASE=FOLDER`; aliases: demo, {', '.join(ALIASES)}",
+            f"`{repo}` is neither a folder on this machine, nor an alias, nor a hub id",
+            hint=f"if a project's base was moved, set `SCEN_BASE=FOLDER`; aliases: demo, {', '.join(ALIASES)}",
         ) from error
-    except Exception as error:  # the hub client raises from many libraries: offline, gated, unknown
+    except Exception as error:  # the hub client raises errors of many libraries: offline, gated, unknown
         raise ScenError(
-            f"`{repo}` could not be fetched from the hub: {_first_line(error)}",
-            hint="check the name and the connection, `hf auth login` for a gated base, or give a local folder",
+            f"cannot download `{repo}` from the hub: {_first_line(error)}",
+            hint="check the name and the connection, run `hf auth login` for a gated base, or pass a local folder",
         ) from error
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def files_stamp(folder: Path) -> list[Any]:
-    """Name, size and time of each weight file: while it stays the same, the digest need not be redone."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
-    return json.loads(json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]))
-
-
-def check_unchanged(base: Base, settings: dict[str, Any]) -> None:
-    """Raise `UsageError` if the base's weight files are not those the project was made with."""
-    if files_stamp(base.folder) == settings["files_stamp"]:
-        return
-    if digest_of(base.folder) != settings["weights_digest"]:
-        raise UsageError(
-            f"the base's weights in `{base.folder}` have changed since this project was made: "
-            "its keys and experts do not fit them",
-            hint="restore the base, or make a new project and edit again",
-        )

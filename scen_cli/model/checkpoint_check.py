@@ -1,8 +1,9 @@
-"""What can be told of a checkpoint's folder before it is loaded: that it cannot be, or must not."""
+"""Check a checkpoint's folder before it is loaded."""
 
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,62 +12,59 @@ from safetensors import SafetensorError, safe_open
 from scen_cli.errors import UsageError
 
 INDEX = "model.safetensors.index.json"
-_PACKED = 8  # values that a quantised checkpoint may keep in one
+_PACKED = 8  # a quantised checkpoint may pack this many values into one
 
 
 def check_files(name: str, folder: Path) -> None:
-    """Raise `UsageError` for weights that lie outside of the folder, or a config of absurd sizes: they would be
-    allocated before they are compared with the weights.
+    """Refuse a checkpoint whose index points outside its folder, or whose config claims far more weights than it has.
 
-    A folder that says little of itself passes: transformers will say what it lacks.
+    transformers would allocate the claimed sizes before it compares them with the weights. What else is missing,
+    transformers itself reports.
+
+    Raises:
+        UsageError: The checkpoint is refused.
     """
     for file in folder.glob("*.safetensors"):
-        if not file.is_file():  # a pipe would make its reader wait
+        if not file.is_file():  # reading a pipe would block
             raise UsageError(f"`{name}` cannot be loaded: `{file.name}` is not a file")
-    places = _read(folder / INDEX).get("weight_map")
-    for place in set(places.values()) if isinstance(places, dict) else ():
-        if not isinstance(place, str) or place != Path(place).name:
-            raise UsageError(f"`{name}` cannot be loaded: its index names weights outside of its folder: {place!r}")
+    weight_map = _read(folder / INDEX).get("weight_map")
+    for file_name in set(weight_map.values()) if isinstance(weight_map, dict) else ():
+        if not isinstance(file_name, str) or file_name != Path(file_name).name:
+            raise UsageError(f"`{name}` cannot be loaded: its index names weights outside its folder: {file_name!r}")
     config = _read(folder / "config.json")
-    inner = config.get("text_config")
-    tensors, values = _contents(name, folder)
-    for sizes in (config, inner if isinstance(inner, dict) else {}):
-        layers, width = (
-            _size(sizes, *names) for names in (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"))
-        )
+    text_config = config.get("text_config")
+    tensors, values = _count_weights(name, folder)
+    for sizes in (config, text_config if isinstance(text_config, dict) else {}):
+        layers, width = _size(sizes, "num_hidden_layers", "n_layer"), _size(sizes, "hidden_size", "n_embd")
         others = [_size(sizes, "vocab_size"), _size(sizes, "intermediate_size", "n_inner")]
         if layers > tensors or any(width * other > _PACKED * values for other in others):
-            raise UsageError(f"`{name}` cannot be loaded: its config tells of far more weights than there are")
+            raise UsageError(f"`{name}` cannot be loaded: its config claims far more weights than there are")
 
 
 def needs_code(folder: Path) -> bool:
-    """Whether the folder has code of its own to be loaded with."""
+    """Whether the checkpoint asks to be loaded with code of its own."""
     return any("auto_map" in _read(folder / file) for file in ("config.json", "tokenizer_config.json"))
 
 
-def _contents(name: str, folder: Path) -> tuple[int, int]:
-    """How many tensors there are in the folder, and how many values in them."""
-    tensors = values = 0
+def _count_weights(name: str, folder: Path) -> tuple[int, int]:
+    """The number of tensors in the folder, and the number of their values."""
+    shapes: list[list[int]] = []
     for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, framework="np") as weights:
-                for tensor in weights.keys():  # noqa: SIM118 (it has no other way to go through them)
-                    size = 1
-                    for length in weights.get_slice(tensor).get_shape():
-                        size *= length
-                    tensors, values = tensors + 1, values + size
+                shapes += [weights.get_slice(tensor).get_shape() for tensor in weights.keys()]  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UsageError(f"`{name}` cannot be loaded: `{file.name}`: {error}") from error
-    return tensors, values
+    return len(shapes), sum(map(prod, shapes))
 
 
 def _size(sizes: dict[str, Any], *names: str) -> int:
-    """The first of these that is a number; 1 if none is."""
+    """The first of these settings that is a number; 1 if none is."""
     return next((sizes[name] for name in names if isinstance(sizes.get(name), int)), 1)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one if there is none."""
+    """The JSON object in a file; empty if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Where a module computes. This file needs torch alone, and is copied as it is into exported checkpoints."""
+"""The device of a module. This file needs torch only; exported checkpoints contain a copy of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import nn
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's weights, or, if they are kept away until it is called, that on which it is called."""
-    at: torch.device = next(module.parameters()).device
-    if at.type != "meta":
-        return at
-    hook: Any = module._hf_hook  # accelerate's
-    return torch.device(next(one.execution_device for one in getattr(hook, "hooks", [hook])))
+    """The device that a module computes on: that of its weights, or the device of accelerate's hook if the weights are
+    offloaded."""
+    device: torch.device = next(module.parameters()).device
+    if device.type != "meta":
+        return device
+    hook: Any = module._hf_hook  # set by accelerate
+    return torch.device(next(inner.execution_device for inner in getattr(hook, "hooks", [hook])))

@@ -1,7 +1,4 @@
-"""By what a base is known again.
-
-This file is copied as it is into exported checkpoints.
-"""
+"""SHA-256 of the base's weights. Exported checkpoints contain a copy of this file."""
 
 from __future__ import annotations
 
@@ -10,11 +7,11 @@ from pathlib import Path
 
 
 def digest_of(folder: Path) -> str:
-    """sha256 over the base's weight files, in name order: another digest is another base."""
+    """SHA-256 over the names and contents of the safetensors files in a folder, in name order."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(path.name.encode())
         with path.open("rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
+            while block := file.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()

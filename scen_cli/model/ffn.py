@@ -1,7 +1,7 @@
-"""Where an edited layer's projections are, in each architecture scen knows.
+"""Find the projections of the edited layer, in each architecture that scen supports.
 
-Facts as data: a model type maps to the names of its decoder layers and of three projections within
-one. All of them are applied once per token; the input of `down` is the FFN's hidden activation, the key.
+A table maps each model type to the names of its decoder layers and of three projections inside a layer. Every
+projection runs once per token; the input of `down` is the hidden activation of the FFN: the key.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from scen_cli.model.quantization import quantization_of, quantized_by_bitsandbyt
 
 
 @dataclass(frozen=True)
-class Names:
-    """Names within a model: its decoder `layers`; within a layer W_down, W_up and the output of W_attn."""
+class ModuleNames:
+    """Names of a model's decoder `layers` and, inside a layer, of W_down, W_up and the output of W_attn."""
 
     layers: str
     down: str
@@ -28,8 +28,8 @@ class Names:
     attn: str
 
 
-_GATED = Names("layers", "mlp.down_proj", "mlp.up_proj", "self_attn.o_proj")
-LOCATIONS: dict[str, Names] = {
+_GATED = ModuleNames("layers", "mlp.down_proj", "mlp.up_proj", "self_attn.o_proj")
+ARCHITECTURES: dict[str, ModuleNames] = {
     "llama": _GATED,
     "mistral": _GATED,
     "qwen2": _GATED,
@@ -37,17 +37,26 @@ LOCATIONS: dict[str, Names] = {
     "gemma": _GATED,
     "gemma2": _GATED,
     "gemma3_text": _GATED,
-    "phi3": Names("layers", "mlp.down_proj", None, "self_attn.o_proj"),  # its W_up is one matrix with the gate
-    "gpt2": Names("h", "mlp.c_proj", "mlp.c_fc", "attn.c_proj"),
+    "phi3": ModuleNames("layers", "mlp.down_proj", None, "self_attn.o_proj"),  # W_up and the gate are one matrix
+    "gpt2": ModuleNames("h", "mlp.c_proj", "mlp.c_fc", "attn.c_proj"),
 }
-TARGET_MODULES = ("down", "up", "attn")  # where an expert may sit: the paper's W_down, W_up and W_attn
+TARGET_MODULES = ("down", "up", "attn")  # the modules that experts can replace: the paper's W_down, W_up and W_attn
 _MOE_SETTINGS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_UNQUANTISED = "use an unquantised base; `--quantize 8bit` or `4bit` can quantise it"
 
 
 @dataclass(frozen=True)
 class EditedLayer:
-    """Decoder layer `index` (0-based) of `layers`: its `down_proj`, whose input is the key, and the
-    `projection` that experts stand in for, which is the same one unless they sit elsewhere."""
+    """The decoder layer that edits change.
+
+    Attributes:
+        layers: All decoder layers.
+        index: The 0-based index l of the edited layer.
+        down_proj: The module whose input is the key.
+        down_proj_name: Its full name in the model.
+        projection: The module that experts replace: `down_proj`, unless the target module is another.
+        module_name: Its full name in the model.
+    """
 
     layers: nn.ModuleList
     index: int
@@ -57,13 +66,12 @@ class EditedLayer:
     module_name: str
 
     def base_weight(self) -> torch.Tensor:
-        """The weight experts start from, (out, in) in float32, a copy: (d, h) for W_down.
-        (GPT-2's Conv1D keeps it transposed.)"""
+        """A float32 copy of the projection's weight, (out, in): (d, h) for W_down. Full experts start from it."""
         weight = weight_of(self.projection)
         return (weight.T if isinstance(self.projection, Conv1D) else weight).contiguous()
 
     def as_stored(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight of the projection, (out, in), as the base stores it: the way back from `base_weight`."""
+        """A weight (out, in) in the base's own layout: GPT-2's Conv1D stores it transposed."""
         return weight.T if isinstance(self.projection, Conv1D) else weight
 
     @property
@@ -73,7 +81,7 @@ class EditedLayer:
 
     @property
     def device(self) -> torch.device:
-        """Where the projection computes."""
+        """The device that the projection computes on."""
         return device_of(self.projection)
 
     @property
@@ -83,60 +91,59 @@ class EditedLayer:
 
 
 def find_layer(model: PreTrainedModel, layer: int, target_module: str = "down") -> EditedLayer:
-    """Find the projections of one decoder layer; experts are to sit at `target_module`, one of `TARGET_MODULES`.
+    """Find the projections of one decoder layer.
 
-    Raises `UsageError` for a layer or target module that does not exist, a mixture of experts, an unknown
-    architecture, or a projection that is neither a plain matrix nor one that bitsandbytes has quantised.
+    Args:
+        model: The base.
+        layer: The 0-based index of the decoder layer.
+        target_module: The module that experts replace, one of `TARGET_MODULES`.
+
+    Raises:
+        UsageError: The layer or the target module does not exist, the architecture is unknown or a mixture of experts,
+            or a projection is neither a plain matrix nor one that bitsandbytes has quantised.
     """
+    names = _module_names(model)
+    if target_module not in TARGET_MODULES:
+        raise UsageError(f"unknown target module `{target_module}`", hint=f"one of: {', '.join(TARGET_MODULES)}")
+    name = getattr(names, target_module)
+    if name is None:
+        raise UsageError(
+            f"`{model.config.model_type}` has no separate W_{target_module}",
+            hint="`--target-module down` is the paper's choice",
+        )
+    layers = getattr(model.base_model, names.layers)
+    if not 0 <= layer < len(layers):
+        raise UsageError(f"layer {layer} does not exist: this base has layers 0 to {len(layers) - 1}")
+    prefix = f"{model.base_model_prefix}.{names.layers}.{layer}"
+    down_proj, projection = _matrix(layers[layer], names.down), _matrix(layers[layer], name)
+    return EditedLayer(layers, layer, down_proj, f"{prefix}.{names.down}", projection, f"{prefix}.{name}")
+
+
+def _module_names(model: PreTrainedModel) -> ModuleNames:
     model_type = model.config.model_type
     if any(getattr(model.config, name, None) for name in _MOE_SETTINGS):
         raise UsageError(
             f"`{model_type}` is a mixture of experts: no single down projection of a layer sees every token, "
-            "so there is no one place for an edit's expert",
-            hint=f"dense architectures that work: {', '.join(LOCATIONS)}",
+            "so an edit's expert cannot replace it",
+            hint=f"supported dense architectures: {', '.join(ARCHITECTURES)}",
         )
-    if model_type not in LOCATIONS:
+    if model_type not in ARCHITECTURES:
         raise UsageError(
-            f"scen does not know where `{model_type}` keeps its FFN's down projection",
-            hint=f"architectures that work: {', '.join(LOCATIONS)}",
+            f"scen does not support the architecture `{model_type}`",
+            hint=f"supported architectures: {', '.join(ARCHITECTURES)}",
         )
-    if (how := quantization_of(model.config)) not in (None, "bitsandbytes"):
-        raise UsageError(
-            f"the base is quantised by {how}, whose matrices scen does not know",
-            hint="an unquantised base works, and `--quantize 8bit` or `4bit` of it",
-        )
-    names = LOCATIONS[model_type]
-    if target_module not in TARGET_MODULES:
-        raise UsageError(f"target module `{target_module}` is not known", hint=f"one of: {', '.join(TARGET_MODULES)}")
-    here = getattr(names, target_module)
-    if here is None:
-        raise UsageError(
-            f"`{model_type}` has no W_{target_module} by itself", hint="`--target-module down` is the paper's"
-        )
-    layers = getattr(model.base_model, names.layers)
-    if not 0 <= layer < len(layers):
-        raise UsageError(f"layer {layer} is not there: this base has layers 0 to {len(layers) - 1}")
-    full_name = f"{model.base_model_prefix}.{names.layers}.{layer}.{{}}"
-    return EditedLayer(
-        layers,
-        layer,
-        _matrix(layers[layer], names.down),
-        full_name.format(names.down),
-        _matrix(layers[layer], here),
-        full_name.format(here),
-    )
+    if (method := quantization_of(model.config)) not in (None, "bitsandbytes"):
+        raise UsageError(f"the base is quantised by {method}, which scen does not support", hint=_UNQUANTISED)
+    return ARCHITECTURES[model_type]
 
 
 def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
-    """(out, in), whatever form the weight is stored in."""
+    """(out, in), for both layouts."""
     return (module.nf, module.nx) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
 
 
 def _matrix(layer: nn.Module, name: str) -> nn.Linear | Conv1D:
     module = layer.get_submodule(name)
     if type(module) not in (nn.Linear, Conv1D) and not quantized_by_bitsandbytes(module):
-        raise UsageError(
-            f"the layer's `{name}` is a {type(module).__name__}, not a plain matrix",
-            hint="an unquantised base works, and `--quantize 8bit` or `4bit` of it",
-        )
+        raise UsageError(f"the layer's `{name}` is a {type(module).__name__}, not a plain matrix", hint=_UNQUANTISED)
     return module

@@ -1,6 +1,6 @@
-"""Keys: where in a prompt they are read, and the pass that reads them.
+"""Keys (k_q in the paper): the input of `down_proj` at layer l, read at the last token of a prompt and of its segments.
 
-This file needs torch alone, and is copied as it is into exported checkpoints.
+This file needs torch only; exported checkpoints contain a copy of it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-SENTENCE = 3  # tokens that a sentence has at least: less is a mark or a space behind one
+MIN_SENTENCE = 3  # tokens; a shorter rest is a punctuation mark or a space after the last sentence
 
 
 @dataclass(frozen=True)
 class KeyConfig:
-    """Where the key of a prompt is read.
+    """Which keys of a prompt are read.
 
-    `pooling`: at the `last` token (the paper), or the `mean` over all tokens but the first. With `segments`,
-    the prompt's last turn and its last sentence are read too, each as if it had been asked alone: they
-    are found by the token ids that `start` every sequence, that the template puts before a prompt
-    (`opening`) and after it (`closing`), and that end a sentence.
+    Attributes:
+        pooling: `last`: the key at the last token, as in the paper. `mean`: the mean over all tokens but the first.
+        segments: Also read the key of the prompt's last turn and of its last sentence, each as if asked alone.
+        start: Token ids at the start of every sequence.
+        opening: Token ids that the template puts before a prompt.
+        closing: Token ids that the template puts after a prompt.
+        sentence_ends: Token ids that end a sentence.
     """
 
     pooling: str = "last"
@@ -33,25 +36,25 @@ class KeyConfig:
     sentence_ends: frozenset[int] = frozenset()
 
     def segments_of(self, tokens: list[int]) -> list[list[int]]:
-        """The sequence itself, and the segments of it that differ from it."""
+        """The full sequence, then those of its segments that differ from it: last turn, last sentence."""
         end = len(tokens) - len(self.closing)
-        at = _end_of_last(tokens, self.opening) if self.opening else len(self.start)
-        if not self.segments or at is None or tuple(tokens[end:]) != self.closing:
+        begin = _end_of_last(tokens, self.opening) if self.opening else len(self.start)
+        if not self.segments or begin is None or tuple(tokens[end:]) != self.closing:
             return [tokens]
-        asked = tokens[at:end]
+        turn = tokens[begin:end]
 
-        def alone(text: list[int]) -> list[int]:
+        def in_template(text: list[int]) -> list[int]:
             return [*self.start, *self.opening, *text, *self.closing]
 
-        found = [tokens, alone(asked)]
-        ends = [place for place in range(len(asked) - SENTENCE) if asked[place] in self.sentence_ends]
+        candidates = [tokens, in_template(turn)]
+        ends = [index for index in range(len(turn) - MIN_SENTENCE) if turn[index] in self.sentence_ends]
         if ends:
-            found.append(alone(asked[ends[-1] + 1 :]))
-        return [segment for place, segment in enumerate(found) if segment not in found[:place]]
+            candidates.append(in_template(turn[ends[-1] + 1 :]))
+        return [segment for index, segment in enumerate(candidates) if segment not in candidates[:index]]
 
 
 def _end_of_last(tokens: list[int], opening: tuple[int, ...]) -> int | None:
-    """Where what follows the last `opening` begins."""
+    """The index after the last occurrence of `opening`; None if it does not occur."""
     for end in range(len(tokens), len(opening) - 1, -1):
         if tuple(tokens[end - len(opening) : end]) == opening:
             return end
@@ -59,29 +62,24 @@ def _end_of_last(tokens: list[int], opening: tuple[int, ...]) -> int | None:
 
 
 class _StopForward(Exception):
-    """Ends a forward pass once the key has been read: later layers need not run."""
+    """Ends a forward pass once the input is read: later layers need not run."""
 
 
-@torch.no_grad()
-def read_keys(
-    model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: str = "last"
-) -> Tensor:
-    """Keys (rows, h), float32: the input of `down_proj` at each row's last real token, or the mean over its
-    tokens (`KeyConfig`): see `pooled` for what is read there."""
-    return pooled(read_input(model, down_proj, input_ids, attention_mask), attention_mask, pooling)
+# The list that `read_input` collects into, in this thread or task.
+_reading: ContextVar[list[Tensor] | None] = ContextVar("scen_reading", default=None)
 
 
 @torch.no_grad()
 def read_input(model: nn.Module, module: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The input of a module, (rows, tokens, width). Runs the layers up to it and no further."""
-    seen: list[Tensor] = []
+    """The input of a module, (rows, tokens, width). The layers above it do not run."""
+    inputs_read: list[Tensor] = []
 
     def stop(_module: nn.Module, inputs: tuple[Tensor]) -> None:
-        if _reading.get() is seen:  # not a forward of another thread that passes by meanwhile
-            seen.append(inputs[0])
+        if _reading.get() is inputs_read:  # not for a forward pass of another thread
+            inputs_read.append(inputs[0])
             raise _StopForward
 
-    token = _reading.set(seen)
+    token = _reading.set(inputs_read)
     handle = module.register_forward_pre_hook(stop)
     try:
         model(
@@ -95,12 +93,17 @@ def read_input(model: nn.Module, module: nn.Module, input_ids: Tensor, attention
     finally:
         handle.remove()
         _reading.reset(token)
-    return seen[0]
+    return inputs_read[0]
 
 
-def pooled(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """Keys (rows, h), float32, of the input of `down_proj`, (rows, tokens, h): at each row's last real token, or the
-    mean over its real tokens but the first."""
+def pool_keys(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """Keys (rows, h), float32, from the input of `down_proj`.
+
+    Args:
+        hidden: The input of `down_proj`, (rows, tokens, h).
+        attention_mask: 1 for real tokens, 0 for padding, (rows, tokens).
+        pooling: `last` or `mean`, as in `KeyConfig`.
+    """
     attention_mask = attention_mask.to(hidden.device)
     if pooling == "mean":
         real = attention_mask.bool() & ((positions_of(attention_mask) > 0) | (attention_mask.sum(1, True) == 1))
@@ -109,15 +112,22 @@ def pooled(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
     return hidden[rows, last_token(attention_mask)].float()
 
 
+def read_keys(
+    model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: str = "last"
+) -> Tensor:
+    """Run the layers up to `down_proj` and return the keys (rows, h), float32."""
+    return pool_keys(read_input(model, down_proj, input_ids, attention_mask), attention_mask, pooling)
+
+
 def read_segments(
     model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, key_config: KeyConfig
 ) -> tuple[Tensor, Tensor]:
-    """Keys (n, h) of all rows and of their segments, and the row (n,) each belongs to. The rows come first."""
+    """Keys (n, h) of all rows and then of their segments, and the row (n,) that each belongs to."""
     keys = read_keys(model, down_proj, input_ids, attention_mask, key_config.pooling)
-    return with_segments(keys, model, down_proj, input_ids, attention_mask, key_config)
+    return append_segment_keys(keys, model, down_proj, input_ids, attention_mask, key_config)
 
 
-def with_segments(
+def append_segment_keys(
     keys: Tensor,
     model: nn.Module,
     down_proj: nn.Module,
@@ -125,7 +135,7 @@ def with_segments(
     attention_mask: Tensor,
     key_config: KeyConfig,
 ) -> tuple[Tensor, Tensor]:
-    """`route_segments`, where the `keys` of the whole rows are known."""
+    """As `read_segments`, if the `keys` (rows, h) of the full rows are known already."""
     rows = torch.arange(len(input_ids))
     if not key_config.segments:
         return keys, rows
@@ -135,16 +145,16 @@ def with_segments(
         return keys, rows
     ids, mask = padded([segment for _row, segment in segments], 0)
     more = read_keys(model, down_proj, ids.to(keys.device), mask.to(keys.device), key_config.pooling)
-    return torch.cat([keys, more]), torch.cat([rows, torch.tensor([row for row, _part in segments])])
+    return torch.cat([keys, more]), torch.cat([rows, torch.tensor([row for row, _segment in segments])])
 
 
 def real_tokens(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
-    """Each row's tokens without its padding."""
+    """The tokens of each row without padding."""
     return [ids[mask.bool()].tolist() for ids, mask in zip(input_ids.cpu(), attention_mask.cpu(), strict=True)]
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (rows, tokens) of token sequences, padded on the left."""
+    """Token ids and attention mask, both (rows, tokens), of token sequences, padded on the left."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros_like(ids)
@@ -154,16 +164,12 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-# Where this thread's or task's `read_keys` collects, while it runs.
-_reading: ContextVar[list[Tensor] | None] = ContextVar("scen_reading", default=None)
-
-
 def last_token(attention_mask: Tensor) -> Tensor:
-    """Index (rows,) of each row's last real token, whatever side the padding is on."""
+    """Index (rows,) of the last real token of each row; padding may be on either side."""
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return (attention_mask.bool() * positions).argmax(dim=1)
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:
-    """Position ids (rows, tokens) that count real tokens only, so that padding changes nothing."""
+    """Position ids (rows, tokens) that count real tokens only, so padding changes no result."""
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -1,4 +1,4 @@
-"""A project's base, loaded, and what can be asked of it: which prompts fit, and how they are written in tokens."""
+"""`LoadedBase`: a project's base with its template and edited layer; tokenises prompts and checks that they fit."""
 
 from __future__ import annotations
 
@@ -32,84 +32,97 @@ class TokenizedEdit:
 
 
 class LoadedBase:
-    """The base that a project's settings name, its template and its edited layer.
+    """The base that a project's settings name, with its template and its edited layer.
 
-    Pass `base` to use a model that is loaded already. Raises `UsageError` if the base's weight
-    files are not those the project was made with.
+    Args:
+        settings: The project's settings.
+        device: As in `base.pick_device`.
+        base: A base that is loaded already; None: load it. The environment's `SCEN_BASE` overrides the name in the
+            settings: the base may have moved.
+
+    Raises:
+        UsageError: The base cannot be loaded, or its weights are not those that the project was created with.
+        DamageFound: The settings do not fit the base.
     """
 
     def __init__(self, settings: Mapping[str, Any], device: str = "auto", base: Base | None = None) -> None:
-        name = os.environ.get("SCEN_BASE") or settings["model"]  # a base that moved is checked like any other
-        how = settings.get("quantize"), settings.get("device_map")
-        self.base = base or load_base(name, settings["revision"], settings["dtype"], device, *how)
-        check_unchanged(self.base, dict(settings))
-        self.model = self.base.model
+        if base is None:
+            name = os.environ.get("SCEN_BASE") or settings["model"]
+            quantize, device_map = settings.get("quantize"), settings.get("device_map")
+            base = load_base(name, settings["revision"], settings["dtype"], device, quantize, device_map)
+        check_unchanged(base, settings)
+        self.base, self.model = base, base.model
         try:
             self.edited = find_layer(self.model, settings["layer"], settings["target_module"])
             self.template = make_template(self.base.tokenizer, self.model, settings["template"])
-        except UsageError as error:  # they did when the project was made
+        except UsageError as error:  # they did fit when the project was created
             raise DamageFound(f"the project's settings do not fit its base: {error}", VERIFY_HINT) from error
         if self.edited.ffn_width != settings["ffn_width"]:
             raise DamageFound(
-                f"the project's keys are {settings['ffn_width']} wide, the base's {self.edited.ffn_width}", VERIFY_HINT
+                f"the project's keys have width {settings['ffn_width']}, the base's {self.edited.ffn_width}",
+                VERIFY_HINT,
             )
 
     def encode(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask (rows, tokens) of prompts put into the template, padded on the left.
+        """Put prompts into the template. Returns ids and attention mask, (rows, tokens), padded on the left.
 
-        Raises `UsageError` for no prompts, a prompt without tokens, or one that leaves no room for an
-        answer in the base's context.
+        Raises:
+            UsageError: There are no prompts, or one has no tokens or leaves no room for an answer in the context.
         """
         if not prompts:
             raise UsageError("there is no prompt")
         return self.pad(self.prompt_ids(prompts))
 
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids of prompts put into the template. Raises `UsageError` as `encode` does."""
+        """Token ids of prompts in the template. Raises `UsageError` as `encode` does."""
         rows = [self.template.prompt_ids(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, rows, strict=True):
             self.check_fits(str(prompt), len(tokens), 1)
         return rows
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask (rows, tokens) of token sequences, padded on the left."""
+        """Ids and attention mask, (rows, tokens), of token sequences, padded on the left, on the base's device."""
         ids, mask = padded(rows, self.pad_id)
         return ids.to(self.base.device), mask.to(self.base.device)
 
-    def prepare(self, record: EditRecord) -> TokenizedEdit:
-        """Tokenise a record. Raises `UsageError` for one that can never be trained."""
-        ready = self.sample(record.prompt, record.target)
-        if not ready.target_length:
+    def check_trainable(self, record: EditRecord) -> None:
+        """Raise `UsageError` for a record that can never be trained: its target has no tokens, or a prompt with the
+        target exceeds the context."""
+        if not self.tokenize_edit(record).target_length:
             raise UsageError(f"target {record.target!r} tokenises to nothing")
         for prompt in (record.prompt, *record.train_rephrases):
-            self.check_fits(f"{prompt} {record.target}", len(self.sample(prompt, record.target).input_ids))
-        return ready
+            self.check_fits(f"{prompt} {record.target}", len(self.tokenize_pair(prompt, record.target).input_ids))
 
-    def sample(self, prompt: Prompt, target: str) -> TokenizedEdit:
-        """A prompt in the template and a target, as token ids."""
+    def tokenize_edit(self, record: EditRecord) -> TokenizedEdit:
+        """Tokenise a record: its prompt in the template, then its target."""
+        return self.tokenize_pair(record.prompt, record.target)
+
+    def tokenize_pair(self, prompt: Prompt, target: str) -> TokenizedEdit:
+        """Tokenise a prompt in the template, then a target."""
         ids = self.template.target_ids(str(prompt), target)
         return TokenizedEdit(self.template.prompt_ids(prompt) + ids, len(ids))
 
-    @property
-    def context(self) -> int | None:
-        """The longest sequence the base takes, in tokens, if its config says."""
-        return context_length(self.model)
-
     def check_fits(self, prompt: str, tokens: int, more: int = 0) -> None:
-        """Raise `UsageError` unless a sequence of that many tokens, and so many more, fits the base."""
+        """Raise `UsageError` unless a prompt of this many tokens, and `more` after it, fits the base's context."""
         if not self.has_room(tokens + more) or not tokens:
             shown = prompt if len(prompt) <= 40 else prompt[:40] + "..."
-            raise UsageError(f"{shown!r} takes {tokens} tokens; the base's context is {self.context}")
+            raise UsageError(f"{shown!r} has {tokens} tokens; the base's context is {self.context}")
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether a prompt can be asked at all."""
+        """Whether a prompt has tokens and leaves room for an answer."""
         tokens = len(self.template.prompt_ids(prompt))
         return tokens > 0 and self.has_room(tokens + 1)
 
     def has_room(self, tokens: int) -> bool:
+        """Whether a sequence of this many tokens fits the base's context."""
         return self.context is None or tokens <= self.context
 
     @property
+    def context(self) -> int | None:
+        """The longest sequence that the base takes, in tokens, if its config says."""
+        return context_length(self.model)
+
+    @property
     def pad_id(self) -> int:
-        """The token that pads batches; pads are masked."""
+        """The token that pads batches. Pads are always masked."""
         return pad_token_id(self.base, self.template)

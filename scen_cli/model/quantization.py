@@ -1,6 +1,6 @@
-"""A base larger than a GPU: its matrices held in 8 or 4 bits, or its layers spread over the devices there are.
+"""Load a base that is larger than a GPU: quantise its matrices to 8 or 4 bits, or spread its layers over devices.
 
-Both are transformers' own ways (`quantization_config`, `device_map`). Experts, neurons and keys stay as they are.
+Both use transformers (`quantization_config`, `device_map`). Experts, neurons and keys are never quantised.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from scen_cli.errors import UsageError
 
 QUANTIZED = ("8bit", "4bit")
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # of accelerate
-_HINT = "pip install 'scen-cli[large]'"
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's
 
 
 def loading_options(
@@ -30,51 +29,61 @@ def loading_options(
     quantize: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `from_pretrained` is to be told of a base that is quantised or spread; nothing for any other.
+    """Arguments of `from_pretrained` for a base that is quantised or spread over devices; empty for any other.
 
-    Raises `UsageError` for what is not known, or needs packages that are not here.
+    Args:
+        folder: The checkpoint.
+        dtype: The dtype that a 4-bit base computes in; None: the checkpoint's own.
+        device: The device for all layers, if there is no device map.
+        quantize: One of `QUANTIZED`, or None.
+        device_map: accelerate's device map, or None.
+
+    Raises:
+        UsageError: An option is unknown, a package is missing, or the checkpoint is quantised already.
     """
     check_known(quantize, device_map if isinstance(device_map, str) else None)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    quantized_already = quantization_of(config) is not None
-    if quantize is None and device_map is None and not quantized_already:
+    quantized_checkpoint = quantization_of(config) is not None
+    if quantize is None and device_map is None and not quantized_checkpoint:
         return {}
-    _need("accelerate")
+    _require("accelerate")
     options: dict[str, Any] = {"device_map": device_map or {"": device}}
     if quantize is None:
         return options
-    if quantized_already:
-        raise UsageError("this base is quantised as it is", hint="leave out `--quantize`")
-    _need("bitsandbytes")
-    getLogger("bitsandbytes").setLevel(ERROR)  # of 8 bits it says at every step that they are computed with in 16
-    told = quantization(quantize, dtype or config.dtype or torch.float32)
-    return options | {"quantization_config": BitsAndBytesConfig(**told)}
+    if quantized_checkpoint:
+        raise UsageError("this base is quantised already", hint="omit `--quantize`")
+    _require("bitsandbytes")
+    getLogger("bitsandbytes").setLevel(ERROR)  # at every step it warns that 8-bit matrices compute in 16 bits
+    settings = quantization(quantize, dtype or config.dtype or torch.float32)
+    return options | {"quantization_config": BitsAndBytesConfig(**settings)}
 
 
 def check_known(quantize: str | None, device_map: str | None) -> None:
-    """Raise `UsageError` for a way of loading a base that is not known."""
+    """Raise `UsageError` for an unknown quantisation or device map."""
     if quantize is not None and quantize not in QUANTIZED:
-        raise UsageError(f"a base cannot be loaded in `{quantize}`", hint=f"one of: {', '.join(QUANTIZED)}")
+        raise UsageError(f"unknown quantisation `{quantize}`", hint=f"one of: {', '.join(QUANTIZED)}")
     if device_map is not None and device_map not in DEVICE_MAPS:
-        raise UsageError(f"device map `{device_map}` is not known", hint=f"one of: {', '.join(DEVICE_MAPS)}")
+        raise UsageError(f"unknown device map `{device_map}`", hint=f"one of: {', '.join(DEVICE_MAPS)}")
 
 
-def check_held(model: PreTrainedModel, folder: Path, quantize: str | None) -> None:
-    """Raise `UsageError` unless a model that was loaded from a folder is held as it is said to be."""
+def check_loaded_as(model: PreTrainedModel, folder: Path, quantize: str | None) -> None:
+    """Raise `UsageError` unless a model that was loaded from this folder has this quantisation."""
     if quantization_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)) is not None:
-        return  # it is quantised however it is loaded
-    told = getattr(model.config, "quantization_config", None)
-    held = next((bits for bits in QUANTIZED if getattr(told, f"load_in_{bits}", False)), None)
-    if held != quantize:
+        return  # the checkpoint itself is quantised
+    config = getattr(model.config, "quantization_config", None)
+    actual = next((bits for bits in QUANTIZED if getattr(config, f"load_in_{bits}", False)), None)
+    if actual != quantize:
         raise UsageError(
-            f"the base is held in {held or 'its own dtype'}, and is to be in {quantize or 'its own dtype'}",
-            hint="load it so: `load_base(..., quantize=...)`",
+            f"the loaded base has {actual or 'its own dtype'}, the settings ask for {quantize or 'its own dtype'}",
+            hint="load it with `load_base(..., quantize=...)`",
         )
 
 
 def quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Settings of a `BitsAndBytesConfig`, plain data: LLM.int8() (Dettmers et al. 2022), or NF4 (Dettmers et al. 2023)
-    computed with in `dtype`."""
+    """Settings of a `BitsAndBytesConfig` as plain data.
+
+    8 bits: LLM.int8() (Dettmers et al. 2022). 4 bits: NF4 (Dettmers et al. 2023), which computes in `dtype`.
+    """
     if quantize == "8bit":
         return {"load_in_8bit": True}
     compute = str(dtype).removeprefix("torch.")
@@ -82,37 +91,37 @@ def quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def quantization_of(config: Any) -> str | None:
-    """How a base's matrices are quantised (`bitsandbytes`, `gptq`, ...), if they are."""
-    told = getattr(config, "quantization_config", None)
-    if told is None:
+    """The quantisation method of a base's config (`bitsandbytes`, `gptq`, ...); None if it is not quantised."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
         return None
-    method = told.get("quant_method") if isinstance(told, dict) else told.quant_method
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
     return "bitsandbytes" if method is None else str(getattr(method, "value", method)).split("_")[0]
 
 
 def is_whole(model: PreTrainedModel) -> bool:
-    """Whether all weights are here, as the checkpoint has them: not quantised, none kept away from its device."""
-    return quantization_of(model.config) is None and not any(one.is_meta for one in model.parameters())
+    """Whether all weights are in memory as the checkpoint has them: not quantised, none offloaded."""
+    return quantization_of(model.config) is None and not any(weight.is_meta for weight in model.parameters())
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The weight of a matrix as it is stored, a copy in float32, on the device where it computes."""
-    with _here(module):
+    """A float32 copy of a matrix's weight, dequantised, on the device where the matrix computes."""
+    with _weights_loaded(module):
         weight: Any = module.weight
         if quantized_by_bitsandbytes(module):
             from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
             weight = dequantize_bnb_weight(weight, getattr(module, "state", None))
-        own: Tensor = weight.detach().to(torch.float32, copy=True)
-        return own
+        copy: Tensor = weight.detach().to(torch.float32, copy=True)
+        return copy
 
 
 def quantized_by_bitsandbytes(module: nn.Module) -> bool:
     return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
 
 
-def _here(module: nn.Module) -> AbstractContextManager[Any]:
-    """A block in which a module's weights are where it computes."""
+def _weights_loaded(module: nn.Module) -> AbstractContextManager[Any]:
+    """Inside this block, offloaded weights are on the device where the module computes."""
     if not module.weight.is_meta:
         return nullcontext()
     from accelerate.utils import align_module_device
@@ -120,6 +129,9 @@ def _here(module: nn.Module) -> AbstractContextManager[Any]:
     return align_module_device(module)
 
 
-def _need(package: str) -> None:
+def _require(package: str) -> None:
     if find_spec(package) is None:
-        raise UsageError(f"`{package}` is not installed, which a base that is quantised or spread needs", hint=_HINT)
+        raise UsageError(
+            f"`{package}` is not installed: a quantised base, or one spread over devices, needs it",
+            hint="pip install 'scen-cli[large]'",
+        )

@@ -1,6 +1,11 @@
-"""From keys to a decision: activations of the indexing neurons, and which of them wins.
+"""From keys to a routing decision: equations 10 to 12 of the paper.
 
-This file needs torch alone, and is copied as it is into exported checkpoints.
+    a^q = sigmoid(W_merge k_q)                                        (10), `activations_of`
+    FFN^l uses expert Expert(a^q) if max(a^q) > theta, else W_down    (11), `choose`
+    Expert(a^q) = argmax_i a_i^q                                      (12), `choose`
+
+`patch.Patch.route` applies them to a batch of prompts. This file needs torch only; exported checkpoints contain a copy
+of it.
 """
 
 from __future__ import annotations
@@ -12,31 +17,20 @@ from torch import Tensor, nn
 
 from scen_cli.model.keys import KeyConfig
 
-BASE = -1  # in a choice: this row keeps the base's own projection
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """Keys centred on the guard's `mean` (h,), at unit length, and shrunk along its `axes` (r, h), each by
-    1 + its one of `scales` (r,): what many prompts have in common no longer makes two of them alike."""
-
-    mean: Tensor
-    axes: Tensor
-    scales: Tensor
-
-    def __call__(self, keys: Tensor) -> Tensor:
-        """Keys (..., h) whitened, (..., h), at unit length, in float32; in float64 if the keys are."""
-        unit, keys = nn.functional.normalize, at_least_single(keys)
-        mean, axes, scales = (tensor.to(keys) for tensor in (self.mean, self.axes, self.scales))
-        centred = unit(keys - mean, dim=-1)
-        return unit(centred + ((centred @ axes.T) * scales) @ axes, dim=-1)
+BASE = -1  # in a choice: this row uses the base's own projection
 
 
 @dataclass(frozen=True)
 class Routing:
-    """How a prompt finds its edit: the threshold, and how keys are read. Activations are sigmoid(w.k), or with
-    `cosine` the cosine of neuron and (whitened) key. A whole prompt that gives `own_activation_floor` or more is not read in parts:
-    no edit's own prompt gives its neuron less."""
+    """How prompts are routed.
+
+    Attributes:
+        theta: The activation threshold.
+        cosine: Activations are the cosine of neuron and (whitened) key; otherwise sigmoid(w . k), as in the paper.
+        key_config: How keys are read.
+        own_activation_floor: Every active edit's own prompt gives its neuron at least this activation. If the full
+            prompt reaches it, its segments do not count.
+    """
 
     theta: float
     cosine: bool = False
@@ -44,55 +38,100 @@ class Routing:
     own_activation_floor: float = 0.0
 
 
+@dataclass(frozen=True)
+class Whitening:
+    """Whitens keys with statistics of the guard: directions in which all prompts vary count less.
+
+    Attributes:
+        mean: Mean guard key, (h,).
+        axes: Principal axes of the guard keys, (r, h).
+        scales: What is added to 1 to get the factor along each axis, (r,). Negative.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    scales: Tensor
+
+    def __call__(self, keys: Tensor) -> Tensor:
+        """Whitened keys (..., h) of unit length; float32, or float64 if the keys are."""
+        unit, keys = nn.functional.normalize, at_least_float32(keys)
+        mean, axes, scales = (tensor.to(keys) for tensor in (self.mean, self.axes, self.scales))
+        centred = unit(keys - mean, dim=-1)
+        return unit(centred + ((centred @ axes.T) * scales) @ axes, dim=-1)
+
+
 def activations_of(
     keys: Tensor, neurons: Tensor, cosine: bool, whitening: Whitening | None = None, biases: Tensor | None = None
 ) -> Tensor:
-    """Activations (rows, t) of W_merge's `normalize_neurons`d neurons (t, h) for keys (rows, h), in float32.
+    """Equation 10: the activation of every neuron on every key.
 
-    The paper's: sigmoid(W_merge k), equation 10. With `cosine`, the cosine of the neuron and the key, whitened
-    if there is a whitening; less the row's bias, by which a neuron that sits in a crowd must be surer.
+    Args:
+        keys: Keys as read from the base, (rows, h).
+        neurons: W_merge as `normalize_neurons` returns it, (t, h).
+        cosine: False: sigmoid(w . k), as in the paper. True: the cosine of neuron and whitened key.
+        whitening: The guard's whitening, if the recipe has one.
+        biases: Subtracted from the activations, (t,). A neuron among many similar prompts has a larger bias.
+
+    Returns:
+        Activations, (rows, t), float32.
     """
-    activations = score(prepare(keys, cosine, whitening), neurons, cosine)
+    activations = unbiased_activations(prepare_keys(keys, cosine, whitening), neurons, cosine)
     return activations if biases is None else activations - biases
 
 
-def prepare(keys: Tensor, cosine: bool, whitening: Whitening | None = None) -> Tensor:
-    """Keys (rows, h) as neurons are to meet them, float32 (or float64): as they are; for the cosine at unit length."""
-    keys = at_least_single(keys)
+def choose(activations: Tensor, theta: float) -> Tensor:
+    """Equations 11 and 12: for each row the neuron with the largest activation if it exceeds theta, else `BASE`.
+
+    Args:
+        activations: Activations, (rows, t). NaN (from a damaged neuron) never wins.
+        theta: The threshold.
+
+    Returns:
+        The choice, (rows,): an index into W_merge, or `BASE`.
+    """
+    if activations.shape[1] == 0:
+        return torch.full(activations.shape[:1], BASE, device=activations.device)
+    largest, index = activations.nan_to_num(nan=-torch.inf).max(dim=1)
+    return torch.where(largest > theta, index, torch.full_like(index, BASE))
+
+
+def prepare_keys(keys: Tensor, cosine: bool, whitening: Whitening | None = None) -> Tensor:
+    """Keys (rows, h) as neurons see them: unchanged, or for the cosine whitened and of unit length."""
+    keys = at_least_float32(keys)
     if not cosine:
         return keys
     return nn.functional.normalize(keys, dim=-1) if whitening is None else whitening(keys)
 
 
-def at_least_single(keys: Tensor) -> Tensor:
-    """Keys in float32, unless they are in float64."""
-    return keys if keys.dtype == torch.float64 else keys.float()
-
-
 def normalize_neurons(neurons: Tensor, cosine: bool) -> Tensor:
-    """Neurons (t, h) as they meet prepared keys, float32: for the cosine at unit length."""
+    """Stored neurons (t, h) as they meet prepared keys, float32: for the cosine of unit length."""
     return nn.functional.normalize(neurons.float(), dim=-1) if cosine else neurons.float()
 
 
-def score(prepared: Tensor, neurons: Tensor, cosine: bool) -> Tensor:
-    """Activations (rows, t) of prepared keys (rows, h) and ready neurons, without biases: one product."""
-    product = prepared @ neurons.to(prepared.dtype).T
+def unbiased_activations(prepared_keys: Tensor, neurons: Tensor, cosine: bool) -> Tensor:
+    """Activations (rows, t) of normalised neurons (t, h) on prepared keys (rows, h), without biases."""
+    product = prepared_keys @ neurons.to(prepared_keys.dtype).T
     return product if cosine else torch.sigmoid(product)
 
 
-def choose(activations: Tensor, theta: float) -> Tensor:
-    """Equations 11 and 12: the strongest neuron of each row if it passes theta, else `BASE`.
-    A neuron that is not a number (a damaged one) is never the strongest."""
-    if activations.shape[1] == 0:
-        return torch.full(activations.shape[:1], BASE, device=activations.device)
-    strongest, index = activations.nan_to_num(nan=-torch.inf).max(dim=1)
-    return torch.where(strongest > theta, index, torch.full_like(index, BASE))
+def max_per_prompt(activations: Tensor, rows: Tensor, count: int) -> Tensor:
+    """The maximum over the segments of each prompt.
 
+    Args:
+        activations: Activations of prompts and segments, (n, t).
+        rows: The prompt that each of them belongs to, (n,), from 0 to `count` - 1.
+        count: The number of prompts.
 
-def largest(activations: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Of activations (n, t) of parts, each of one of `rows` (n,), the largest by row: (count, t)."""
-    if len(activations) == count:  # nothing has parts
+    Returns:
+        Activations, (count, t).
+    """
+    if len(activations) == count:  # no prompt has segments
         return activations
     out = torch.full((count, activations.shape[1]), -torch.inf, device=activations.device)
     index = rows[:, None].to(out.device).expand_as(activations)
     return out.scatter_reduce(0, index, activations, "amax")
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32; float64 stays float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,7 +1,7 @@
-"""Prompts that the base itself writes: what it takes for a prompt, sampled from behind the template's opening.
+"""Sample prompts from the base itself: generate after the template's opening.
 
-A base that was tuned on a template has learned what stands in it. (The idea is that of Magpie, Xu et al.
-2024, who have chat models write their own instructions.)
+A base that was tuned on a template has learned which prompts occur in it. (Magpie, Xu et al. 2024, samples
+instructions from chat models in the same way.)
 """
 
 from __future__ import annotations
@@ -11,45 +11,53 @@ import torch
 from scen_cli.model.base import Base
 from scen_cli.model.template import Template
 
-LONGEST = 64  # tokens of a prompt
-AT_ONCE = 100
-TRIES = 3  # samples for each prompt that is wanted
+MAX_TOKENS = 64  # of a prompt
+BATCH = 100
+TRIES = 3  # samples per wanted prompt
 
 
 @torch.no_grad()
-def sample_prompts(base: Base, template: Template, count: int, seed: int, least: int = 0) -> list[str]:
-    """At most `count` different prompts, sampled at temperature 1; fewer, or none, if the base writes
-    few that end as the template has them end. The same seed gives the same prompts.
+def sample_prompts(base: Base, template: Template, count: int, seed: int, minimum: int = 0) -> list[str]:
+    """Sample at most `count` different prompts at temperature 1. Global random state does not change.
 
-    With a third of the tries it gives up if not a quarter of the `least` that are needed has come."""
+    Args:
+        base: The base.
+        template: Sampling starts after its opening; a sample counts if it ends with its closing.
+        count: The number of wanted prompts.
+        seed: The same seed gives the same prompts.
+        minimum: Sampling stops after a third of the tries if less than a quarter of this number has come.
+
+    Returns:
+        The prompts; fewer than `count`, or none, if few samples end as the template does.
+    """
     frame = template.frame()
     ids = torch.tensor([[*frame.start, *frame.opening]], device=base.device)
     if not ids.numel():
         return []
     ends = sorted({*template.end_ids, *(frame.closing[:1] if len(frame.closing) == 1 else ())})
-    written: dict[str, None] = {}
+    prompts: dict[str, None] = {}
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        batches = -(-count * TRIES // AT_ONCE)
+        batches = -(-count * TRIES // BATCH)
         for batch in range(batches):
-            if batch == batches // 3 and len(written) < least / 4:
+            if batch == batches // 3 and len(prompts) < minimum / 4:
                 break
             out = base.model.generate(
-                input_ids=ids.expand(AT_ONCE, -1),
-                attention_mask=torch.ones_like(ids).expand(AT_ONCE, -1),
+                input_ids=ids.expand(BATCH, -1),
+                attention_mask=torch.ones_like(ids).expand(BATCH, -1),
                 do_sample=True,
                 temperature=1.0,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=LONGEST,
+                max_new_tokens=MAX_TOKENS,
                 pad_token_id=ends[0],
                 eos_token_id=ends,
             )
             for tokens in out[:, ids.shape[1] :].tolist():
-                text = frame.prompt_of(tokens, template.end_ids)
+                text = frame.extract_prompt(tokens, template.end_ids)
                 prompt = base.tokenizer.decode(text, skip_special_tokens=True).strip()
                 if prompt and "\ufffd" not in prompt:
-                    written.setdefault(prompt)
-            if len(written) >= count:
+                    prompts.setdefault(prompt)
+            if len(prompts) >= count:
                 break
-    return list(written)[:count]
+    return list(prompts)[:count]

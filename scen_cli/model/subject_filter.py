@@ -1,7 +1,7 @@
-"""A second look at a prompt that calls an edit: the edit's subject must occur in it.
+"""The subject filter: an edit with a subject is routed to only if the prompt names that subject.
 
-Keys of two questions about different things can be alike; their words are not. This file needs torch alone,
-and is copied as it is into exported checkpoints.
+Keys of two questions about different subjects can be similar, but their words differ. This file needs torch only;
+exported checkpoints contain a copy of it.
 """
 
 from __future__ import annotations
@@ -11,39 +11,44 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-BLOCKED = -1.0  # the activation of a neuron whose edit's subject does not occur
+BLOCKED = -1.0  # replaces the activation of a blocked neuron
 
 
 class SubjectFilter:
-    """Knows for each row of W_merge the token sequences of which one must occur in a prompt; a row without any is
-    never blocked."""
+    """Blocks the rows of W_merge whose subject does not occur in a prompt.
+
+    Args:
+        forms: For each row, the token sequences that name its subject; one of them must occur in the prompt. A row
+            without sequences is never blocked.
+    """
 
     def __init__(self, forms: Sequence[Sequence[Sequence[int]]]) -> None:
-        self._rows: dict[tuple[int, ...], list[int]] = {}
+        self._rows: dict[tuple[int, ...], list[int]] = {}  # by token sequence
         for row, sequences in enumerate(forms):
             for sequence in sequences:
                 self._rows.setdefault(tuple(sequence), []).append(row)
         lengths: dict[int, set[int]] = {}
         for sequence in self._rows:
             lengths.setdefault(sequence[0], set()).add(len(sequence))
+        # The lengths of the sequences that begin with a token: a search compares no other slices of the prompt.
         self._lengths = {first: sorted(found) for first, found in lengths.items()}
-        self._looks = [bool(sequences) for sequences in forms]
-        self._mask: Tensor | None = None  # of `_looks`; made late: a model may be built where tensors have no data
+        self._has_subject = [bool(sequences) for sequences in forms]
+        # `_has_subject` as a tensor, made on first use: a model may be built on the meta device.
+        self._mask: Tensor | None = None
 
-    def named(self, tokens: Sequence[int]) -> list[int]:
-        """The rows whose subject occurs in a prompt of these tokens, some of them more than once."""
-        found: list[int] = []
+    def rows_named(self, tokens: Sequence[int]) -> list[int]:
+        """The rows whose subject occurs in a prompt of these tokens; a row may be listed twice."""
+        rows: list[int] = []
         for start, first in enumerate(tokens):
             for length in self._lengths.get(first, ()):
-                found += self._rows.get(tuple(tokens[start : start + length]), ())
-        return found
+                rows += self._rows.get(tuple(tokens[start : start + length]), ())
+        return rows
 
     def blocked(self, prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-        """Which rows (prompts, t) each prompt may not call."""
+        """Mask (prompts, t) of the rows that each prompt must not route to."""
         if self._mask is None:
-            self._mask = torch.tensor(self._looks)
-        named = [self.named(tokens) for tokens in prompts]
+            self._mask = torch.tensor(self._has_subject)
         blocked = self._mask.repeat(len(prompts), 1)
-        at = [prompt for prompt, rows in enumerate(named) for _ in rows]
-        blocked[at, [row for rows in named for row in rows]] = False
+        for prompt, tokens in enumerate(prompts):
+            blocked[prompt, self.rows_named(tokens)] = False
         return blocked.to(device)

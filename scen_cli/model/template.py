@@ -1,4 +1,4 @@
-"""From a prompt as the user wrote it to token ids, and from generated ids back to an answer."""
+"""Templates: from a user's prompt to token ids, and from generated token ids back to an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scen_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class SecondTurn:
-    """A prompt that is asked after an earlier question and its answer."""
+    """A prompt in the second turn of a conversation, after a question and its answer."""
 
     question: str
     answer: str
@@ -25,35 +25,52 @@ class SecondTurn:
 
 
 Prompt = str | SecondTurn
-_PROBES = ("Where is it?", "apple pie", "7 things", "Élan vital")  # they share no first or last token
+_PROBES = ("Where is it?", "apple pie", "7 things", "Élan vital")  # no two have the same first or last token
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The token ids that `start` every sequence, that stand before a prompt (`opening`) and after it (`closing`)."""
+    """The tokens that a template puts around a prompt.
+
+    Attributes:
+        start: Token ids at the start of every sequence.
+        opening: Token ids before the prompt.
+        closing: Token ids after the prompt.
+    """
 
     start: tuple[int, ...]
     opening: tuple[int, ...]
     closing: tuple[int, ...]
 
-    def prompt_of(self, tokens: list[int], end_ids: tuple[int, ...]) -> list[int]:
-        """The prompt in what a base wrote behind the opening: up to the closing, or to its first token where
-        that ends the turn; nothing if it does not come to that. Without a closing, up to the end."""
+    def extract_prompt(self, tokens: list[int], end_ids: tuple[int, ...]) -> list[int]:
+        """The prompt in what a base generated after the opening.
+
+        Args:
+            tokens: The generated ids.
+            end_ids: The end tokens.
+
+        Returns:
+            The ids before the closing, or before its first token if that is an end token; none if the closing is
+            missing. Without a closing: the ids before the first end token.
+        """
         mark = self.closing[:2]
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             if not mark and token in end_ids:
-                return tokens[:place]
-            if mark and (tuple(tokens[place : place + len(mark)]) == mark or (token == mark[0] and token in end_ids)):
-                return tokens[:place]
+                return tokens[:index]
+            if mark and (tuple(tokens[index : index + len(mark)]) == mark or (token == mark[0] and token in end_ids)):
+                return tokens[:index]
         return [] if mark else tokens
 
 
 @dataclass(frozen=True)
 class Template:
-    """How prompts are put to the base.
+    """How prompts become token ids. Make one with `make_template`.
 
-    `form` is a string with `{prompt}` in it, `none` (the prompt alone), or `chat` (the tokenizer's
-    own chat template). `end_id` ends a target; any of `end_ids` ends an answer.
+    Attributes:
+        tokenizer: The base's tokenizer.
+        form: A string with `{prompt}` in it; `none`: the prompt alone; `chat`: the tokenizer's chat template.
+        end_id: The token that ends a target.
+        end_ids: The tokens that end an answer.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -62,58 +79,66 @@ class Template:
     end_ids: tuple[int, ...]
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Ids of the whole prompt, with whatever start token the tokenizer adds."""
+        """Token ids of a prompt in the template, with the tokenizer's start token if it adds one."""
         if isinstance(prompt, SecondTurn):
             before = [("user", prompt.question), ("assistant", prompt.answer)]
             return self.conversation_ids([*before, ("user", prompt.prompt)])
         if self.form == "chat":
             return self.conversation_ids([("user", prompt)])
         ids = list(self.tokenizer(self._text(prompt)).input_ids)
-        if len(ids) > 1 and ids[-1] == self.end_id:  # a tokenizer that closes every text itself
+        if len(ids) > 1 and ids[-1] == self.end_id:  # some tokenizers end every text
             ids.pop()
         return ids
 
     def conversation_ids(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        """Ids of a conversation, (role, text) by turn, up to where the answer to its last begins. Without a chat
-        template: each earlier turn whole, its end token included, then the last prompt as it stands alone.
+        """Token ids of a conversation, up to where the answer to its last turn begins.
 
-        Raises `UsageError` for turns that the template has no place for.
+        Without a chat template, earlier turns are written in full, end tokens included, and the last as a single
+        prompt would be.
+
+        Args:
+            turns: (role, text) of each turn.
+
+        Raises:
+            UsageError: The template cannot express these roles.
         """
         if self.form == "chat":
             return self._chat_ids(turns)
         roles = [role for role, _text in turns]
         if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-            raise UsageError(f"template {self.form!r} has a place for questions and their answers in turn alone")
+            raise UsageError(f"template {self.form!r} supports only alternating turns of user and assistant")
         texts = [text for _role, text in turns]
         pairs = list(zip(texts[:-1:2], texts[1::2], strict=True))
         if self.form == "none":
             return self.prompt_ids("".join(f"{question} {answer}\n" for question, answer in pairs) + texts[-1])
         ids: list[int] = []
         for question, answer in [*pairs, (texts[-1], None)]:
-            own = self.prompt_ids(question)
-            ids += own[1:] if ids and own[:1] == [self.tokenizer.bos_token_id] else own
+            prompt = self.prompt_ids(question)
+            ids += prompt[1:] if ids and prompt[:1] == [self.tokenizer.bos_token_id] else prompt
             ids += self.target_ids(question, answer) if answer is not None else []
         return ids
 
     def _chat_ids(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        told = [{"role": role, "content": text} for role, text in turns]
+        messages = [{"role": role, "content": text} for role, text in turns]
         try:
-            text = self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:  # roles it does not know, or not in this order
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:  # an unknown role, or a wrong order of roles
             raise UsageError(f"the chat template refuses these turns: {error}") from error
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def target_ids(self, prompt: str, target: str) -> list[int]:
-        """Ids of the answer as they follow this prompt's, and the end token.
+        """Token ids of a target after this prompt, with the end token.
 
-        The answer is tokenised together with the prompt where that leaves the prompt's own ids
-        as they are, since that is what the base meets in its training text; else by itself.
-        Raises `UsageError` for an answer with an end token within.
+        Prompt and target are tokenised together, as in the base's training text, unless that changes the ids of the
+        prompt; then the target is tokenised alone.
+
+        Raises:
+            UsageError: The target contains an end token.
         """
         answer = self.tokenizer(target, add_special_tokens=False).input_ids
         if ends := [token for token in answer if token in self.end_ids]:
             token = self.tokenizer.convert_ids_to_tokens(ends[0])
-            raise UsageError(f"target {target!r} has the end token {token} in it: no answer goes on beyond that")
+            raise UsageError(f"target {target!r} has the end token {token} in it: an answer ends there")
         if self.form != "chat":
             text, before = self._text(prompt), self.prompt_ids(prompt)
             gap = " " if self.form == "none" else ""
@@ -125,39 +150,48 @@ class Template:
         return [*answer, self.end_id] if answer else []
 
     def frame(self) -> Frame:
-        """What this template puts around a prompt, in tokens."""
+        """Find the tokens that this template puts around a prompt: those that several prompts have in common."""
         rows = [self.prompt_ids(probe) for probe in _PROBES]
-        before = _shared(rows)
-        closing = _shared([row[::-1] for row in rows])[::-1]
+        before = _common_prefix(rows)
+        closing = _common_prefix([row[::-1] for row in rows])[::-1]
         start = before[:1] if before and before[0] == self.tokenizer.bos_token_id else []
         return Frame(tuple(start), tuple(before[len(start) :]), tuple(closing))
 
     def subject_forms(self, subject: str | None, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token sequences of which one occurs wherever a subject is named: as it is written and in small letters,
-        at a text's beginning and behind a space. None if these `prompts` do not all name it."""
+        """Token sequences of which at least one occurs in every prompt that names a subject.
+
+        They cover the subject as written and in lower case, at the start of a text, after a space and after `(`.
+
+        Args:
+            subject: The subject of an edit.
+            prompts: The edit's own prompts.
+
+        Returns:
+            The sequences; none if there is no subject or one of `prompts` does not name it.
+        """
         if not subject:
             return []
-        texts = [form for written in (subject, subject.lower()) for form in (written, f" {written}", f"({written}")]
-        forms = []
-        for text in texts:
-            ids = tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
-            cut = len(self.tokenizer("(", add_special_tokens=False).input_ids) if text.startswith("(") else 0
-            forms += [form for form in (ids[cut:],) if form]
-        forms = list(dict.fromkeys(forms))
+        bracket = len(self.tokenizer("(", add_special_tokens=False).input_ids)
+        found: dict[tuple[int, ...], None] = {}
+        for written in (subject, subject.lower()):
+            for text, skipped in ((written, 0), (f" {written}", 0), (f"({written}", bracket)):
+                if form := tuple(self.tokenizer(text, add_special_tokens=False).input_ids[skipped:]):
+                    found[form] = None
+        forms = list(found)
         named = (any(_occurs(form, self.prompt_ids(prompt)) for form in forms) for prompt in prompts)
         return forms if all(named) else []
 
     def sentence_ends(self) -> frozenset[int]:
-        """Ids of tokens that end a sentence or a line (as byte-level and byte-fallback vocabularies write it)."""
+        """Ids of tokens that end a sentence or a line, in byte-level and byte-fallback vocabularies."""
         ends = (".", "!", "?", "。", "！", "？", "Ċ", "<0x0A>", "\n")
         return frozenset(id for token, id in self.tokenizer.get_vocab().items() if token.rstrip("Ġ▁ ").endswith(ends))
 
     def answer(self, generated: list[int]) -> str:
-        """Text of generated ids up to the first end token, stripped: what is compared with a target."""
+        """The text of generated ids up to the first end token, stripped. Evaluation compares it with the target."""
         return str(self.tokenizer.decode(self.until_end(generated), skip_special_tokens=True)).strip()
 
     def until_end(self, generated: list[int]) -> list[int]:
-        """Generated ids up to the first end token, without it: what follows it is padding."""
+        """Generated ids before the first end token. What follows is padding."""
         return list(takewhile(lambda token: token not in self.end_ids, generated))
 
     def _text(self, prompt: str) -> str:
@@ -168,15 +202,20 @@ def _occurs(form: tuple[int, ...], tokens: list[int]) -> bool:
     return any(tuple(tokens[start : start + len(form)]) == form for start in range(len(tokens) - len(form) + 1))
 
 
-def _shared(rows: list[list[int]]) -> list[int]:
-    """The ids with which all rows begin."""
+def _common_prefix(rows: list[list[int]]) -> list[int]:
     return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
 
 
 def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, form: str) -> Template:
-    """Check the template against the tokenizer, and find the base's end token.
+    """Make a template: check its form against the tokenizer, and find the base's end token.
 
-    Raises `UsageError` for a form without `{prompt}`, a missing chat template or end token.
+    Args:
+        tokenizer: The base's tokenizer.
+        model: The base; its generation config names the end tokens.
+        form: As in `Template`.
+
+    Raises:
+        UsageError: The form has no `{prompt}`, the chat template is missing or fails, or there is no end token.
     """
     if form == "chat" and not tokenizer.chat_template:
         raise UsageError("this tokenizer has no chat template", hint="use `--template none` or a string")
@@ -185,7 +224,7 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
     configured = model.generation_config.eos_token_id if model.generation_config else None
     configured = tokenizer.eos_token_id if configured is None else configured
     ends = [token for token in (configured if isinstance(configured, list) else [configured]) if token is not None]
-    # Of several, a target gets the one the tokenizer itself would write, else the first.
+    # If there are several, targets get the tokenizer's own end token, else the first.
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else next(iter(ends), None)
     if form == "chat":
         _check_chat(tokenizer)
@@ -200,23 +239,23 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
 
 
 def _check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `UsageError` if the tokenizer's chat template fails, or says nothing of what was asked."""
-    asked = [{"role": "user", "content": _PROBES[0]}]
-    answered = [*asked, {"role": "assistant", "content": _PROBES[1]}]
+    """Raise `UsageError` if the tokenizer's chat template fails or omits the prompt."""
+    question = [{"role": "user", "content": _PROBES[0]}]
+    answered = [*question, {"role": "assistant", "content": _PROBES[1]}]
     try:
-        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
         tokenizer.apply_chat_template(answered, tokenize=False)
-    except Exception as error:  # it is a program, and can fail as programs do
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # a chat template is a program: it can fail in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"this tokenizer's chat template cannot be used: {told}", hint="use `--template none` or a string"
+            f"this tokenizer's chat template cannot be used: {reason}", hint="use `--template none` or a string"
         ) from error
     if _PROBES[0] not in text:
-        raise UsageError("this tokenizer's chat template leaves the prompt out", hint="`--template none`, or a string")
+        raise UsageError("this tokenizer's chat template omits the prompt", hint="use `--template none` or a string")
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ends: list[int], otherwise: int | None) -> int | None:
-    """The end token with which the chat template closes an answer (`<end_of_turn>`, `<|eot_id|>`)."""
+    """The end token that the chat template puts after an answer (`<end_of_turn>`, `<|eot_id|>`)."""
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answer")[2]
     closing = tokenizer(after, add_special_tokens=False).input_ids

@@ -1,1 +1,1 @@
-"""Stage 2 of the paper (section 3.3): an indexing neuron recognises the prompts of one edit."""
+"""Stage 2 of the paper (section 3.3): indexing neurons, the guard prompts behind them, and the activation threshold."""

@@ -1,4 +1,8 @@
-"""Biases of closed-form neurons, as they would be had other edits come: each follows from the keys that were there."""
+"""Recompute the biases of closed-form neurons when edits are reverted or reactivated.
+
+A bias depends on the keys that were active when its edit was made. After a revert, each bias must be what it would be
+if the reverted edits had never been made.
+"""
 
 from __future__ import annotations
 
@@ -9,98 +13,118 @@ import torch
 from torch import Tensor
 
 from scen_cli.errors import DamageFound, UsageError
+from scen_cli.neurons.admission import fit_bias
 from scen_cli.neurons.index import MARGIN, ROUNDING, Index
 from scen_cli.project.ledger_rows import Edit
 
 
 @dataclass(frozen=True)
-class _Met:
-    """Prepared keys (n, h) of an expert, and what they give their own neuron (n,), less its bias."""
+class _ExpertKeys:
+    """Prepared keys (n, h) of an expert, and the activations (n,) of its own neuron on them, bias subtracted."""
 
     keys: Tensor
     own: Tensor
 
 
-def biases_anew(index: Index, gone: Sequence[Edit], back: Sequence[Edit]) -> dict[int, tuple[float, float]]:
-    """(bias, least activation on its own keys) of every expert whose bias is another without the edits that went, or
-    with those that came back: of those that came later, active or superseded, for these may come back too.
+def recompute_biases(
+    index: Index, reverted: Sequence[Edit], reactivated: Sequence[Edit]
+) -> dict[int, tuple[float, float]]:
+    """Find the biases that change.
 
-    Only experts whose bias one of the changed keys comes near to setting are looked at, which are few; all of them if
-    what went cannot be read. Raises `DamageFound` if a file that stays is not whole.
+    Superseded experts are included, because a later revert may reactivate them. To save time, an expert is skipped if
+    none of the changed keys comes near to setting its bias.
+
+    Args:
+        index: The loaded index.
+        reverted: Edits that are no longer active. If a file of theirs cannot be read, no expert is skipped.
+        reactivated: Edits that are active again.
+
+    Returns:
+        {expert: (bias, smallest activation on its own keys)} for each expert whose bias changes.
+
+    Raises:
+        DamageFound: The file of an edit that stays is damaged.
     """
     ledger = index.project.ledger
-    edits = {edit.id: edit for edit in ledger.edits("active", "superseded") if edit.expert == edit.id}
-    moved = [_meet(index, edit) for edit in back if edit.expert == edit.id]
-    all_of_them = False
-    for edit in gone:
+    experts = {edit.id: edit for edit in ledger.edits("active", "superseded") if edit.expert == edit.id}
+    changed = [_load_keys(index, edit, edit.bias) for edit in reactivated if edit.expert == edit.id]
+    check_all = False
+    for edit in reverted:
         try:
-            moved += [_meet(index, edit)] if edit.expert == edit.id else []
+            changed += [_load_keys(index, edit, edit.bias)] if edit.expert == edit.id else []
         except DamageFound:
-            all_of_them = True
-    found: dict[int, tuple[float, float]] = {}
-    first = min(edit.id for edit in (*gone, *back))
-    for expert in [expert for expert in edits if expert > first]:
-        if not all_of_them and not any(_over(index, edits[expert], met) > -ROUNDING for met in moved):
+            check_all = True
+    biases: dict[int, tuple[float, float]] = {}
+    first = min(edit.id for edit in (*reverted, *reactivated))
+    for expert, edit in experts.items():
+        if expert <= first:  # made before any of the changed edits
             continue
-        beside = [edit for edit in edits.values() if edit.id < expert and _stood(edit, expert)]
-        others = [_meet(index, edit, *found.get(edit.id, (None,))[:1]) for edit in beside]
-        bias, activation = _bias_beside(index, edits[expert], others)
-        if bias != edits[expert].bias:
-            found[expert] = (bias, activation)
-            moved += [_meet(index, edits[expert]), _meet(index, edits[expert], bias)]
-    return found
+        if not check_all and not any(_excess(index, edit, keys) > -ROUNDING for keys in changed):
+            continue
+        others = [
+            _load_keys(index, other, biases[other.id][0] if other.id in biases else other.bias)
+            for other in experts.values()
+            if other.id < expert and _was_active(other, expert)
+        ]
+        other_keys = torch.cat([torch.empty(0, index.width), *(other.keys for other in others)])
+        other_own = torch.cat([torch.empty(0), *(other.own for other in others)])
+        bias = fit_bias(index, _stored_neuron(index, edit), other_keys, other_own)
+        if bias != edit.bias:
+            with_new_bias = _load_keys(index, edit, bias)
+            biases[expert] = bias, float(with_new_bias.own.min())
+            changed += [_load_keys(index, edit, edit.bias), with_new_bias]
+    return biases
 
 
-def check_they_call_themselves(index: Index, back: Sequence[Edit]) -> None:
-    """Raise `UsageError` if an edit that came back takes the prompt of one that is active, or the other way round."""
-    for edit in back:
+def check_no_collision(index: Index, reactivated: Sequence[Edit]) -> None:
+    """Raise `UsageError` if a reactivated edit collides with an active one: its prompt would route to the other."""
+    own = index.own_activations.all()[:, 0]
+    for edit in reactivated:
         if edit.expert not in index.experts:
             continue
-        mine = torch.tensor([expert == edit.expert for expert in index.key_of])
         row = index.experts.index(edit.expert)
-        activations = index.on_all_keys()
-        own = index.own.all()[:, 0]
-        rivals = activations[mine].clone()
-        rivals[:, row] = -torch.inf
-        lost = [index.experts[int(place)] for place in rivals.argmax(dim=1)[rivals.amax(dim=1) >= own[mine]]]
-        taken = (activations[:, row] >= own) & ~mine
-        lost += [index.key_of[place] for place in taken.nonzero().flatten().tolist()]
-        if lost:
-            other = index.project.find(lost[0])
+        activations = index.activations_on_keys()
+        is_own_key = torch.tensor([expert == edit.expert for expert in index.expert_of_key])
+        on_own_keys = activations[is_own_key].clone()
+        on_own_keys[:, row] = -torch.inf
+        lost = on_own_keys.amax(dim=1) >= own[is_own_key]
+        colliding = [index.experts[other] for other in on_own_keys.argmax(dim=1)[lost].tolist()]
+        captured = (activations[:, row] >= own) & ~is_own_key
+        colliding += [index.expert_of_key[key] for key in captured.nonzero().flatten().tolist()]
+        if colliding:
+            other = index.project.find(colliding[0])
             raise UsageError(
-                f"edit {edit.id} ({edit.prompt!r}) would be active again, and to this base its prompt is that of "
-                f"edit {other.id} ({other.prompt!r}), which was made since",
-                hint=f"`scen revert {other.id}` too, or leave things as they are",
+                f"this would reactivate edit {edit.id} ({edit.prompt!r}), which collides with the newer edit "
+                f"{other.id} ({other.prompt!r}): the base cannot distinguish their prompts",
+                hint=f"revert {other.id} too: `scen revert {other.id}`",
             )
 
 
-def _stood(edit: Edit, later: int) -> bool:
-    """Whether an edit, as far as it was not taken back, was active when a later one came."""
+def _was_active(edit: Edit, later: int) -> bool:
+    """Whether an edit was active when edit `later` was made; reverted edits are not asked about."""
     return edit.state == "active" or (edit.superseded_by or 0) > later
 
 
-def _meet(index: Index, edit: Edit, bias: float | None = None) -> _Met:
-    """The keys of an expert, active or not, by its first edit; as if its neuron had this bias, if it is given."""
+def _stored_neuron(index: Index, edit: Edit) -> Tensor:
+    return index.normalize_neuron(torch.from_numpy(index.project.files.index(edit)["neuron"]))
+
+
+def _load_keys(index: Index, edit: Edit, bias: float | None) -> _ExpertKeys:
+    """The keys of an expert, active or not, by its first edit; activations as its neuron gives them with this bias."""
     arrays = index.project.files.index(edit)
-    keys = index.prepare(torch.from_numpy(arrays["key"]).view(-1, index.width))
-    own = index.measure(keys, index.normalize_neuron(torch.from_numpy(arrays["neuron"])))
-    return _Met(keys, own - ((edit.bias or 0.0) if bias is None else bias))
+    keys = index.prepare_keys(torch.from_numpy(arrays["key"]).view(-1, index.width))
+    own = index.exact_activation(keys, index.normalize_neuron(torch.from_numpy(arrays["neuron"])))
+    return _ExpertKeys(keys, own - (bias or 0.0))
 
 
-def _over(index: Index, edit: Edit, other: _Met) -> float:
-    """By how much an expert's neuron, with its bias, is too strong on another's keys; nearly 0 where these keys set
-    the bias, and less where they do not matter."""
+def _excess(index: Index, edit: Edit, other: _ExpertKeys) -> float:
+    """How far the activation of an expert's neuron on another expert's keys exceeds the highest allowed value.
+
+    It is near 0 if these keys set the bias of this expert, and clearly negative if they do not matter.
+    """
     if edit.id in index.experts:
         neuron = index.neurons.all()[index.experts.index(edit.id)]
     else:
-        neuron = index.normalize_neuron(torch.from_numpy(index.project.files.index(edit)["neuron"]))
-    on_others = index.score(other.keys, neuron[None])[:, 0] - (edit.bias or 0.0)
+        neuron = _stored_neuron(index, edit)
+    on_others = index.unbiased_activations(other.keys, neuron[None])[:, 0] - (edit.bias or 0.0)
     return float((on_others - other.own).max()) + MARGIN
-
-
-def _bias_beside(index: Index, edit: Edit, others: Sequence[_Met]) -> tuple[float, float]:
-    """The bias that an expert's neuron takes beside others, and the least that it then gives its own keys."""
-    neuron = index.normalize_neuron(torch.from_numpy(index.project.files.index(edit)["neuron"]))
-    keys = torch.cat([torch.empty(0, index.width), *(met.keys for met in others)])
-    bias = index.bias_beside(neuron, keys, torch.cat([torch.empty(0), *(met.own for met in others)]))
-    return bias, float(_meet(index, edit, bias).own.min())

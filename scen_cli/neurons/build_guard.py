@@ -1,4 +1,4 @@
-"""Making a guard: prompts that must stay the base's own, from a file or written by the base, and their keys."""
+"""Build the guard: prompts that must keep the base's answer (from a file, or sampled from the base) and their keys."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from scen_cli.errors import UsageError
 from scen_cli.model.base import Base
 from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer
+from scen_cli.model.generation import room_for_answer
 from scen_cli.model.keys import KeyConfig, padded, read_segments
 from scen_cli.model.quantization import is_whole
 from scen_cli.model.routing import Whitening
@@ -26,14 +27,14 @@ from scen_cli.neurons.closed_form import whitening_of
 from scen_cli.project.guard import SELF_WRITTEN, SHARES, Guard, GuardTensors, NewGuard
 from scen_cli.recipe import Recipe
 
-SELF_WRITTEN_PROMPTS = 2000
-FEWEST = 50
-BATCH = 64  # prompts read together
-ALIKE = 0.5  # mean cosine of different prompts' keys from which on they tell little apart
+SAMPLED_PROMPTS = 2000
+MIN_PROMPTS = 50
+BATCH = 64  # prompts in one forward pass
+ALIKE = 0.5  # from this mean cosine of different prompts' keys on, keys distinguish prompts badly
 
 
 def key_config_of(template: Template, recipe: Recipe) -> KeyConfig:
-    """How a recipe reads keys of prompts in this template."""
+    """How this recipe reads keys of prompts in this template."""
     if not recipe.route_segments:
         return KeyConfig(recipe.key_pooling)
     frame = template.frame()
@@ -43,41 +44,43 @@ def key_config_of(template: Template, recipe: Recipe) -> KeyConfig:
 def make_guard(
     base: Base, template: Template, edited: EditedLayer, key_config: KeyConfig, seed: int, file: Path | None
 ) -> NewGuard:
-    """The guard of `unedited_prompts`. Raises what that raises."""
+    """Build a guard from a file, or from prompts that the base samples. Raises `UsageError` as `unedited_prompts`."""
     source = str(file.resolve()) if file else SELF_WRITTEN
     return guard_from(unedited_prompts(base, template, seed, file), source, base, template, edited, key_config, seed)
 
 
 def unedited_prompts(base: Base, template: Template, seed: int, file: Path | None) -> list[str]:
-    """Prompts of a file, or 2,000 that the base writes itself (seeded), as far as they fit the base's context.
+    """Prompts of a file, or `SAMPLED_PROMPTS` prompts sampled from the base, without those that exceed its context.
 
-    Raises `UsageError` for a file that cannot be read or has too few prompts, or a base that writes none.
+    Raises:
+        UsageError: The file cannot be read, or there are fewer than `MIN_PROMPTS` prompts.
     """
-    if file is None:
-        prompts = _sampled_prompts(base, template, seed)
-    else:
-        prompts = list(dict.fromkeys(read_prompts(file)))
-    room = getattr(base.model.config, "max_position_embeddings", None) or 10**9
-    prompts = [prompt for prompt in prompts if 0 < len(template.prompt_ids(prompt)) < room]
-    if len(prompts) < FEWEST:
-        who = f"`{file}` holds" if file else "of its own, the base wrote"
+    prompts = list(dict.fromkeys(read_prompts(file))) if file else _sampled_prompts(base, template, seed)
+    lengths = [len(template.prompt_ids(prompt)) for prompt in prompts]
+    prompts = [
+        prompt
+        for prompt, length in zip(prompts, lengths, strict=True)
+        if length and room_for_answer(base.model, length, 1) > 0
+    ]
+    if len(prompts) < MIN_PROMPTS:
         raise UsageError(
-            f"{who} {len(prompts)} prompts that can stand guard: at least {FEWEST} are needed",
-            hint="`--guard FILE` takes any file of prompts that must stay as they are; recipe `key` needs none",
+            (f"`{file}` has" if file else "the base sampled")
+            + f" {len(prompts)} usable guard prompts: a guard needs at least {MIN_PROMPTS}",
+            hint="`--guard FILE` accepts any file of prompts that edits must not change; recipe `key` needs no guard",
         )
     return prompts
 
 
 def _sampled_prompts(base: Base, template: Template, seed: int) -> list[str]:
-    """Prompts that the base samples. Those of a base in one dtype on one device are cached."""
+    """Sample prompts from the base. Cached, unless the base is quantised or partly offloaded."""
 
     def sample() -> list[str]:
-        return sample_prompts(base, template, SELF_WRITTEN_PROMPTS, seed, FEWEST)
+        return sample_prompts(base, template, SAMPLED_PROMPTS, seed, MIN_PROMPTS)
 
     if not is_whole(base.model):
         return sample()
-    held_as = [digest_of(base.folder), str(base.model.dtype), str(base.device), torch.__version__]
-    return cached_texts("sampled-prompts", [held_as, template.form, SELF_WRITTEN_PROMPTS, seed], sample)
+    base_id = [digest_of(base.folder), str(base.model.dtype), str(base.device), torch.__version__]
+    return cached_texts("sampled-prompts", [base_id, template.form, SAMPLED_PROMPTS, seed], sample)
 
 
 def guard_from(
@@ -89,85 +92,94 @@ def guard_from(
     key_config: KeyConfig,
     seed: int,
 ) -> NewGuard:
-    """These prompts, split at random (seeded) into those that neurons may learn from, those that set theta and those
-    that figures are reported on; and their keys."""
+    """Split prompts at random (seeded) into `SHARES` and read their keys.
+
+    Neurons may be fitted on the split `fit`; theta is calibrated on `calibration`; rates are reported on `report`.
+    """
     prompts = list(prompts)
     random.Random(seed).shuffle(prompts)
     ends = dict(zip(SHARES, accumulate(SHARES.values()), strict=True))
-    splits = [next(split for split, end in ends.items() if place < end * len(prompts)) for place in range(len(prompts))]
-    named = [(prompt, split, source) for prompt, split in zip(prompts, splits, strict=True)]
-    return NewGuard(
-        named, _tensors(named, [template.prompt_ids(prompt) for prompt in prompts], base, edited, key_config)
-    )
+    rows = []
+    for index, prompt in enumerate(prompts):
+        split = next(split for split, end in ends.items() if index < end * len(prompts))
+        rows.append((prompt, split, source))
+    return _with_keys(rows, base, template, edited, key_config)
 
 
 def reread_keys(guard: Guard, base: Base, template: Template, edited: EditedLayer, key_config: KeyConfig) -> NewGuard:
-    """The same prompts and splits, their keys read otherwise: in another template, at another layer."""
-    named = [(prompt.prompt, prompt.split, prompt.source) for prompt in guard.prompts]
-    tokens = [template.prompt_ids(prompt) for prompt, _split, _source in named]
-    return NewGuard(named, _tensors(named, tokens, base, edited, key_config))
+    """The same prompts and splits, with keys read in another template or at another layer."""
+    rows = [(prompt.prompt, prompt.split, prompt.source) for prompt in guard.prompts]
+    return _with_keys(rows, base, template, edited, key_config)
 
 
-def _tensors(
-    named: list[tuple[str, str, str]], tokens: list[list[int]], base: Base, edited: EditedLayer, key_config: KeyConfig
-) -> GuardTensors:
-    keys, rows = read_segment_keys(base, edited, tokens, key_config)
-    whitening = whitening_of(keys[torch.tensor([named[row][1] == "fit" for row in rows.tolist()])])
-    return GuardTensors(*(t.numpy() for t in (keys, rows, whitening.mean, whitening.axes, whitening.scales)))
+def _with_keys(
+    rows: list[tuple[str, str, str]], base: Base, template: Template, edited: EditedLayer, key_config: KeyConfig
+) -> NewGuard:
+    """Read the keys of guard rows (prompt, split, source), and compute the whitening from the split `fit`."""
+    tokens = [template.prompt_ids(prompt) for prompt, _split, _source in rows]
+    keys, prompt_of_key = read_segment_keys(base, edited, tokens, key_config)
+    whitening = whitening_of(keys[torch.tensor([rows[prompt][1] == "fit" for prompt in prompt_of_key.tolist()])])
+    tensors = keys, prompt_of_key, whitening.mean, whitening.axes, whitening.scales
+    return NewGuard(rows, GuardTensors(*(tensor.numpy() for tensor in tensors)))
 
 
 def replace_guard_splits(guard: Guard, new: NewGuard) -> NewGuard:
-    """A guard whose theta is set by, and reported on, the prompts of another: those that its neurons were made with
-    stay, and so does the whitening. Prompts that stood guard before serve for neither: they are known already.
+    """Replace the splits `calibration` and `report` of a guard by the prompts of another.
 
-    Raises `UsageError` if too few are left.
+    The split `fit` and the whitening stay, because the neurons were made with them. Prompts of the old guard are
+    dropped from the new one: theta must be calibrated on prompts that no neuron has seen.
+
+    Raises:
+        UsageError: Fewer than `MIN_PROMPTS` new prompts are left.
     """
     known = {prompt.prompt for prompt in guard.prompts}
-    fit = [place for place, prompt in enumerate(guard.prompts) if prompt.split == "fit"]
-    fresh = [place for place, (prompt, _split, _source) in enumerate(new.prompts) if prompt not in known]
-    if len(fresh) < FEWEST:
-        raise UsageError(f"{len(fresh)} of these prompts did not stand guard before: at least {FEWEST} are needed")
-    old_keys, old_rows = _of(guard.tensors, fit)
-    new_keys, new_rows = _of(new.tensors, fresh)
-    tensors = GuardTensors(
-        np.concatenate([old_keys, new_keys]),
-        np.concatenate([old_rows, new_rows + len(fit)]),
-        guard.tensors.mean,
-        guard.tensors.axes,
-        guard.tensors.scales,
-    )
-    kept = [(guard.prompts[place].prompt, "fit", guard.prompts[place].source) for place in fit]
-    splits = [(new.prompts[place][0], new.prompts[place][1], new.prompts[place][2]) for place in fresh]
-    added = [(prompt, "report" if split == "report" else "calibration", source) for prompt, split, source in splits]
-    return NewGuard(kept + added, tensors)
+    fit = [index for index, prompt in enumerate(guard.prompts) if prompt.split == "fit"]
+    fresh = [index for index, (prompt, _split, _source) in enumerate(new.prompts) if prompt not in known]
+    if len(fresh) < MIN_PROMPTS:
+        raise UsageError(
+            f"{len(fresh)} of these prompts are not in the present guard: a new one needs at least {MIN_PROMPTS}"
+        )
+    rows = [(guard.prompts[index].prompt, "fit", guard.prompts[index].source) for index in fit]
+    for index in fresh:
+        prompt, split, source = new.prompts[index]
+        rows.append((prompt, "report" if split == "report" else "calibration", source))
+    old_keys, old_prompts = _select_keys(guard.tensors, fit)
+    new_keys, new_prompts = _select_keys(new.tensors, fresh)
+    old = guard.tensors
+    keys, prompt_of_key = np.concatenate([old_keys, new_keys]), np.concatenate([old_prompts, new_prompts + len(fit)])
+    return NewGuard(rows, GuardTensors(keys, prompt_of_key, old.mean, old.axes, old.scales))
 
 
-def _of(tensors: GuardTensors, prompts: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Keys of some prompts, and which of these each belongs to."""
-    mine = np.isin(tensors.rows, prompts)
-    place_of = {row: place for place, row in enumerate(prompts)}
-    return tensors.keys[mine], np.array([place_of[row] for row in tensors.rows[mine]], np.int64)
+def _select_keys(tensors: GuardTensors, prompts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of these prompts, and for each key the index into `prompts`."""
+    selected = np.isin(tensors.rows, prompts)
+    new_index = {prompt: index for index, prompt in enumerate(prompts)}
+    return tensors.keys[selected], np.array([new_index[prompt] for prompt in tensors.rows[selected]], np.int64)
 
 
 def whitening_in(guard: Guard) -> Whitening:
-    """The whitening that a guard's fit split gave."""
+    """The whitening stored with a guard."""
     return Whitening(*(torch.from_numpy(getattr(guard.tensors, name)) for name in ("mean", "axes", "scales")))
 
 
 def read_segment_keys(
     base: Base, edited: EditedLayer, sequences: Sequence[Sequence[int]], key_config: KeyConfig
 ) -> tuple[Tensor, Tensor]:
-    """Keys (n, h) of token sequences and of their splits, on the CPU, and which sequence each belongs to (n,)."""
-    found = []
+    """Read the keys of token sequences and of their segments, in batches.
+
+    Returns:
+        Keys (n, h) on the CPU, and the index of the sequence that each key belongs to, (n,).
+    """
+    batches = []
     for start in range(0, len(sequences), BATCH):
         ids, mask = padded(sequences[start : start + BATCH], 0)
         keys, rows = read_segments(base.model, edited.down_proj, ids.to(base.device), mask.to(base.device), key_config)
-        found.append((keys.cpu(), rows + start))
-    return torch.cat([keys for keys, _rows in found]), torch.cat([rows for _keys, rows in found])
+        batches.append((keys.cpu(), rows + start))
+    return torch.cat([keys for keys, _rows in batches]), torch.cat([rows for _keys, rows in batches])
 
 
 def mean_cosine(guard: Guard) -> float:
-    """The mean cosine of the keys of different guard prompts: near 1, the last token says little of a prompt."""
+    """The mean cosine of the keys of different guard prompts. Near 1: the last token says little about a prompt."""
     keys = torch.nn.functional.normalize(torch.from_numpy(guard.tensors.keys[: len(guard.prompts)]), dim=1)
     count = len(keys)
     return float(((keys.sum(dim=0) ** 2).sum() - count) / (count * (count - 1)))

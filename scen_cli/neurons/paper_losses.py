@@ -1,4 +1,4 @@
-"""Stage 2: the indexing neuron of one edit (the paper's section 3.3), from cached keys alone."""
+"""The loss of the indexing neuron (equations 5 to 8 of the paper, section 3.3), and the training of the neuron."""
 
 from __future__ import annotations
 
@@ -9,33 +9,65 @@ from torch import Tensor
 
 from scen_cli.recipe import Recipe
 
-HARD_NEGATIVES = 4096  # beyond so many, the nearest alone are learned from
+HARD_NEGATIVES = 4096  # training uses at most this many negatives: the nearest ones
 
 
 @dataclass(frozen=True)
 class NeuronFit:
-    """`neuron` (h,), float32, and the loss before each step (none if nothing was trained)."""
+    """A fitted neuron (h,), float32, and the loss before each Adam step (empty if nothing was trained)."""
 
     neuron: Tensor
     losses: list[float]
 
 
-def train_neuron(keys: Tensor, negatives: Tensor, recipe: Recipe, seed: int = 0) -> NeuronFit:
-    """Fit edit t's neuron to its key, (1, h), against `negatives` (n, h): in the paper the t-1 earlier keys.
+def neuron_loss(own: Tensor, negatives: Tensor, recipe: Recipe) -> Tensor:
+    """The loss of edit t's indexing neuron: equations 5 to 8 of the paper.
 
-    Edits that share an expert share the neuron: `keys` are then theirs. It starts as `nn.Linear`'s default
-    does, U(-1/sqrt(h), 1/sqrt(h)) from `seed`, and takes Adam steps on
-    `neuron_loss`. Only this neuron moves. Computed in float32 on the CPU, for the same digits
-    wherever the base runs.
+        l_activate    = exp(-a_t)                            (5)
+        l_disactivate = mean over i of exp(a_i + alpha)      (6)
+        l_margin      = mean over i of exp(a_i - a_t + beta) (7)
+        loss          = l_activate + m (l_disactivate + l_margin)  (8)
+
+    Without negatives (the first edit) the loss is (5) alone. `recipe.disactivate` and `recipe.margin` switch off
+    (6) and (7): the ablations of Table 3.
+
+    Args:
+        own: Activations of the neuron on its own keys, (k,). The paper has k = 1: this is a_t. Edits that share an
+            expert (Table 4) share the neuron; (5) and (7) are then means over their keys.
+        negatives: Activations of the same neuron on the other keys, (n,): the a_i.
+        recipe: Supplies alpha, beta and m.
+
+    Returns:
+        The loss, a scalar.
+    """
+    loss = torch.exp(-own).mean()  # (5)
+    if len(negatives) and recipe.disactivate:
+        loss = loss + recipe.m * torch.exp(negatives + recipe.alpha).mean()  # (6)
+    if len(negatives) and recipe.margin:
+        loss = loss + recipe.m * torch.exp(negatives[:, None] - own + recipe.beta).mean()  # (7)
+    return loss
+
+
+def train_neuron(keys: Tensor, negatives: Tensor, recipe: Recipe, seed: int = 0) -> NeuronFit:
+    """Train one indexing neuron with Adam on `neuron_loss`. All other neurons stay as they are.
+
+    Training runs in float32 on the CPU, so the result does not depend on the base's device.
+
+    Args:
+        keys: The edit's key, (1, h), or the keys of all edits that share the neuron, (k, h).
+        negatives: Keys on which the neuron must stay weak, (n, h). In the paper: the t-1 earlier keys.
+        recipe: Supplies `neuron_lr`, `neuron_steps` and the settings of the loss.
+        seed: Seed of the initial weights, U(-1/sqrt(h), 1/sqrt(h)): the default of `nn.Linear`.
     """
     keys, negatives = keys.float().cpu(), negatives.float().cpu()
-    width = keys.shape[1] ** -0.5
+    bound = keys.shape[1] ** -0.5
     generator = torch.Generator().manual_seed(seed)
-    neuron = torch.empty_like(keys[0]).uniform_(-width, width, generator=generator).requires_grad_()
+    neuron = torch.empty_like(keys[0]).uniform_(-bound, bound, generator=generator).requires_grad_()
     optimizer = torch.optim.Adam([neuron], lr=recipe.neuron_lr)
     losses = []
     with torch.enable_grad():
         for _ in range(recipe.neuron_steps):
+            # Equation 10: an activation is sigmoid(w . k).
             loss = neuron_loss(torch.sigmoid(keys @ neuron), torch.sigmoid(negatives @ neuron), recipe)
             optimizer.zero_grad()
             loss.backward()
@@ -45,23 +77,9 @@ def train_neuron(keys: Tensor, negatives: Tensor, recipe: Recipe, seed: int = 0)
 
 
 def hard_negatives(keys: Tensor, negatives: Tensor) -> Tensor:
-    """Those of `negatives` (n, h) that lie nearest to any of `keys` (m, h), by their product: all of them up to
-    `HARD_NEGATIVES`, and never more, so that a step costs the same from there on."""
+    """The `HARD_NEGATIVES` rows of `negatives` (n, h) with the largest dot product with any of `keys` (k, h), in their
+    order; all rows if there are no more. This bounds the cost of a training step."""
     if len(negatives) <= HARD_NEGATIVES:
         return negatives
     nearest = (negatives @ keys.T).amax(dim=1).topk(HARD_NEGATIVES).indices
     return negatives[nearest.sort().values]
-
-
-def neuron_loss(own: Tensor, negative: Tensor, recipe: Recipe) -> Tensor:
-    """Equations 5 to 8: `own` (1,) is a_t, `negative` (n,) are the a_i. The first edit has (5) alone.
-
-    `own` (n,) of edits that share the neuron: (5) and (7) are means over them. Table 3's ablations leave
-    out (6) or (7) by the recipe's `disactivate` and `margin`.
-    """
-    loss = torch.exp(-own).mean()
-    if len(negative) and recipe.disactivate:
-        loss = loss + recipe.m * torch.exp(negative + recipe.alpha).mean()
-    if len(negative) and recipe.margin:
-        loss = loss + recipe.m * torch.exp(negative[:, None] - own + recipe.beta).mean()
-    return loss
