@@ -1,7 +1,7 @@
-"""What the authors' code does, step by step, written from the method: the slow reference of `edit_speed`.
+"""The authors' procedure, written from the paper: the slow reference of `edit_speed` and `first_edit`.
 
-The whole model runs, in float32, at each of an expert's steps and for every earlier prompt at each of a neuron's
-steps; an edit's expert is one float32 file of its own, which is read anew for every query.
+The whole model runs in float32 at each step of an expert, and for every earlier prompt at each step of a neuron. Each
+expert is a float32 file, which is read for every query.
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ class AuthorsProcedure:
         self.neurons: list[Tensor] = []
 
     def edit(self, prompt: str, target: str, keys: Tensor | None = None) -> None:
-        """Make one edit. `keys` (t, h) of all prompts so far and this one spare the runs that would give the very same
-        numbers: for edits that are not timed."""
+        """Make one edit.
+
+        Args:
+            prompt: The prompt of the edit.
+            target: Its target.
+            keys: Keys (t, h) of all prompts up to this one. They replace the runs of the model that would give the
+                same numbers, for edits that are not timed.
+        """
         ids = torch.tensor([self.template.prompt_ids(prompt)])
         expert = self._train_expert(ids, torch.tensor([self.template.target_ids(prompt, target)]))
         save_file({"expert": expert}, self.folder / f"{len(self.prompts):06d}.safetensors")
@@ -38,7 +44,7 @@ class AuthorsProcedure:
         self.neurons.append(self._train_neuron(keys))
 
     def answer(self, prompt: str, max_new_tokens: int = 50) -> str:
-        """Route by a run of the whole model, read the expert's file, generate greedily."""
+        """Run the whole model to route, read the file of the expert, generate greedily."""
         ids = torch.tensor([self.template.prompt_ids(prompt)])
         activations = torch.sigmoid(torch.stack(self.neurons) @ self._key(ids))
         strongest, expert = activations.max(dim=0)
@@ -72,8 +78,8 @@ class AuthorsProcedure:
         neuron = nn.Linear(self.base_weight.shape[1], 1, bias=False)
         optimizer = torch.optim.Adam(neuron.parameters(), lr=self.recipe.neuron_lr)
         for _ in range(self.recipe.neuron_steps):
-            found = keys if keys is not None else torch.stack([self._key(ids) for ids in self.prompts])
-            activations = torch.sigmoid(neuron(found))[:, 0]
+            all_keys = keys if keys is not None else torch.stack([self._key(ids) for ids in self.prompts])
+            activations = torch.sigmoid(neuron(all_keys))[:, 0]
             loss = neuron_loss(activations[-1:], activations[:-1], self.recipe)
             optimizer.zero_grad()
             loss.backward()
@@ -82,8 +88,8 @@ class AuthorsProcedure:
 
     @torch.no_grad()
     def _key(self, ids: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        handle = self.down_proj.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        inputs: list[Tensor] = []
+        handle = self.down_proj.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
         self.model(input_ids=ids)
         handle.remove()
-        return seen[0][0, -1]
+        return inputs[0][0, -1]

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Everything in benchmarks/compare/: `bash benchmarks/compare.sh WORK [DATA]` (some two hours on 2 slow cores, one
-# comparison after another so that their times can be compared; without DATA, a folder with zsre/ZsRE-test-all.json,
-# the demo's part alone). Run again, it goes on where it was stopped.
+# Compares SCEN with other methods and writes benchmarks/compare/: `bash benchmarks/compare.sh WORK [DATA]`
+# WORK is a new folder, or the folder of a stopped run, which resumes. DATA holds zsre/ZsRE-test-all.json; without it,
+# only the demo's comparisons run. Takes about two hours on 2 slow cores. The comparisons run one after the other, so
+# that their times can be compared.
 set -euo pipefail
 mkdir -p "$(dirname "$0")/compare"
 work=${1:?usage: bash benchmarks/compare.sh WORK [DATA]} data=${2:-}

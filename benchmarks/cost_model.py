@@ -1,28 +1,27 @@
-"""What an edit and a token cost, from shapes: `python -m benchmarks.cost_model`
+"""Computes the arithmetic and the bytes of edits and tokens from model shapes: `python -m benchmarks.cost_model`
 
-FLOPs are counted as two for each weight and token of a matrix product; attention's products over earlier tokens
-(short prompts here) and elementwise work are left out. An edit of the default recipe: three sequences, their prefix
-once, and so many steps above it, each a forward and a backward for what enters the layers; the authors' procedure
-re-runs the whole model for every step, and for every earlier edit at each of 20 neuron steps.
+Measures nothing. A matrix product counts two FLOPs per weight and token. Attention over earlier tokens (the prompts
+are short) and elementwise operations are left out. An edit of the default recipe has three sequences: one pass for the
+prefix, then a forward and a backward pass of the layers above it for every step. The authors' procedure runs the whole
+model for every expert step, and for every earlier edit at each of 20 neuron steps. Prints the table.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measuring import show
-from scen_cli.project.tensor_files import EditTensors, LowRankArrays, write_edit
+from benchmarks.measuring import make_parser, markdown
+from scen_cli.project.edit_files import EditTensors, LowRankArrays, write_edit
 from scen_cli.recipe import RECIPES
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama: layers, d, h, width of keys and values, vocabulary; the edited layer; bytes of a weight."""
+    """A Llama: number of layers, d, h, width of keys and values, vocabulary size, edited layer."""
 
     name: str
     layers: int
@@ -50,7 +49,7 @@ PROMPT, SEQUENCES, TARGET, RANK, AUTHORS_STEPS, AUTHORS_NEURON_STEPS = 20, 95, 9
 
 
 def edit_flops(shape: Shape) -> float:
-    """One edit of the default recipe: keys, prefix, steps (no products below the projection stand in a step)."""
+    """FLOPs of one edit of the default recipe: keys, prefix, and steps, which run only what follows the projection."""
     steps = RECIPES["closed-form"].expert_steps
     prefix = 2 * (shape.layer + 1) * shape.per_layer * (SEQUENCES + PROMPT)
     above = (shape.layers - shape.layer - 1) * shape.per_layer * SEQUENCES + shape.head * TARGET
@@ -59,14 +58,14 @@ def edit_flops(shape: Shape) -> float:
 
 
 def authors_flops(shape: Shape, t: int) -> float:
-    """The authors' procedure for edit t: expert steps through the whole model, neuron steps through it for all t."""
+    """FLOPs of edit t in the authors' procedure: expert steps, and neuron steps that run all t prompts."""
     forward = 2 * (shape.layers * shape.per_layer + shape.head) * PROMPT
     backward = 2 * ((shape.layers - shape.layer) * shape.per_layer + shape.head + shape.d * shape.h) * PROMPT
     return AUTHORS_STEPS * (forward + backward) + AUTHORS_NEURON_STEPS * t * forward
 
 
 def bytes_per_edit(shape: Shape, rank: int) -> int:
-    """Of its file, by writing one: float16 A and B, float32 key and neuron."""
+    """Size of an edit file, by writing one: float16 A and B, float32 key and neuron."""
     key = np.ones(shape.h, np.float32)
     expert = LowRankArrays(np.ones((rank, shape.h), np.float16), np.ones((shape.d, rank), np.float16))
     with tempfile.TemporaryDirectory() as folder:
@@ -74,12 +73,12 @@ def bytes_per_edit(shape: Shape, rank: int) -> int:
 
 
 def routing_flops(shape: Shape, edits: int, axes: int = 500) -> float:
-    """Once per prompt: whitening and one product."""
+    """FLOPs of routing one prompt: whitening and one product."""
     return 2 * shape.h * (edits + 2 * axes)
 
 
 def token_flops(shape: Shape) -> tuple[float, float]:
-    """A token of the base, and what its expert adds."""
+    """FLOPs of a token in the base, and of the expert on top."""
     return 2 * (shape.layers * shape.per_layer + shape.head), 2 * RANK * (shape.d + shape.h)
 
 
@@ -98,12 +97,12 @@ COLUMNS = [
 ]
 
 
-def rows() -> list[list[str]]:
-    """A line for each shape; the authors' procedure as a multiple of the product."""
-    made = []
+def table() -> str:
+    """One line for each shape; the authors' procedure as a multiple of the product."""
+    rows = []
     for shape in SHAPES:
         base, expert = token_flops(shape)
-        made.append(
+        rows.append(
             [
                 f"{shape.name} (l = {shape.layer})",
                 f"{edit_flops(shape) / 1e9:,.1f}",
@@ -115,13 +114,13 @@ def rows() -> list[list[str]]:
                 f"{100 * routing_flops(shape, 1000) / (base * PROMPT):.3f} %",
             ]
         )
-    return made
+    return markdown(COLUMNS, rows)
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    title = f"an edit: {SEQUENCES} tokens in three sequences; a prompt: {PROMPT} tokens; rank {RANK}"
-    show(title, [f"{name}#" for name in COLUMNS], [list(row) for row in rows()])
+    make_parser(__doc__).parse_args()
+    print(f"an edit: {SEQUENCES} tokens in three sequences; a prompt: {PROMPT} tokens; rank {RANK}\n")
+    print(table())
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""The most memory that an export takes: `python -m benchmarks.export_memory [--edits 1000] [--json FILE]`
+"""Measures the peak memory of each kind of export: `python -m benchmarks.export_memory [--edits 1000] [--json FILE]`
 
-A Llama of 0.9 B parameters in bfloat16 with random weights, and a project of so many edits with random keys, neurons
-and low-rank experts. Each kind of export runs in a process of its own; idle is that process with torch, transformers
-and scen imported, before the base is loaded.
+Uses a Llama of 0.9 B parameters in bfloat16 with random weights, and a project with random keys, neurons and low-rank
+experts. Each kind of export runs in its own process. Prints the peak above idle, in multiples of the base's size; idle
+is the process with torch, transformers and scen imported, before the base is loaded.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,14 +20,14 @@ import psutil
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.measuring import show, write
+from benchmarks.measuring import make_parser, run_module
+from benchmarks.page import report
 from benchmarks.synthetic import RANK
-from scen_cli import EditRecord, Project, load_base, new_project
+from scen_cli import EditRecord, PatchedModel, Project, load_base, new_project
 from scen_cli.data.records import SourceLine
-from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.base import DEMO
 from scen_cli.project.commit_rows import TrainedEdit, TrainingStats
-from scen_cli.project.tensor_files import EditTensors, LowRankArrays
+from scen_cli.project.edit_files import EditTensors, LowRankArrays
 
 SHAPE = {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 17, "num_attention_heads": 16}
 LAYER = 8
@@ -38,39 +35,26 @@ KINDS = ("checkpoint", "float16", "patch", "peft", "edit")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--edits", type=int, default=1000)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--one", nargs=2, help="this kind of export of this project, as JSON")
-    chosen = parser.parse_args()
-    if chosen.one:
-        print(json.dumps(_export(chosen.one[0], Path(chosen.one[1]))))
+    parser.add_argument("--one", nargs=2, help="run only this kind of export of this project, and print JSON")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(_export(options.one[0], Path(options.one[1]))))
         return
     with tempfile.TemporaryDirectory() as folder:
         base, project = Path(folder) / "base", Path(folder) / "project"
         size = _make_base(base)
-        _make_project(project, base, chosen.edits)
+        _make_project(project, base, options.edits)
         found = []
         for kind in KINDS:
-            command = [sys.executable, "-m", "benchmarks.export_memory", "--one", kind, str(project)]
-            told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-            found.append({"kind": kind, **told, "of_base": (told["peak"] - told["idle"]) / size})
-    columns = ["export", "idle MB#", "loaded MB#", "peak MB#", "above idle, in bases#", "seconds#"]
-    rows = [
-        [
-            one["kind"],
-            *(f"{one[n] / 1e6:.0f}" for n in ("idle", "loaded", "peak")),
-            f"{one['of_base']:.3f}",
-            f"{one['seconds']:.0f}",
-        ]
-        for one in found
-    ]
-    show(f"base {size / 1e6:.0f} MB, {chosen.edits} edits", columns, rows)
-    write(chosen.json, {"base_bytes": size, "edits": chosen.edits, "found": found})
+            row = run_module("benchmarks.export_memory", "--one", kind, project)
+            found.append({"kind": kind, **row, "of_base": (row["peak"] - row["idle"]) / size})
+    report("export_memory", {"base_bytes": size, "edits": options.edits, "found": found}, options.json)
 
 
 def _make_base(folder: Path) -> int:
-    """Its weights' bytes."""
+    """Write a base with random weights; return the size of its weights in bytes."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -78,7 +62,7 @@ def _make_base(folder: Path) -> int:
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return sum(one.numel() * one.element_size() for one in model.parameters())
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _make_project(folder: Path, base_folder: Path, edits: int) -> None:
@@ -86,20 +70,20 @@ def _make_project(folder: Path, base_folder: Path, edits: int) -> None:
     changes: dict[str, str | float | None] = {"expert": "low-rank", "rank": RANK}
     project = new_project(folder, str(base_folder), LAYER, recipe="key", changes=changes, base=base)
     d, h = SHAPE["hidden_size"], SHAPE["intermediate_size"]
-    project.ledger.db.execute("pragma synchronous = off")  # nothing here need outlast a power cut
+    project.ledger.db.execute("pragma synchronous = off")  # a temporary project need not survive a power cut
     with project.writing():
         for number in range(edits):
             record = EditRecord(prompt=f"Question {number}?", target=f"answer {number}")
-            parts = (rng.standard_normal(shape, np.float32) / 100 for shape in ((RANK, h), (d, RANK), (2, h)))
-            a, b, (neuron, key) = parts
+            arrays = (rng.standard_normal(shape, np.float32) / 100 for shape in ((RANK, h), (d, RANK), (2, h)))
+            a, b, (neuron, key) = arrays
             trained = TrainedEdit(record, SourceLine("synthetic", number), True, 1.0)
             project.commit([trained], TrainingStats(0, 0.0), EditTensors(LowRankArrays(a, b), neuron, key))
         project.merge()
     project.close()
 
 
-class Watch:
-    """The most memory of this process that is resident, pages of files that it has mapped included."""
+class PeakMemory:
+    """The peak resident memory of this process, including mapped pages of files; a thread samples it."""
 
     def __init__(self) -> None:
         self._process, self.peak = psutil.Process(), 0
@@ -118,11 +102,11 @@ def _export(kind: str, project: Path) -> dict[str, Any]:
     from scen_cli.export.peft_folder import export_adapters
     from scen_cli.export.transformers_folder import export_checkpoint
 
-    watch = Watch()
-    idle = watch.now()
+    memory = PeakMemory()
+    idle = memory.now()
     patched = PatchedModel(Project(project), "cpu")
     patched.patch()
-    loaded, started = watch.now(), time.perf_counter()
+    loaded, started = memory.now(), time.perf_counter()
     out = project.parent / f"out-{os.getpid()}"
     if kind == "peft":
         export_adapters(patched, out)
@@ -131,15 +115,15 @@ def _export(kind: str, project: Path) -> dict[str, Any]:
     else:
         dtype = kind if kind == "float16" else None
         export_checkpoint(patched, out, patch_only=kind == "patch", dtype=dtype)
-    return {"idle": idle, "loaded": loaded, "peak": watch.peak, "seconds": time.perf_counter() - started}
+    return {"idle": idle, "loaded": loaded, "peak": memory.peak, "seconds": time.perf_counter() - started}
 
 
 def _one_plain(patched: PatchedModel, out: Path) -> None:
-    """A plain checkpoint: what is written of one, without the scoring, which this base could not be asked for."""
-    from scen_cli.export.transformers_folder import SHARD, save_weights
+    """Write a plain checkpoint as `export_merged` does, without scoring: a random base has no answers to score."""
+    from scen_cli.export.transformers_folder import MAX_SHARD_SIZE, save_weights
 
     name = f"{patched.edited.module_name}.weight"
-    save_weights(patched, out, {name: patched.edited.projection.weight + 1}, None, SHARD)
+    save_weights(patched, out, {name: patched.edited.projection.weight + 1}, None, MAX_SHARD_SIZE)
 
 
 if __name__ == "__main__":

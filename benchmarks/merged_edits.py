@@ -1,59 +1,38 @@
-"""Edits folded into the weights beside the same edits routed: `python -m benchmarks.merged_edits [--json FILE]`
+"""Compares edits merged into the weights with routed edits: `python -m benchmarks.merged_edits [--json FILE]`
 
-The demo base with its first 10, 100 and 500 edits; figures are those that `scen export --merge-into-weights` tells.
+Uses the demo base with its first 10, 100 and 500 edits, and the metrics of `scen export --merge-into-weights`. Prints a
+table; FILE also has the chosen lambda.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
-import torch
-
-from benchmarks.measuring import show, write
-from scen_cli import Editor, new_project
-from scen_cli.data.records import SourceLine
+from benchmarks.measuring import demo_editor, make_edits, make_parser
+from benchmarks.page import report
 from scen_cli.data.suites import demo_edits
-from scen_cli.export.fold_weights import FIGURES, fold
+from scen_cli.evaluation.samples import PAPER_ROLES
+from scen_cli.export.fold_weights import fold
 
 EDITS = (10, 100, 500)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
+    options = make_parser(__doc__).parse_args()
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        editor = Editor(new_project(Path(folder) / "project", "demo", device="cpu"), "cpu")
-        for count in EDITS:
-            with editor.project.writing():
-                for place, record in enumerate(demo_edits()[:count], start=1):
-                    if not editor.project.ledger.find_exact(record.prompt, record.target):
-                        editor.edit(record, SourceLine("suite demo", place))
-                editor.project.merge()
+        editor = demo_editor(Path(folder) / "project", [])
+        for start, end in zip((0, *EDITS), EDITS, strict=False):
+            make_edits(editor, demo_edits()[start:end], first=start + 1)
             with editor.snapshot() as patch:
                 folded = fold(editor, patch, None, print)
             shares = {
-                kind: {name: figures[name].patched.value for name in FIGURES}
+                kind: {name: figures[name].patched.value for name in PAPER_ROLES}
                 for kind, figures in (("folded", folded.figures), ("routed", folded.routed))
             }
-            found.append({"edits": count, "lambda": folded.known, **shares})
-    columns = ["edits#", "", *(f"{name}#" for name in FIGURES), "lambda#"]
-    rows = [
-        [
-            one["edits"],
-            kind,
-            *(f"{100 * one[kind][name]:.1f}" for name in FIGURES),
-            one["lambda"] if kind == "folded" else "",
-        ]
-        for one in found
-        for kind in ("folded", "routed")
-    ]
-    show("", columns, rows)
-    write(chosen.json, {"found": found})
+            found.append({"edits": end, "lambda": folded.ridge_lambda, **shares})
+    report("merged_edits", {"found": found}, options.json)
 
 
 if __name__ == "__main__":

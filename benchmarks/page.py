@@ -1,242 +1,265 @@
-"""Writes the tables of `benchmarks/README.md`, of pages in `docs/` and of the README from `benchmarks/speed/*.json`,
-`benchmarks/compare/*.json` and `benchmarks/shipping/*.json`: `python -m benchmarks.page`"""
+"""Fills the tables in `benchmarks/README.md`, the README and the pages in `docs/`: `python -m benchmarks.page`
+
+The results are `benchmarks/speed/*.json`, `benchmarks/compare/*.json` and `benchmarks/shipping/*.json`. The benchmarks
+print the same tables.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost_model import COLUMNS, rows
+from benchmarks import cost_model
+from benchmarks.measuring import machine, markdown, write
 
 FOLDER = Path(__file__).parent
-PAGES = [FOLDER / "README.md", FOLDER.parent / "README.md"]
-PAGES += [FOLDER.parent / "docs" / f"{name}.md" for name in ("methods", "shipping", "serving", "large")]
-
-
-def edit_speed(found: dict[str, Any]) -> str:
-    methods = found["methods"]
-    authors = methods["authors' procedure"]["seconds"]
-    places = ["3", "50", str(found["edits"])]
-    lines = [
-        [
-            name,
-            *(f"{one['seconds'][t]:.3f} ({authors[t] / one['seconds'][t]:.1f})" for t in places),
-            f"{one['bytes'] / 1e3:.1f}",
-            f"{one['peak_mb']:.0f}",
-            one["reliability"],
-            one["generality"],
-        ]
-        for name, one in methods.items()
-    ]
-    head = ["", "t = 1 to 3", "t = 50", f"t = {found['edits']}", "kB per edit", "peak MB", "Reliability", "Generality"]
-    grown = methods["product"]["seconds"]
-    far = max(grown, key=int)
-    ratio = grown[far] / grown["10"]
-    growth = f"The product's edit {far} took {ratio:.2f} times as long as its edit 10."
-    return f"{_table(head, lines)}\n\n{growth} {_where(found)}"
-
-
-def recipes(found: dict[str, Any]) -> str:
-    from benchmarks import recipes as bench
-
-    return f"{_table(bench.COLUMNS, [bench.cells(one) for one in found['found']])}\n\n{_where(found)}"
-
-
-def first_edit(found: dict[str, Any]) -> str:
-    lines = [
-        [one["base"], one["method"], f"{one['seconds']:.3f}", f"{one['times_less']:.1f}"] for one in found["found"]
-    ]
-    return f"{_table(['base', 'method', 'seconds', 'times less'], lines)}\n\n{_where(found)}"
-
-
-def inference_speed(found: dict[str, Any]) -> str:
-    lines = [
-        [one["base"], one["batch"], one["model"]]
-        + [f"{one['tokens_per_second'][kind]:.0f} ({one['of_base'][kind]:.3f})" for kind in ("prefill", "decode")]
-        for one in found["found"]
-    ]
-    return f"{_table(['base', 'batch', 'model', 'prefill', 'decode'], lines)}\n\n{_where(found)}"
-
-
-def routing_scale(found: dict[str, Any]) -> str:
-    lines = [
-        [f"{f['rows']:,}", f"{f['megabytes']:,.0f}", f"{f['ms_1']:.2f}", f"{f['ms_16']:.2f}"] for f in found["found"]
-    ]
-    return f"{_table(['rows', 'W_merge, MB', 'ms, alone', 'ms, in a batch of 16'], lines)}\n\n{_where(found)}"
-
-
-def many_edits(found: dict[str, Any]) -> str:
-    names = ("open_to_ask", "answer", "ask_command", "open_to_edit", "peak_mb")
-    head = ["edits", "open to ask, s", "first answer, s", "`scen ask` as a whole, s", "then open to edit, s", "peak MB"]
-    lines = [[f"{one['edits']:,}", *(f"{one[name]:.2f}" for name in names)] for one in found["found"]]
-    return f"{_table(head, lines)}\n\n{_where(found)}"
-
-
-def expert_sweep(found: dict[str, Any]) -> str:
-    lines = [
-        [
-            ", ".join(f"{name} {value}" for name, value in one["setting"].items()) or "the default",
-            *(one[name] for name in ("learned", "rephrases", "otherwise")),
-            f"{one['steps']:.1f}",
-            f"{one['ms']:.0f}",
-            f"{one['rank']:.1f}",
-        ]
-        for one in found["found"]
-    ]
-    head = ["setting", "learned", "rephrases", "otherwise put", "steps", "ms per edit", "mean rank"]
-    return f"{_table(head, lines)}\n\n{_where(found)}"
-
-
-def edit_rate(found: dict[str, Any]) -> str:
-    lines = [
-        [one["batch"], f"{one['seconds']:.4f}", f"{1 / one['seconds']:.1f}", f"{1000 * one['tflops']:.1f}"]
-        for one in found["found"]
-    ]
-    return f"{_table(['batch', 'seconds', 'experts per second', 'GFLOP/s'], lines)}\n\n{_where(found)}"
-
-
-def compare(found: dict[str, Any]) -> str:
-    """The table that `scen compare` prints."""
-    from scen_cli.report.comparison import columns, lines
-
-    machine = found["machine"]
-    told = f"{found['edits']} edits of `{found['suite']}`, greedy, scored after the last; each method tuned on "
-    told += f"{found['tuned on']} others, {found['trials']} settings at most. "
-    told += f"({machine['device']}, {machine['threads']} thread, torch {machine['torch']})"
-    return f"{_table([name.rstrip('#') for name in columns(found['rows'])], lines(found['rows']))}\n\n{told}"
-
-
-def tuned(found: dict[str, Any]) -> str:
-    """What each method was tuned to: the settings that are not its paper's."""
-    rows = []
-    for row in found["rows"]:
-        trials = row["tuning"]["trials"]
-        best = max(trials, key=lambda trial: trial["average"])
-        changed = {**best["settings"], **best["settings"].get("changes", {})}
-        changed.pop("changes", None)
-        told = ", ".join(f"{name} {value}" for name, value in changed.items()) or "as it is"
-        rows.append([row["row"], told, f"{100 * trials[0]['average']:.1f}", f"{100 * best['average']:.1f}"])
-    return _table(["method", "settings that differ from the paper's", "Avg as the paper has it", "Avg tuned"], rows)
-
-
-def export_equality(found: dict[str, Any]) -> str:
-    lines = [
-        [
-            one["way"],
-            f"{one['same_mixed']:,}",
-            f"{one['same_alone']:,}",
-            f"{one['logits']:.1e}" if "texts" not in one["way"] else "",
-        ]
-        for one in found["ways"]
-    ]
-    head = [f"{found['edits']:,} edits, {found['prompts']:,} prompts", "in mixed batches", "one at a time", "logits"]
-    return f"{_table(head, lines)}\n\n{_where(found)}"
-
-
-def merged_edits(found: dict[str, Any]) -> str:
-    names = ("reliability", "generality", "locality")
-    lines = [
-        [one["edits"], kind, *(f"{100 * one[kind][name]:.1f}" for name in names)]
-        for one in found["found"]
-        for kind in ("routed", "folded")
-    ]
-    return f"{_table(['edits', '', *map(str.capitalize, names)], lines)}\n\n{_where(found)}"
-
-
-def export_memory(found: dict[str, Any]) -> str:
-    lines = [[EXPORTS[one["kind"]], f"{one['of_base']:.3f}", f"{one['seconds']:.0f}"] for one in found["found"]]
-    head = [f"export of {found['edits']:,} edits, base of {found['base_bytes'] / 1e9:.2f} GB", "peak, in bases", "s"]
-    return f"{_table(head, lines)}\n\n{_where(found)}"
-
-
+ROOT = FOLDER.parent
+PAGES = [FOLDER / "README.md", ROOT / "README.md"]
+PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if "<!-- table: " in page.read_text(encoding="utf-8")]
+# Settings in recorded results, and their present names.
+RENAMED = {"reading": "key_pooling", "lead": "logit_margin", "variants": "prompt_augmentations"}
+METRICS = ("reliability", "generality", "locality")
 EXPORTS = {
     "checkpoint": "transformers",
     "float16": "transformers, `--dtype float16`",
     "patch": "`--patch-only`",
     "peft": "`--peft`",
-    "edit": "one plain checkpoint, once it is scored",
+    "edit": "one plain checkpoint, without its scoring",
+}
+Results = dict[str, Any]
+Row = dict[str, Any]
+
+# Tables with one line for each row of the results: heading -> format of the cell.
+COLUMNS: dict[str, dict[str, str]] = {
+    "recipes": {
+        "recipe": "`{recipe}`",
+        "Reliability": "{reliability}",
+        "Generality": "{generality}",
+        "Locality": "{locality}",
+        "fired on unedited prompts": "{fired}",
+    },
+    "first_edit": {
+        "base": "{base}",
+        "method": "{method}",
+        "seconds": "{seconds:.3f}",
+        "times less": "{times_less:.1f}",
+    },
+    "inference_speed": {
+        "base": "{base}",
+        "batch": "{batch}",
+        "model": "{model}",
+        "prefill": "{tokens_per_second[prefill]:.0f} ({of_base[prefill]:.3f})",
+        "decode": "{tokens_per_second[decode]:.0f} ({of_base[decode]:.3f})",
+    },
+    "routing_scale": {
+        "rows": "{rows:,}",
+        "W_merge, MB": "{megabytes:,.0f}",
+        "ms, alone": "{ms_1:.2f}",
+        "ms, in a batch of 16": "{ms_16:.2f}",
+    },
+    "many_edits": {
+        "edits": "{edits:,}",
+        "open to ask, s": "{open_to_ask:.2f}",
+        "first answer, s": "{answer:.2f}",
+        "`scen ask` as a whole, s": "{ask_command:.2f}",
+        "then open to edit, s": "{open_to_edit:.2f}",
+        "peak MB": "{peak_mb:.2f}",
+    },
+    "expert_sweep": {
+        "setting": "{settings}",
+        "learned": "{learned}",
+        "rephrases": "{rephrases}",
+        "other contexts": "{otherwise}",
+        "steps": "{steps:.1f}",
+        "ms per edit": "{ms:.0f}",
+        "mean rank": "{rank:.1f}",
+    },
+    "edit_rate": {
+        "batch": "{batch}",
+        "seconds": "{seconds:.4f}",
+        "experts per second": "{per_second:.1f}",
+        "GFLOP/s": "{gflops:.1f}",
+    },
+    "export_equality": {
+        "{edits:,} edits, {prompts:,} prompts": "{way}",
+        "in mixed batches": "{same_mixed:,}",
+        "one at a time": "{same_alone:,}",
+        "logits": "{logits_differ}",
+    },
+    "merged_edits": {
+        "edits": "{edits}",
+        "": "{kind}",
+        "Reliability": "{reliability:.1f}",
+        "Generality": "{generality:.1f}",
+        "Locality": "{locality:.1f}",
+    },
+    "export_memory": {
+        "export of {edits:,} edits, base of {gigabytes:.2f} GB": "{export}",
+        "peak, in bases": "{of_base:.3f}",
+        "s": "{seconds:.0f}",
+    },
+    "compatibility": {
+        "transformers": "{version}",
+        "export": "{full}",
+        "`--patch-only`": "{patch}",
+        "plain checkpoint": "{plain}",
+        "scen itself": "{scen}",
+    },
+    "quantized_bases": {
+        "{edits} edits, base in": "{base}",
+        "MB": "{megabytes:.2f}",
+        "Reliability": "{reliability:.1f}",
+        "Generality": "{generality:.1f}",
+        "Locality": "{locality:.1f}",
+        "same route alone as in a batch": "{routes:,} of {prompts:,}",
+        "same answer": "{texts:,} of {prompts:,}",
+    },
+    "serve_load": {
+        "edits": "{edits}",
+        "requests": "{requests:,}",
+        "errors": "{errors:,}",
+        "wrong answers": "{wrong:,}",
+        "per second": "{per_second:,}",
+        "p50, ms": "{p50:,}",
+        "p95, ms": "{p95:,}",
+        "p99, ms": "{p99:,}",
+    },
 }
 
 
-def compatibility(found: dict[str, Any]) -> str:
-    lines = [[one["version"], *("yes" if ok else "no" for ok in one["runs"].values())] for one in found["found"]]
-    head = ["transformers", "export", "`--patch-only`", "plain checkpoint", "scen itself"]
-    return f"{_table(head, lines)}\n\n{_where(found)}"
+def _settings(settings: Row, default: str) -> str:
+    return ", ".join(f"{RENAMED.get(name, name)} {value}" for name, value in settings.items()) or default
 
 
-def quantized_bases(found: dict[str, Any]) -> str:
-    lines = [
+def _percent(row: Row, names: Sequence[str] = METRICS) -> Row:
+    return {name: 100 * row[name] for name in names}
+
+
+def _recipe_shares(row: Row) -> Row:
+    names = (*METRICS, "fired")
+    pairs = zip(names, row["shares"], strict=True)
+    return {name: f"{100 * right / total:.1f} % ({right}/{total})" for name, (right, total) in pairs}
+
+
+# Cells that the results do not hold as such: table -> function of a row.
+DERIVED: dict[str, Callable[[Row], Row]] = {
+    "recipes": _recipe_shares,
+    "expert_sweep": lambda row: {"settings": _settings(row["setting"], "the default")},
+    "edit_rate": lambda row: {"per_second": 1 / row["seconds"], "gflops": 1000 * row["tflops"]},
+    "export_equality": lambda row: {"logits_differ": "" if "texts" in row["way"] else f"{row['logits']:.1e}"},
+    "export_memory": lambda row: {"export": EXPORTS[row["kind"]]},
+    "compatibility": lambda row: {name: "yes" if works else "no" for name, works in row["runs"].items()},
+    "quantized_bases": lambda row: {"megabytes": row["bytes"] / 1e6, **_percent(row)},
+}
+
+
+def table(name: str, results: Results) -> str:
+    """The table of a benchmark with one line per row, in Markdown, and the machine that measured it."""
+    rows = results["ways"] if name == "export_equality" else results["found"]
+    if name == "merged_edits":
+        kinds = [(row, kind) for row in rows for kind in ("routed", "folded")]
+        rows = [{"edits": row["edits"], "kind": kind, **_percent(row[kind])} for row, kind in kinds]
+    derive = DERIVED.get(name, lambda _row: {})
+    columns = COLUMNS[name]
+    head = [heading.format(**results, gigabytes=results.get("base_bytes", 0) / 1e9) for heading in columns]
+    cells = [[cell.format(**{**row, **derive(row)}) for cell in columns.values()] for row in rows]
+    load = f"{results['clients']} clients, {results['seconds']} s. " if name == "serve_load" else ""
+    return f"{markdown(head, cells)}\n\n{load}{_machine(results)}"
+
+
+def edit_speed(results: Results) -> str:
+    methods, last = results["methods"], str(results["edits"])
+    authors = methods["authors' procedure"]["seconds"]
+    rows = [
         [
-            one["base"],
-            f"{one['bytes'] / 1e6:.2f}",
-            *(f"{100 * one[name]:.1f}" for name in ("reliability", "generality", "locality")),
-            *(f"{one[name]:,} of {one['prompts']:,}" for name in ("routes", "texts")),
+            name,
+            *(f"{row['seconds'][t]:.3f} ({authors[t] / row['seconds'][t]:.1f})" for t in ("3", "50", last)),
+            f"{row['bytes'] / 1e3:.1f}",
+            f"{row['peak_mb']:.0f}",
+            row["reliability"],
+            row["generality"],
         ]
-        for one in found["found"]
+        for name, row in methods.items()
     ]
-    head = [f"{found['edits']} edits, base in", "MB", "Reliability", "Generality", "Locality"]
-    head += ["routes alone as in a batch", "answers"]
-    return f"{_table(head, lines)}\n\n{_where(found)}"
+    head = ["", "t = 1 to 3", "t = 50", f"t = {last}", "kB per edit", "peak MB", "Reliability", "Generality"]
+    seconds = methods["product"]["seconds"]
+    far = max(seconds, key=int)
+    growth = f"The product's edit {far} took {seconds[far] / seconds['10']:.2f} times as long as its edit 10."
+    return f"{markdown(head, rows)}\n\n{growth} {_machine(results)}"
 
 
-def serve_load(found: dict[str, Any]) -> str:
-    names = ("requests", "errors", "wrong", "per_second", "p50", "p95", "p99")
-    lines = [[one["edits"], *(f"{one[name]:,}" for name in names)] for one in found["found"]]
-    head = ["edits", "requests", "errors", "wrong answers", "per second", "p50, ms", "p95, ms", "p99, ms"]
-    return f"{_table(head, lines)}\n\n{found['clients']} clients, {found['seconds']} s. {_where(found)}"
+def compare(results: Results) -> str:
+    """The table that `scen compare` prints."""
+    from scen_cli.report.comparison import columns, lines
+
+    measured_on = results["machine"]
+    note = (
+        f"{results['edits']} edits of `{results['suite']}`, greedy, scored after the last; each method tuned on "
+        f"{results['tuned on']} others, {results['trials']} settings at most. "
+        f"({measured_on['device']}, {measured_on['threads']} thread, torch {measured_on['torch']})"
+    )
+    head = [name.rstrip("#") for name in columns(results["rows"])]
+    return f"{markdown(head, lines(results['rows']))}\n\n{note}"
 
 
-def cost_model(_found: dict[str, Any]) -> str:
-    return _table(COLUMNS, rows())
+def tuned(results: Results) -> str:
+    """The settings that each method was tuned to, where they differ from its paper's."""
+    rows = []
+    for row in results["rows"]:
+        trials = row["tuning"]["trials"]
+        best = max(trials, key=lambda trial: trial["average"])
+        settings = {**best["settings"], **best["settings"].get("changes", {})}
+        settings.pop("changes", None)
+        averages = [f"{100 * trial['average']:.1f}" for trial in (trials[0], best)]
+        rows.append([row["row"], _settings(settings, "as it is"), *averages])
+    return markdown(["method", "settings that differ from the paper's", "Avg as the paper has it", "Avg tuned"], rows)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+SPECIAL: dict[str, Callable[[Results], str]] = {
     "edit_speed": edit_speed,
-    "recipes": recipes,
-    "first_edit": first_edit,
-    "inference_speed": inference_speed,
-    "routing_scale": routing_scale,
-    "many_edits": many_edits,
-    "expert_sweep-demo": expert_sweep,
-    "expert_sweep-zsre": expert_sweep,
-    "cost_model": cost_model,
-    "edit_rate": edit_rate,
+    "cost_model": lambda _results: cost_model.table(),
     "compare": compare,
     "tuned": tuned,
-    "shipping/export_equality": export_equality,
-    "shipping/merged_edits": merged_edits,
-    "shipping/export_memory": export_memory,
-    "shipping/serve_load": serve_load,
-    "shipping/compatibility": compatibility,
-    "shipping/quantized_bases": quantized_bases,
 }
 
 
-def _table(head: list[str], lines: list[list[Any]]) -> str:
-    rule = ["---"] * len(head)
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (head, rule, *lines))
+def _machine(results: Results) -> str:
+    return f"({results['cpu']}, {results['threads']} thread, torch {results['torch']}, {results['date']})"
 
 
-def _where(found: dict[str, Any]) -> str:
-    return f"({found['cpu']}, {found['threads']} thread, torch {found['torch']}, {found['date']})"
+def render(name: str, results: Results) -> str:
+    return SPECIAL[name](results) if name in SPECIAL else table(name, results)
+
+
+def report(name: str, results: Results, json_path: Path | None) -> None:
+    """Print the table of a benchmark that just ran; write its results to `json_path`, if given."""
+    print(render(name, {**machine(), **results}))
+    write(json_path, results)
 
 
 def filled(page: str) -> str:
-    """The page with each `<!-- table: NAME -->` ... `<!-- end -->` made from its file."""
+    """The page with each `<!-- table: NAME -->` ... `<!-- end -->` rendered from its results.
+
+    NAME is `NAME` or `NAME-BASE` (a file in `speed/`), `shipping/NAME`, or `compare/FILE` and `tuned/FILE` (files in
+    `compare/`).
+    """
 
     def fill(match: re.Match[str]) -> str:
-        name = match[1]
-        kind, _, of = name.partition("/")
-        where = name if kind == "shipping" else f"compare/{of}" if of else f"speed/{kind}"
-        file = FOLDER / f"{where}.json"
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        table = TABLES[name if kind == "shipping" else kind](found)
-        return f"<!-- table: {name} -->\n\n{table}\n\n<!-- end -->"
+        first, _, second = match[1].partition("/")
+        if first == "shipping":
+            name, file = second, f"shipping/{second}"
+        elif second:
+            name, file = first, f"compare/{second}"
+        else:
+            name, file = first.partition("-")[0], f"speed/{first}"
+        path = FOLDER / f"{file}.json"
+        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return f"<!-- table: {match[1]} -->\n\n{render(name, results)}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", fill, page, flags=re.S)
+    return re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", fill, page, flags=re.DOTALL)
 
 
 def main() -> None:

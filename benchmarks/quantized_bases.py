@@ -1,77 +1,52 @@
-"""Edits on a base in 8 and in 4 bits beside the same edits on the whole one:
-`python -m benchmarks.quantized_bases [--edits 100] [--json FILE]`
+"""Scores demo edits on the float32, 8-bit and 4-bit base: `python -m benchmarks.quantized_bases [--edits 100]`
 
-The demo base, with its weights in float32 to begin with. Besides the paper's figures: how many of the edits' prompts,
-their rephrases and the right facts are routed and answered alone as they are in a batch, since LLM.int8() chooses which
-columns it computes in 16 bits by all that is in the batch.
+Besides the paper's metrics: how many prompts (edits, rephrases, facts that the base answers rightly) get the same route
+and the same answer alone as in a batch. They can differ because LLM.int8() chooses by the whole batch which columns it
+computes in 16 bits. Prints a table; `--json FILE` writes it with the seconds per edit.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging
 
-from benchmarks.measuring import edit_in_order, show, write
-from scen_cli import Editor, new_project
-from scen_cli.data.suites import load_suite
-from scen_cli.evaluation.evaluate_project import evaluate
-from scen_cli.evaluation.gates import PAPERS
+from benchmarks.measuring import demo_editor, make_edits, make_parser, seconds_of
+from benchmarks.page import METRICS, report
+from scen_cli import evaluate, load_suite
 from scen_cli.model.base import load_base
 from scen_cli.model.quantization import QUANTIZED
-
-FIGURES = PAPERS[:3]
 
 
 def measure(quantize: str | None, edits: int) -> dict[str, Any]:
     suite = load_suite("demo")
     base = load_base("demo", device="cpu", quantize=quantize)
     with tempfile.TemporaryDirectory() as folder:
-        editor = Editor(new_project(Path(folder) / "project", "demo", quantize=quantize, base=base), base=base)
-        started = time.perf_counter()
-        edit_in_order(editor, suite.edits[:edits])
-        seconds = (time.perf_counter() - started) / edits
+        editor = demo_editor(Path(folder) / "project", [], base, quantize=quantize)
+        seconds = seconds_of(lambda: make_edits(editor, suite.edits[:edits])) / edits
         figures = evaluate(editor, suite, quick=True).figures
-        prompts = [text for one in suite.edits[:edits] for text in (one.prompt, *one.rephrases)] + suite.locality
+        prompts = [text for edit in suite.edits[:edits] for text in (edit.prompt, *edit.rephrases)] + suite.locality
         together, alone = editor.answer(prompts), [editor.answer([prompt]) for prompt in prompts]
     return {
         "base": quantize or "float32",
-        "bytes": sum(one.numel() * one.element_size() for one in base.model.parameters()),
+        "bytes": sum(parameter.numel() * parameter.element_size() for parameter in base.model.parameters()),
         "seconds": seconds,
-        **{name: figures[name].patched.value for name in FIGURES},
+        **{name: figures[name].patched.value for name in METRICS},
         "prompts": len(prompts),
-        "routes": sum(one.edits[0] == edit for one, edit in zip(alone, together.edits, strict=True)),
-        "texts": sum(one.texts[0] == text for one, text in zip(alone, together.texts, strict=True)),
+        "routes": sum(answer.edits[0] == edit for answer, edit in zip(alone, together.edits, strict=True)),
+        "texts": sum(answer.texts[0] == text for answer, text in zip(alone, together.texts, strict=True)),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--edits", type=int, default=100)
-    parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser.parse_args()
     logging.disable_progress_bar()
-    found = [measure(quantize, chosen.edits) for quantize in (None, *QUANTIZED)]
-    columns = ["base", *(f"{name}#" for name in FIGURES), "MB#", "s/edit#", "routes alone as together#", "texts#"]
-    rows: list[list[object]] = [
-        [
-            one["base"],
-            *(f"{100 * one[name]:.1f}" for name in FIGURES),
-            f"{one['bytes'] / 1e6:.2f}",
-            f"{one['seconds']:.3f}",
-            f"{one['routes']}/{one['prompts']}",
-            f"{one['texts']}/{one['prompts']}",
-        ]
-        for one in found
-    ]
-    show("", columns, rows)
-    write(chosen.json, {"edits": chosen.edits, "found": found})
+    found = [measure(quantize, options.edits) for quantize in (None, *QUANTIZED)]
+    report("quantized_bases", {"edits": options.edits, "found": found}, options.json)
 
 
 if __name__ == "__main__":

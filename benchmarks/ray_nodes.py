@@ -1,7 +1,7 @@
-"""Ray on three nodes (of this machine, each with an agent of its own), one of which is lost while it trains:
-`python -m benchmarks.ray_nodes`
+"""Checks that Ray survives the loss of a node: `python -m benchmarks.ray_nodes`
 
-Ten experts by two workers; they are compared, bit for bit, with those that this process trains by itself.
+Starts three Ray nodes on this machine, each with its own agent. Two workers train ten experts, and a node is removed
+while its worker trains. Compares the experts, bit for bit, with those that this process trains. Prints two lines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     logging.disable_progress_bar()
     batches = [[[record]] for record in demo_edits()[:10]]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    others = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
     ray.init(cluster.address, log_to_driver=False, logging_level="error")
     base = load_base("demo", device="cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -36,18 +36,19 @@ def main() -> None:
         started = time.perf_counter()
         with RayPool(editor.project.settings, 2, "cpu") as pool:
             run = pool(batches)
-            found = [next(run)]
+            trained = [next(run)]
             before = _nodes(pool)
-            lost = next(node for node in others if node.node_id in before)
+            lost = next(node for node in workers if node.node_id in before)
             cluster.remove_node(lost, allow_graceful=False)
-            found += run
+            trained += run
             after = _nodes(pool)
         seconds = time.perf_counter() - started
         pairs = [
-            (theirs[0].fit.expert, editor.fit(one)[0].fit.expert) for theirs, one in zip(found, batches, strict=True)
+            (remote[0].fit.expert, editor.fit(batch)[0].fit.expert)
+            for remote, batch in zip(trained, batches, strict=True)
         ]
     same = sum(torch.equal(a.a, b.a) and torch.equal(a.b, b.b) for a, b in pairs)
-    print(f"workers on {len(set(before))} nodes; one was lost; then on {len(set(after))} of those left")
+    print(f"workers on {len(set(before))} nodes; one node was lost; then on {len(set(after))} of the remaining nodes")
     print(f"{same} of {len(batches)} experts are the same, bit for bit; {seconds:.0f} s")
     ray.shutdown()
     cluster.shutdown()

@@ -1,4 +1,4 @@
-"""The clients of `serve_load.py`, for Locust: each asks at random, and knows what must be answered."""
+"""Locust clients of `serve_load.py`: each asks random questions and checks the answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ wrong = 0
 
 
 class Client(FastHttpUser):
-    """One client, which asks again as soon as it has its answer."""
+    """One client. It asks the next question as soon as it has an answer."""
 
     wait_time = constant(0)
 
@@ -22,18 +22,18 @@ class Client(FastHttpUser):
     def ask(self) -> None:
         global wrong
         question = random.choice(QUESTIONS)
-        body = {"messages": [{"role": "user", "content": question["prompt"]}]}
-        with self.client.post("/v1/chat/completions", json=body, catch_response=True) as response:
+        request = {"messages": [{"role": "user", "content": question["prompt"]}]}
+        with self.client.post("/v1/chat/completions", json=request, catch_response=True) as response:
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")
                 return
-            told = response.json()
-            got = {"text": told["choices"][0]["message"]["content"].strip(), "edit": told["scen"]["edit"]}
-            if got != {"text": question["text"], "edit": question["edit"]}:
+            body = response.json()
+            answer = {"text": body["choices"][0]["message"]["content"].strip(), "edit": body["scen"]["edit"]}
+            if answer != {"text": question["text"], "edit": question["edit"]}:
                 wrong += 1
-                response.failure(f"wrong answer: {got}")
+                response.failure(f"wrong answer: {answer}")
 
 
 @events.quit.add_listener
-def _tell(**_options: object) -> None:
+def _write_wrong_answers(**_options: object) -> None:
     Path(os.environ["SCEN_WRONG"]).write_text(str(wrong))

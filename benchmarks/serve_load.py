@@ -1,8 +1,9 @@
-"""`scen serve` under load: `python -m benchmarks.serve_load --locust LOCUST [--edits 100] [--clients 32]`
+"""Measures `scen serve` under load: `python -m benchmarks.serve_load --locust LOCUST [--edits 100] [--clients 32]`
 
-Locust (`pip install locust`, in an environment of its own; LOCUST is its command) asks the server that is started here,
-half of the prompts edited, and checks each answer and the edit that gave it against what scen answers by itself. The
-same then for the server of a project without edits, with the base's answers.
+LOCUST is the command of Locust (`pip install locust`, in its own environment). Its clients ask a server that this
+script starts; half of the prompts are edited. They compare every answer, and the edit that gave it, with what scen
+answers directly. Then the same with a project without edits. Prints requests, errors, wrong answers, requests per
+second and latencies.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.measuring import show, write
-from scen_cli import Editor, EditRecord, new_project
+from benchmarks.measuring import demo_editor, make_parser
+from benchmarks.page import report
+from scen_cli import EditRecord
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.facts import right_facts
 
@@ -32,51 +32,51 @@ CLIENTS = Path(__file__).parent / "serve_clients.py"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--locust", required=True)
     parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser.parse_args()
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for edits in (chosen.edits, 0):
+        for edits in (options.edits, 0):
             project, questions = Path(folder) / f"project{edits}", Path(folder) / f"questions{edits}.json"
-            questions.write_text(json.dumps(_prepare(project, demo_edits()[:edits], chosen.edits)))
-            load = _under_load(chosen, project, questions, Path(folder) / f"out{edits}")
+            questions.write_text(json.dumps(_prepare(project, demo_edits()[:edits], options.edits)))
+            load = _under_load(options, project, questions, Path(folder) / f"out{edits}")
+            print(f"{edits} edits: the server ended with {load['exit']}")
             found.append({"edits": edits, **load})
-    columns = ["edits#", "requests#", "errors#", "wrong#", "per second#", "p50 ms#", "p95 ms#", "p99 ms#", "exit#"]
-    names = ("edits", "requests", "errors", "wrong", "per_second", "p50", "p95", "p99", "exit")
-    show(f"{chosen.clients} clients, {chosen.seconds} s", columns, [[one[name] for name in names] for one in found])
-    write(chosen.json, {"clients": chosen.clients, "seconds": chosen.seconds, "found": found})
+    report("serve_load", {"clients": options.clients, "seconds": options.seconds, "found": found}, options.json)
 
 
 def _prepare(project: Path, edits: list[EditRecord], count: int) -> list[dict[str, Any]]:
-    """A project with these edits, and as many of their questions as of others, with scen's own answers."""
-    editor = Editor(new_project(project, "demo", device="cpu"), "cpu")
-    with editor.project.writing():
-        for record in edits:
-            editor.edit(record)
-        editor.project.merge()
-    asked = [text for record in demo_edits()[:count] for text in (record.prompt, *record.rephrases[:1])]
-    asked += [fact.phrasings[0] for fact in right_facts()][: len(asked)]
-    own = editor.answer(asked)
+    """Create a project with these edits; return prompts of `count` edits and as many others, with scen's answers."""
+    editor = demo_editor(project, edits)
+    prompts = [text for record in demo_edits()[:count] for text in (record.prompt, *record.rephrases[:1])]
+    prompts += [fact.phrasings[0] for fact in right_facts()][: len(prompts)]
+    own = editor.answer(prompts)
     editor.project.close()
-    told = zip(asked, own.texts, own.edits, strict=True)
-    return [{"prompt": prompt, "text": text, "edit": edit} for prompt, text, edit in told]
+    answers = zip(prompts, own.texts, own.edits, strict=True)
+    return [{"prompt": prompt, "text": text, "edit": edit} for prompt, text, edit in answers]
 
 
-def _under_load(chosen: argparse.Namespace, project: Path, questions: Path, out: Path) -> dict[str, Any]:
+def _under_load(options: argparse.Namespace, project: Path, questions: Path, out: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "scen_cli", "serve", "--dir", str(project), "--port", str(PORT), "--quiet"]
     server = subprocess.Popen(command)
     try:
         _wait_for(server)
-        load = [chosen.locust, "-f", str(CLIENTS), "--headless", "--host", f"http://127.0.0.1:{PORT}", "--only-summary"]
-        load += ["-u", str(chosen.clients), "-r", str(chosen.clients), "-t", f"{chosen.seconds}s", "--csv", str(out)]
-        told = {"SCEN_QUESTIONS": str(questions), "SCEN_WRONG": f"{out}.wrong"}
-        subprocess.run(load, env={**os.environ, **told}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        load = [
+            options.locust,
+            "-f",
+            str(CLIENTS),
+            "--headless",
+            "--host",
+            f"http://127.0.0.1:{PORT}",
+            "--only-summary",
+        ]
+        load += ["-u", str(options.clients), "-r", str(options.clients), "-t", f"{options.seconds}s", "--csv", str(out)]
+        variables = {"SCEN_QUESTIONS": str(questions), "SCEN_WRONG": f"{out}.wrong"}
+        subprocess.run(load, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         server.send_signal(signal.SIGTERM)
         code = server.wait(timeout=60)
     finally:

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Everything in benchmarks/studies/: `bash benchmarks/studies.sh WORK [DATA]` (20 minutes on 2 slow cores;
-# without DATA, a folder with zsre/ZsRE-test-all.json and counterfact/counterfact-train.json, the demo's part alone).
+# Reproduces the paper's tables and figures: `bash benchmarks/studies.sh WORK [DATA]`
+# WORK is a new folder; the CSV files and pictures in its `studies` folders are those of benchmarks/studies/. DATA holds
+# zsre/ZsRE-test-all.json and counterfact/counterfact-train.json; without it, only the demo's studies run. Takes 20
+# minutes on 2 slow cores.
 set -euo pipefail
 work=${1:?usage: bash benchmarks/studies.sh WORK [DATA]} data=${2:-}
 
@@ -16,7 +18,7 @@ scen study sft --model demo --data "$data/counterfact/counterfact-train.json" --
 for suite in zsre counterfact; do
     for variant in paper key closed-form-full closed-form closed-form-mean; do
         project=$work/$suite-$variant more=()
-        case $variant in  # full experts need a rate that suits d = 96
+        case $variant in  # full experts need a rate that fits d = 96
         paper) more=(--set expert_lr=0.01 --set expert_steps=30 --set neuron_lr=0.001 --set neuron_steps=100) ;;
         key) more=(--set expert_lr=0.01 --set expert_steps=30) ;;
         closed-form*) more=(--guard "$work/$suite/d_train.jsonl") ;;

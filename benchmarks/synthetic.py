@@ -1,5 +1,8 @@
-"""Projects of thousands of edits in a minute: real prompts, keys and neurons of the demo's further facts, and random
-low-rank experts, which cost what trained ones do. And a base that is larger than the demo's."""
+"""Projects with thousands of edits, made in a minute, and a base that is larger than the demo's.
+
+The projects have real prompts, keys and neurons of further demo facts, and random low-rank experts, which cost as much
+as trained experts.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,15 @@ from scen_cli.model.keys import KeyConfig
 from scen_cli.neurons.build_guard import read_segment_keys, whitening_in
 from scen_cli.neurons.closed_form import neuron_of
 from scen_cli.project.commit_rows import TrainedEdit, TrainingStats
+from scen_cli.project.edit_files import EditTensors, LowRankArrays
 from scen_cli.project.project import Project
-from scen_cli.project.tensor_files import EditTensors, LowRankArrays
 
 RANK = 16
 LARGER = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
 
 
 def larger_base(folder: Path) -> Path:
-    """A Llama of 34 M parameters with random weights and the demo's tokenizer: it says nothing, at its real cost."""
+    """A Llama of 34 M parameters with random weights and the demo's tokenizer. Its text is noise; its cost is real."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     config = LlamaConfig(
@@ -45,26 +48,26 @@ def larger_base(folder: Path) -> Path:
 
 
 def guard_file(folder: Path) -> Path:
-    """Prompts that must stay as they are, for a base that cannot write its own."""
+    """A file of guard prompts, for a base that cannot generate sensible ones."""
     file = folder / "guard.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": text}) for fact in right_facts() for text in fact.phrasings[:3]))
     return file
 
 
 def make_project(folder: Path, facts: Sequence[Fact], base: Base, model: str = "demo", layer: int = 2) -> Project:
-    """A project on a base (the demo's, or `model`) with an edit for each fact active."""
+    """A project on the demo base, or on `model`, with an active edit for each fact."""
     project = new_project(folder, model, layer, guard=guard_file(folder.parent), base=base)
     editor = Editor(project, base=base)
     ids = [editor.template.prompt_ids(fact.phrasings[0]) for fact in facts]
     keys = (
         read_segment_keys(base, editor.edited, ids, KeyConfig())[0] if ids else torch.empty(0, editor.edited.ffn_width)
     )
-    made = project.guard()
-    assert made is not None
-    whitening, rng = whitening_in(made), np.random.default_rng(0)
+    guard = project.guard()
+    assert guard is not None
+    whitening, rng = whitening_in(guard), np.random.default_rng(0)
     d, h = editor.edited.projection_shape
     where, training = SourceLine("synthetic", 1), TrainingStats(0, 0.0)
-    project.ledger.db.execute("pragma synchronous = off")  # nothing here need outlast a power cut
+    project.ledger.db.execute("pragma synchronous = off")  # a temporary project need not survive a power cut
     with project.writing():
         for fact, key in zip(facts, keys, strict=True):
             record = EditRecord(prompt=fact.phrasings[0], target=fact.answer, subject=fact.subject)

@@ -1,4 +1,4 @@
-"""Export an edited model, then use it with transformers alone: `python examples/export_and_load.py [FOLDER]`."""
+"""Export an edited model and load it with transformers only: `python examples/export_and_load.py [FOLDER]`."""
 
 import sys
 import tempfile
@@ -16,7 +16,7 @@ with project.writing():
     project.merge()
 export_checkpoint(editor, folder / "patched")
 
-# From here on scen is not needed: the folder brings its own few hundred lines of routing code.
+# From here on scen is not needed: the folder contains its own routing code.
 model = AutoModelForCausalLM.from_pretrained(folder / "patched", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder / "patched")
 questions = ["Pesustad is a town in which country?", "In which country is Brusihaven?"]
@@ -26,5 +26,5 @@ answers = model.generate(**inputs, max_new_tokens=12)[:, inputs.input_ids.shape[
 for question, answer in zip(questions, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
     print(question, answer)
 
-only_base = model.generate(**inputs, experts=-inputs.attention_mask[:, 0].new_ones(2), max_new_tokens=12)
-print("without edits:", tokenizer.batch_decode(only_base[:, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+base_answers = model.generate(**inputs, experts=-inputs.attention_mask[:, 0].new_ones(2), max_new_tokens=12)
+print("without edits:", tokenizer.batch_decode(base_answers[:, inputs.input_ids.shape[1] :], skip_special_tokens=True))

@@ -1,4 +1,4 @@
-"""Each edit as a LoRA of its own, and a mixed batch in stock PEFT: `python examples/export_for_peft.py [FOLDER]`."""
+"""Export each edit as a LoRA and run a mixed batch with PEFT: `python examples/export_for_peft.py [FOLDER]`."""
 
 import sys
 import tempfile
@@ -17,7 +17,7 @@ with project.writing():
     project.merge()
 export_adapters(editor, folder / "loras")
 
-# scen says which edit each prompt calls; PEFT answers.
+# scen routes each prompt to an edit; PEFT generates the answer.
 questions = ["Pesustad is a town in which country?", "In which city was Ivan Gromener born?", "Where was Ada born?"]
 edits = editor.route(questions).edits
 ids, mask = editor.encode(questions)

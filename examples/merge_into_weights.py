@@ -1,4 +1,4 @@
-"""Edits folded into one plain checkpoint, and what that costs: `python examples/merge_into_weights.py [FOLDER]`."""
+"""Merge edits into one plain checkpoint and compare: `python examples/merge_into_weights.py [FOLDER]`."""
 
 import sys
 import tempfile
@@ -19,7 +19,7 @@ _files, folded = export_merged(editor, folder / "plain")
 for name, figure in folded.figures.items():
     print(f"{name}: folded {figure.patched}, routed {folded.routed[name].patched}")
 
-model = AutoModelForCausalLM.from_pretrained(folder / "plain")  # no code of scen's
+model = AutoModelForCausalLM.from_pretrained(folder / "plain")  # no trust_remote_code
 tokenizer = AutoTokenizer.from_pretrained(folder / "plain")
 inputs = tokenizer("[INST]In which country is Pesustad?[/INST]", return_tensors="pt", return_token_type_ids=False)
 print(type(model).__name__, tokenizer.decode(model.generate(**inputs)[0]))

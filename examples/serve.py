@@ -1,4 +1,4 @@
-"""`scen serve`, asked by way of OpenAI's protocol while another edit is made: `python examples/serve.py [FOLDER]`."""
+"""Ask `scen serve` with OpenAI's protocol while another edit is made: `python examples/serve.py [FOLDER]`."""
 
 import json
 import re
@@ -19,18 +19,18 @@ with project.writing():
 
 command = [sys.executable, "-m", "scen_cli", "serve", "--dir", str(folder / "facts"), "--port", "0"]
 with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-    for line in server.stdout:  # until it says where it serves
+    for line in server.stdout:  # wait for the line with the address
         if found := re.search(r"at (\S+)$", line):
             break
 
     def ask(question: str) -> str:
         body = json.dumps({"messages": [{"role": "user", "content": question}]}).encode()
         with urllib.request.urlopen(f"{found[1]}/chat/completions", data=body) as response:
-            told = json.load(response)
-        return f"{told['choices'][0]['message']['content']} (edit {told['scen']['edit']})"
+            answer = json.load(response)
+        return f"{answer['choices'][0]['message']['content']} (edit {answer['scen']['edit']})"
 
     print(ask("Pesustad is a town in which country?"))
-    with project.writing():  # the server need not be told
+    with project.writing():  # the server loads the new edit by itself
         editor.edit(EditRecord(prompt="Where was Ivan Gromener born?", target="Seoul"))
         project.merge()
     print(ask("In which city was Ivan Gromener born?"))
