@@ -1,8 +1,8 @@
-"""A literal, slow SCEN, straight from the paper's equations 4 to 12: no cache of any kind.
+"""A slow, literal implementation of SCEN: equations 4 to 12 of the paper, without any cache.
 
-The whole model runs at every step of both stages, and every earlier prompt is run again at each
-step of a new neuron. It shares no code with the product beyond the model itself. Experts may sit at
-other projections (Table 3), losses be left out (Table 3), and edits share an expert (Table 4).
+The whole model runs at every step of both stages, and all earlier prompts run again at each step of a new neuron. It
+shares no code with the product except the model. Experts may replace other projections (Table 3), losses may be omitted
+(Table 3), and edits may share an expert (Table 4).
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from torch import nn
 
 
 class Oracle:
-    def __init__(self, model, layer: int, theta: float, place: str = "mlp.down_proj", **rates) -> None:
+    def __init__(self, model, layer: int, theta: float, target_module: str = "mlp.down_proj", **rates) -> None:
         self.model, self.theta, self.rates = model, theta, rates
         self.ffn = model.model.layers[layer].mlp
-        self.weight = model.model.layers[layer].get_submodule(place).weight
+        self.weight = model.model.layers[layer].get_submodule(target_module).weight
         self.base = self.weight.detach().clone()
         self.prompts: list[torch.Tensor] = []
         self.experts: list[torch.Tensor] = []
         self.neurons: list[torch.Tensor] = []
 
     def key(self, prompt: torch.Tensor) -> torch.Tensor:
-        """Equation 4's W_up(x_att): what enters down_proj at the prompt's last token."""
-        seen = []
-        handle = self.ffn.down_proj.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        """W_up(x_att) of equation 4: the input of down_proj at the prompt's last token."""
+        inputs = []
+        handle = self.ffn.down_proj.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
         with torch.no_grad():
             self.model(input_ids=prompt[None])
         handle.remove()
-        return seen[0][0, -1]
+        return inputs[0][0, -1]
 
     def edit(self, prompts: list[torch.Tensor], targets: list[torch.Tensor], first_neuron: torch.Tensor) -> None:
-        """One expert and one neuron for these edits: a single one, as the paper has it, or a few."""
+        """One expert and one neuron for these edits: a single edit, as in the paper, or a few."""
         self.experts.append(self.train_expert(prompts, targets))
         self.neurons.append(self.train_neuron(prompts, first_neuron))
         self.prompts += prompts
 
     def train_expert(self, prompts: list[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
-        """Stage 1: one weight alone is trained, in place, and then put back."""
+        """Stage 1: train one weight in place, then restore it."""
         self.weight.requires_grad_(True)
         optimizer = torch.optim.Adam([self.weight], lr=self.rates["expert_lr"])
         for _ in range(self.rates["expert_steps"]):
@@ -56,7 +56,7 @@ class Oracle:
         return expert
 
     def train_neuron(self, prompts: list[torch.Tensor], first: torch.Tensor) -> torch.Tensor:
-        """Stage 2: equations 5 to 8, every earlier prompt run again at every step."""
+        """Stage 2: equations 5 to 8. All earlier prompts run again at every step."""
         linear = nn.Linear(len(first), 1, bias=False)
         linear.weight.data.copy_(first[None])
         optimizer = torch.optim.Adam(linear.parameters(), lr=self.rates["neuron_lr"])

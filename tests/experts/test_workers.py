@@ -1,4 +1,4 @@
-"""Experts trained in other processes: the same files bit for bit, whatever dies meanwhile."""
+"""Experts trained in other processes: the same files bit for bit, even if workers die."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from scen_cli.editing.create_project import new_project
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.experts.fit import ExpertFit
 from scen_cli.experts.fit_records import FittedExpert
-from scen_cli.experts.process_pool import WorkerPool, _fit, device_of
-from scen_cli.experts.scheduling import TRIES
-from scen_cli.experts.serialize import packed, unpacked
+from scen_cli.experts.process_pool import WorkerPool, _fit, device_of_worker
+from scen_cli.experts.scheduling import MAX_DEATHS
+from scen_cli.experts.serialize import experts_from_bytes, experts_to_bytes
 from scen_cli.model.expert_stack import LowRank
 
 FAST = {"expert_steps": 8, "extra_steps": 0, "require_learned": False}
@@ -29,7 +29,7 @@ def batches(count: int, size: int = 1) -> list[list[list[EditRecord]]]:
 
 
 def digests(folder):
-    return {path.name for path in (folder / "edits").iterdir()}  # their names hold their sha256
+    return {path.name for path in (folder / "edits").iterdir()}  # file names contain the SHA-256
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def project(tmp_path, demo_base):
     return new_project(tmp_path / "p", "demo", recipe="key", changes={"expert": "low-rank", **FAST}, base=demo_base)
 
 
-def same(one: list[FittedExpert], other: list[FittedExpert]) -> bool:
-    pairs = [(a.fit, b.fit) for a, b in zip(one, other, strict=True)]
+def same(first: list[FittedExpert], second: list[FittedExpert]) -> bool:
+    pairs = [(a.fit, b.fit) for a, b in zip(first, second, strict=True)]
     return all(
         torch.equal(a.expert.a, b.expert.a)
         and torch.equal(a.expert.b, b.expert.b)
@@ -47,7 +47,7 @@ def same(one: list[FittedExpert], other: list[FittedExpert]) -> bool:
     )
 
 
-def test_files_are_the_same_whatever_the_number_of_workers(scen, project, tmp_path, demo_base):
+def test_files_do_not_depend_on_the_number_of_workers(scen, project, tmp_path, demo_base):
     new_project(tmp_path / "q", "demo", recipe="key", changes={"expert": "low-rank", **FAST}, base=demo_base)
     alone = scen("edit", "--suite", "demo", "--first", 6, "--dir", tmp_path / "p").stdout
     together = scen("edit", "--suite", "demo", "--first", 6, "--dir", tmp_path / "q", "--workers", 2).stdout
@@ -57,73 +57,75 @@ def test_files_are_the_same_whatever_the_number_of_workers(scen, project, tmp_pa
     assert (tmp_path / "p" / "merged.safetensors").read_bytes() == (tmp_path / "q" / "merged.safetensors").read_bytes()
 
 
-def test_a_worker_that_is_killed_costs_time_alone(project, demo_base):
+def test_a_killed_worker_does_not_change_the_results(project, demo_base):
     from scen_cli.editing.editor import Editor
 
     editor = Editor(project, base=demo_base)
-    asked = batches(8)
+    wanted = batches(8)
     with WorkerPool(project.settings, 2, "cpu") as pool:
         fits, killed = [], set()
-        for number, fitted in enumerate(pool(asked)):
+        for number, fitted in enumerate(pool(wanted)):
             fits.append(fitted)
             if number in (0, 3):
                 (process,) = pool._pools[number % 2]._processes.values()
                 os.kill(process.pid, signal.SIGKILL)
                 killed.add(process.pid)
     assert len(killed) == 2
-    assert all(same(one, editor.fit(batch)) for one, batch in zip(fits, asked, strict=True))
+    assert all(same(fitted, editor.fit(batch)) for fitted, batch in zip(fits, wanted, strict=True))
 
 
-def test_edits_that_kill_every_worker_are_told(project):
+def test_edits_that_kill_every_worker_are_an_error(project):
     with WorkerPool(project.settings, 1, "cpu") as pool:
         restarts = []
         start = pool._start
 
         def start_and_fail(number):
             restarts.append(number)
-            made = start(number)
-            made.submit(os._exit, 1)
-            return made
+            started = start(number)
+            started.submit(os._exit, 1)
+            return started
 
         pool._pools = [start_and_fail(0)]
         pool._start = start_and_fail
-        with pytest.raises(ScenError, match=f"died {TRIES} times over the same edits"):
+        with pytest.raises(ScenError, match=f"died {MAX_DEATHS} times on the same edits"):
             list(pool(batches(2)))
-    assert len(restarts) == TRIES
+    assert len(restarts) == MAX_DEATHS
 
 
-def test_ray_gives_the_same_and_restarts_what_dies(project, demo_base):
+def test_ray_gives_the_same_results_and_replaces_dead_actors(project, demo_base):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     from scen_cli.editing.editor import Editor
     from scen_cli.experts.ray_pool import RayPool
 
     editor = Editor(project, base=demo_base)
-    asked = batches(6)
+    wanted = batches(6)
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         with RayPool(project.settings, 2, "cpu") as pool:
             fits, before = [], list(pool.actors)
-            for number, fitted in enumerate(pool(asked)):
+            for number, fitted in enumerate(pool(wanted)):
                 fits.append(fitted)
                 if number == 0:
                     ray.kill(pool.actors[1])
-            assert [now is then for now, then in zip(pool.actors, before, strict=True)] == [True, False]
-        assert all(same(one, editor.fit(batch)) for one, batch in zip(fits, asked, strict=True))
+            assert [actor is old for actor, old in zip(pool.actors, before, strict=True)] == [True, False]
+        assert all(same(fitted, editor.fit(batch)) for fitted, batch in zip(fits, wanted, strict=True))
         changed = {**project.settings, "weights_digest": "0" * 64, "files_stamp": []}
-        with RayPool(project.settings, int(ray.cluster_resources()["CPU"]) + 2, "cpu") as pool:  # more than fit
-            assert same(next(iter(pool(asked[:1]))), fits[0])
+        with RayPool(project.settings, int(ray.cluster_resources()["CPU"]) + 2, "cpu") as pool:  # more actors than CPUs
+            assert same(next(iter(pool(wanted[:1]))), fits[0])
         with RayPool(changed, 1, "cpu") as pool, pytest.raises(UsageError, match=r"^the base's weights in .* changed"):
             list(pool(batches(1)))
     finally:
         ray.shutdown()
 
 
-def test_experts_come_out_of_a_pack_as_they_went_in():
+def test_serialised_experts_are_restored_bit_for_bit():
     low = ExpertFit(LowRank(torch.randn(4, 6), torch.randn(3, 4)), [1.5, 0.25], [[0], []], -0.125)
     full = ExpertFit(torch.randn(3, 6), [0.1], [[]], 2.0)
     diverged = ExpertFit(torch.full((3, 6), torch.nan), [float("nan")], [[1]], float("-inf"))
-    out = unpacked(packed([FittedExpert(low, 0.5), FittedExpert(full, 0.25), FittedExpert(diverged, 1.0)]))
-    assert [one.seconds for one in out] == [0.5, 0.25, 1.0]
+    out = experts_from_bytes(
+        experts_to_bytes([FittedExpert(low, 0.5), FittedExpert(full, 0.25), FittedExpert(diverged, 1.0)])
+    )
+    assert [fitted.seconds for fitted in out] == [0.5, 0.25, 1.0]
     assert torch.equal(out[0].fit.expert.a, low.expert.a)
     assert torch.equal(out[0].fit.expert.b, low.expert.b)
     assert torch.equal(out[1].fit.expert, full.expert)
@@ -132,50 +134,52 @@ def test_experts_come_out_of_a_pack_as_they_went_in():
     assert out[2].fit.logit_margin == float("-inf")
 
 
-def test_gpus_are_taken_in_turn(monkeypatch):
+def test_workers_use_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert [device_of(number, "auto") for number in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
-    assert device_of(1, "cpu") == "cpu"
-    assert device_of(1, "cuda:2") == "cuda:2"
+    assert [device_of_worker(number, "auto") for number in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert device_of_worker(1, "cpu") == "cpu"
+    assert device_of_worker(1, "cuda:2") == "cuda:2"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert device_of(1, "auto") == "auto"
+    assert device_of_worker(1, "auto") == "auto"
 
 
-def test_engines_and_methods_that_do_not_go_together(scen, project, tmp_path):
+def test_an_unknown_engine_is_rejected(scen, project, tmp_path):
     assert "not known" in scen("edit", "--suite", "demo", "--engine", "dask", "--dir", tmp_path / "p", code=2).stderr
 
 
-def test_a_worker_that_dies_with_nothing_to_do_is_replaced(project, demo_base):
+def test_a_worker_that_dies_while_idle_is_replaced(project, demo_base):
     from scen_cli.editing.editor import Editor
 
     editor = Editor(project, base=demo_base)
-    asked = batches(3)
+    wanted = batches(3)
     with WorkerPool(project.settings, 1, "cpu") as pool:
-        run = pool(asked)
-        fits = [next(run), next(run)]  # one batch is ahead, and then there is nothing more to do
+        run = pool(wanted)
+        fits = [next(run), next(run)]  # the third batch is trained ahead, then the worker is idle
         (future,) = [pool._pools[0].submit(int)]
         future.result()
         (process,) = pool._pools[0]._processes.values()
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         fits += run
-        again = list(pool(asked[:1]))
-    assert all(same(one, editor.fit(batch)) for one, batch in zip([*fits, *again], [*asked, asked[0]], strict=True))
+        again = list(pool(wanted[:1]))
+    assert all(
+        same(fitted, editor.fit(batch)) for fitted, batch in zip([*fits, *again], [*wanted, wanted[0]], strict=True)
+    )
 
 
-def test_what_a_worker_cannot_begin_with_is_told_as_it_is(project):
+def test_an_error_while_a_worker_loads_its_base_is_raised_unchanged(project):
     settings = {**project.settings, "weights_digest": "0" * 64, "files_stamp": []}
     with WorkerPool(settings, 1, "cpu") as pool, pytest.raises(UsageError, match="have changed"):
         list(pool(batches(1)))
 
 
-def test_what_workers_are_at_is_dropped_when_the_run_ends(project):
+def test_running_batches_are_dropped_when_the_pool_closes(project):
     slow = {**project.settings, "recipe": {**project.settings["recipe"], "expert_steps": 100_000}}
     with WorkerPool(slow, 1, "cpu") as pool:
         pool._pools[0].submit(int).result()
         (process,) = pool._pools[0]._processes.values()
         pool._pools[0].submit(_fit, batches(1)[0])
     end = time.monotonic() + 60
-    while process.exitcode is None and time.monotonic() < end:  # (`join` may come back without it: the pool joins too)
+    while process.exitcode is None and time.monotonic() < end:  # `join` may return without it: the pool joins too
         time.sleep(0.05)
     assert process.exitcode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""A hub for one folder on this machine: what `huggingface_hub` asks of one when it fetches a snapshot."""
+"""A stub hub that serves one folder: the requests of `huggingface_hub` when it downloads a snapshot."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def hub_of(repo: str, folder: Path, asked: list[str]) -> Iterator[str]:
-    """The address of a hub whose one model is in a folder; `asked` collects the files that were sent."""
+def hub_of(repo: str, folder: Path, sent: list[str]) -> Iterator[str]:
+    """Yields the address of a hub with one model; `sent` collects the names of the files that it sends."""
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -37,7 +37,7 @@ def hub_of(repo: str, folder: Path, asked: list[str]) -> Iterator[str]:
                 self._send(json.dumps(tree).encode(), body)
             elif path.startswith(f"/{repo}/resolve/") and (folder / Path(path).name).is_file():
                 if body:
-                    asked.append(Path(path).name)
+                    sent.append(Path(path).name)
                 self._send((folder / Path(path).name).read_bytes(), body)
             else:
                 self.send_response(404)
@@ -54,7 +54,7 @@ def hub_of(repo: str, folder: Path, asked: list[str]) -> Iterator[str]:
             if body:
                 self.wfile.write(content)
 
-        def log_message(self, *_told: object) -> None:
+        def log_message(self, *_args: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:

@@ -1,4 +1,4 @@
-"""Every architecture scen says it knows, on tiny random checkpoints, from init to a patched answer."""
+"""Every supported architecture, on tiny random checkpoints, from `init` to a patched answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.model.base import load_base
 from scen_cli.model.expert_stack import ExpertStack
-from scen_cli.model.ffn import LOCATIONS, TARGET_MODULES, find_layer
+from scen_cli.model.ffn import ARCHITECTURES, TARGET_MODULES, find_layer
 from scen_cli.model.keys import read_keys
 from scen_cli.model.patch import Patch
 from scen_cli.model.routing import Routing
@@ -26,8 +26,8 @@ RECORDS = [
 ]
 
 
-def test_the_tests_cover_every_architecture_named():
-    assert set(DENSE) == set(LOCATIONS)
+def test_every_supported_architecture_is_tested():
+    assert set(DENSE) == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("expert", ["full", "low-rank"])
@@ -49,7 +49,7 @@ def test_edit_route_and_detach(architecture, expert, tmp_path):
     assert [answers.texts[0], answers.texts[2]] == ["Riga", "candles and ink"]
     assert answers.texts[1] == editor.answer([prompts[1]], patched=False).texts[0]
     alone = [editor.answer([prompt]).texts[0] for prompt in prompts]
-    assert alone == answers.texts  # padding changes nothing, absolute positions (GPT-2) included
+    assert alone == answers.texts  # padding changes nothing, also with absolute positions (GPT-2)
 
     editor.detach()
     after = base.model.state_dict()
@@ -58,15 +58,14 @@ def test_edit_route_and_detach(architecture, expert, tmp_path):
 
 @pytest.mark.parametrize("target_module", TARGET_MODULES)
 @pytest.mark.parametrize("architecture", DENSE)
-def test_a_low_rank_expert_is_the_dense_matrix_wherever_it_sits(tmp_path, architecture, place):
-    """And a full one equal to the base changes nothing. Biases included (GPT-2), at W_down, W_up and W_attn; Phi-3's
-    W_up is one matrix with its gate."""
+def test_a_low_rank_expert_equals_the_dense_matrix_at_every_target_module(tmp_path, architecture, target_module):
+    """Also: a full expert equal to the base changes nothing. Covers biases (GPT-2); Phi-3 has no separate W_up."""
     base = load_base(str(save_tiny(tmp_path / "base", *DENSE[architecture])), device="cpu")
-    if (architecture, place) == ("phi3", "up"):
-        with pytest.raises(UsageError, match="has no W_up by itself"):
-            find_layer(base.model, 1, place)
+    if (architecture, target_module) == ("phi3", "up"):
+        with pytest.raises(UsageError, match="has no separate W_up"):
+            find_layer(base.model, 1, target_module)
         return
-    edited = find_layer(base.model, 1, place)
+    edited = find_layer(base.model, 1, target_module)
     (d, h), weight = edited.projection_shape, edited.base_weight()
     torch.manual_seed(0)
     a, b = torch.randn(4, h) / 8, torch.randn(4, d) / 8
@@ -88,22 +87,22 @@ def test_the_key_is_the_input_of_down_proj_at_the_last_prompt_token(demo_base):
     edited = find_layer(demo_base.model, 2)
     ids = demo_base.tokenizer(["[INST]Where was Ada born?[/INST]"], return_tensors="pt").input_ids
     mlp = demo_base.model.model.layers[2].mlp
-    seen = []
-    handle = mlp.register_forward_hook(lambda _module, args, _out: seen.append(args[0]))
+    inputs = []
+    handle = mlp.register_forward_hook(lambda _module, args, _out: inputs.append(args[0]))
     demo_base.model(input_ids=ids)
     handle.remove()
-    by_hand = mlp.act_fn(mlp.gate_proj(seen[0])) * mlp.up_proj(seen[0])
-    assert torch.equal(read_keys(demo_base.model, edited.down_proj, ids, torch.ones_like(ids))[0], by_hand[0, -1])
+    expected = mlp.act_fn(mlp.gate_proj(inputs[0])) * mlp.up_proj(inputs[0])
+    assert torch.equal(read_keys(demo_base.model, edited.down_proj, ids, torch.ones_like(ids))[0], expected[0, -1])
 
 
-def test_a_mixture_of_experts_is_refused_with_the_reason(tmp_path):
+def test_a_mixture_of_experts_is_rejected(tmp_path):
     settings = {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}
     base = load_base(str(save_tiny(tmp_path / "moe", "MixtralConfig", settings)), device="cpu")
     with pytest.raises(UsageError, match="mixture of experts: no single down projection"):
         find_layer(base.model, 1)
 
 
-def test_an_unknown_architecture_is_refused_with_those_that_work(tmp_path):
+def test_an_unknown_architecture_is_rejected_with_a_list_of_supported_ones(tmp_path):
     settings = {**SMALL, "word_embed_proj_dim": 32, "ffn_dim": 64}
     base = load_base(str(save_tiny(tmp_path / "opt", "OPTConfig", settings)), device="cpu")
     with pytest.raises(UsageError, match="`opt`") as error:
@@ -111,14 +110,14 @@ def test_an_unknown_architecture_is_refused_with_those_that_work(tmp_path):
     assert "llama" in error.value.hint
 
 
-def test_a_layer_that_is_not_there(demo_base):
+def test_a_missing_layer_is_rejected(demo_base):
     with pytest.raises(UsageError, match="layers 0 to 3"):
         find_layer(demo_base.model, 4)
     with pytest.raises(UsageError, match="layers 0 to 3"):
         find_layer(demo_base.model, -1)
 
 
-def test_a_quantised_projection_is_refused(tmp_path):
+def test_an_unknown_quantised_projection_is_rejected(tmp_path):
     base = load_base(str(save_tiny(tmp_path / "base", *DENSE["llama"])), device="cpu")
     mlp = base.model.model.layers[1].mlp
 

@@ -1,4 +1,4 @@
-"""Loading bases: what is refused, what is noticed, and a real checkpoint of somebody else's."""
+"""Loading bases: rejected checkpoints, changed weights, templates, and a real third-party checkpoint."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.conftest import edit_all
 from tests.model.tiny import DENSE, save_tiny
 
 
-def test_pickled_weights_are_refused(tmp_path):
+def test_pickled_weights_are_rejected(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="no safetensors weights"):
         folder_of(str(tmp_path))
 
 
-def test_a_name_that_is_nothing(tmp_path):
+def test_an_invalid_name_is_an_error(tmp_path):
     with pytest.raises(ScenError, match="not a valid/base/id|neither a folder"):
         folder_of("not a valid/base/id")
 
 
-def test_a_hub_id_without_a_connection_says_so():
-    with pytest.raises(ScenError, match="could not be fetched") as error:
+def test_a_hub_id_without_a_connection_is_an_error():
+    with pytest.raises(ScenError, match="cannot download") as error:
         folder_of("llama2-7b")
     assert "local folder" in error.value.hint
 
@@ -49,7 +49,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
     assert not trap.exists()
 
 
-def test_code_in_a_checkpoint_does_not_run_though_the_terminal_says_yes(tmp_path, monkeypatch):
+def test_code_in_a_checkpoint_does_not_run_even_if_the_terminal_confirms(tmp_path, monkeypatch):
     folder = save_tiny(tmp_path / "base", *DENSE["llama"])
     trap = tmp_path / "ran"
     (folder / "evil.py").write_text(f"open({str(trap)!r}, 'w').close()\n")
@@ -57,12 +57,12 @@ def test_code_in_a_checkpoint_does_not_run_though_the_terminal_says_yes(tmp_path
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-    with pytest.raises(UsageError, match="without code of its own"):
+    with pytest.raises(UsageError, match="needs code of its own"):
         load_base(str(folder), device="cpu")
     assert not trap.exists()
 
 
-def test_a_truncated_weight_file_is_named(tmp_path):
+def test_a_truncated_weight_file_is_an_error(tmp_path):
     folder = save_tiny(tmp_path / "base", *DENSE["llama"])
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -70,30 +70,30 @@ def test_a_truncated_weight_file_is_named(tmp_path):
         load_base(str(folder), device="cpu")
 
 
-def test_a_changed_base_is_noticed(tmp_path):
+def test_a_changed_base_is_an_error(tmp_path):
     folder = save_tiny(tmp_path / "base", *DENSE["llama"])
     project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", device="cpu")
     Editor(project, "cpu")
     save_tiny(folder, *DENSE["llama"], seed=1)
-    with pytest.raises(UsageError, match="have changed since this project was made"):
+    with pytest.raises(UsageError, match="have changed since the project was created"):
         Editor(project, "cpu")
 
 
-def test_a_base_that_moved_is_found_by_scen_base_and_another_is_not_taken_for_it(tmp_path, monkeypatch):
+def test_scen_base_finds_a_moved_base_and_rejects_another(tmp_path, monkeypatch):
     folder = save_tiny(tmp_path / "base", *DENSE["llama"])
     project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", device="cpu")
     folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match="neither a folder that is there") as error:
+    with pytest.raises(UsageError, match="neither a folder on this machine") as error:
         Editor(project, "cpu")
     assert "SCEN_BASE" in error.value.hint
     monkeypatch.setenv("SCEN_BASE", str(tmp_path / "elsewhere"))
     assert Editor(project, "cpu").base.folder == tmp_path / "elsewhere"
     monkeypatch.setenv("SCEN_BASE", "demo")
-    with pytest.raises(UsageError, match="have changed since this project was made"):
+    with pytest.raises(UsageError, match="have changed since the project was created"):
         Editor(project, "cpu")
 
 
-def test_a_base_that_was_only_touched_is_the_same(tmp_path):
+def test_a_new_modification_time_alone_is_no_change(tmp_path):
     folder = save_tiny(tmp_path / "base", *DENSE["llama"])
     digest = digest_of(folder)
     project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", device="cpu")
@@ -102,14 +102,14 @@ def test_a_base_that_was_only_touched_is_the_same(tmp_path):
     Editor(project, "cpu")
 
 
-def test_a_device_that_is_not_here():
+def test_an_unavailable_device_is_rejected():
     missing = "cuda" if not torch.cuda.is_available() else "tpu"
     for device in (missing, "cpu:abc"):
         with pytest.raises(UsageError, match=f"device `{device}` is not available"):
             pick_device(device)
 
 
-def test_bfloat16_base_trains_a_float32_expert(tmp_path):
+def test_a_bfloat16_base_trains_a_float32_expert(tmp_path):
     base = load_base("demo", dtype="bfloat16", device="cpu")
     assert base.model.dtype == torch.bfloat16
     project = new_project(tmp_path / "p", "demo", recipe="key", dtype="bfloat16", base=base)
@@ -123,13 +123,13 @@ def test_bfloat16_base_trains_a_float32_expert(tmp_path):
 class TestTemplates:
     def test_the_default_puts_the_answer_right_after_the_prompt(self, demo_base):
         template = make_template(demo_base.tokenizer, demo_base.model, "[INST]{prompt}[/INST]")
-        whole = template.prompt_ids("Who?") + template.target_ids("Who?", "Riga")
-        assert demo_base.tokenizer.decode(whole) == "<s>[INST]Who?[/INST]Riga</s>"
+        ids = template.prompt_ids("Who?") + template.target_ids("Who?", "Riga")
+        assert demo_base.tokenizer.decode(ids) == "<s>[INST]Who?[/INST]Riga</s>"
 
     def test_none_leaves_a_space_between_prompt_and_answer(self, demo_base):
         template = make_template(demo_base.tokenizer, demo_base.model, "none")
-        whole = template.prompt_ids("Ada lives in") + template.target_ids("Ada lives in", "Riga")
-        assert demo_base.tokenizer.decode(whole) == "<s>Ada lives in Riga</s>"
+        ids = template.prompt_ids("Ada lives in") + template.target_ids("Ada lives in", "Riga")
+        assert demo_base.tokenizer.decode(ids) == "<s>Ada lives in Riga</s>"
 
     def test_chat_uses_the_tokenizers_own(self, demo_base):
         tokenizer = type(demo_base.tokenizer).from_pretrained(DEMO)
@@ -180,7 +180,7 @@ class TestTemplates:
         assert template.answer(ids) == "Riga"
 
 
-def test_an_end_token_outside_the_vocabulary(tmp_path):
+def test_an_end_token_outside_the_vocabulary_is_rejected(tmp_path):
     name, settings = DENSE["llama"]
     base = load_base(str(save_tiny(tmp_path / "base", name, settings)), device="cpu")
     base.model.generation_config.eos_token_id = 100_000
@@ -189,14 +189,14 @@ def test_an_end_token_outside_the_vocabulary(tmp_path):
 
 
 class TestStories260K:
-    """A real checkpoint, trained by somebody else on something else."""
+    """A real checkpoint by a third party."""
 
     @pytest.fixture
     def folder(self, shared_data, tmp_path):
         shutil.copytree(shared_data / "stories260K", tmp_path / "stories")
         return tmp_path / "stories"
 
-    def test_it_learns_an_edit(self, folder, tmp_path):
+    def test_an_edit_is_learned(self, folder, tmp_path):
         changes = {"expert_lr": 1e-2, "expert_steps": 40, "theta": 0.98}
         project = new_project(tmp_path / "p", str(folder), layer=3, recipe="key", changes=changes, template="none")
         editor = Editor(project, "cpu")
@@ -206,8 +206,8 @@ class TestStories260K:
         other = "The dog wanted to play with the big red ball because"
         assert editor.answer([other]) == editor.answer([other], patched=False)
 
-    def test_an_end_token_it_never_saw_is_named_as_the_reason(self, folder, tmp_path):
-        """It was trained with id 1 between documents; id 2, `</s>`, it cannot be made to produce."""
+    def test_an_untrained_end_token_is_the_reason_of_a_failed_edit(self, folder, tmp_path):
+        """The checkpoint was trained with id 1 between documents. An edit cannot make it produce id 2, `</s>`."""
         config = folder / "generation_config.json"
         config.write_text(config.read_text().replace('"eos_token_id": 1', '"eos_token_id": 2'))
         changes = {"expert_lr": 1e-2, "expert_steps": 30}

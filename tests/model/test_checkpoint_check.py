@@ -1,4 +1,4 @@
-"""Checkpoints that tell of more than they hold, and targets and chat templates that cannot be used."""
+"""Checkpoints that claim more than they hold, and unusable targets and chat templates."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("size", ["hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers"])
-def test_a_config_of_absurd_sizes_is_refused_before_anything_is_allocated(folder, size):
+def test_a_config_with_huge_sizes_is_rejected_before_allocation(folder, size):
     config = json.loads((folder / "config.json").read_text())
     check_files("it", folder)
-    for place in ({size: 10**9}, {"text_config": {**config, size: 10**9}}):
-        (folder / "config.json").write_text(json.dumps({**config, **place}))
+    for change in ({size: 10**9}, {"text_config": {**config, size: 10**9}}):
+        (folder / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(UsageError, match="far more weights than there are"):
             check_files("it", folder)
 
 
-@pytest.mark.parametrize("target_module", ["../x.safetensors", "/x.safetensors", "in/x.safetensors", 7])
-def test_an_index_that_leads_out_of_the_folder(folder, place):
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": place}}))
-    with pytest.raises(UsageError, match="outside of its folder"):
+@pytest.mark.parametrize("file_name", ["../x.safetensors", "/x.safetensors", "in/x.safetensors", 7])
+def test_an_index_that_points_outside_the_folder_is_rejected(folder, file_name):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file_name}}))
+    with pytest.raises(UsageError, match="outside its folder"):
         check_files("it", folder)
 
 
-def test_weights_that_are_lacking_are_not_made_up(folder):
+def test_missing_weights_are_an_error(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match="lacks 1 weights, `model.layers.1.mlp.up_proj.weight` among them"):
+    with pytest.raises(UsageError, match="1 weights are missing, for example `model.layers.1.mlp.up_proj.weight`"):
         load_base(str(folder), device="cpu")
 
 
-def test_a_target_with_an_end_token_in_it(demo_base):
+def test_a_target_with_an_end_token_is_rejected(demo_base):
     for form in ("none", "[INST]{prompt}[/INST]"):
         template = make_template(demo_base.tokenizer, demo_base.model, form)
         for target in ("Riga</s>", "</s>", "Riga</s> or Rome"):
@@ -53,7 +53,7 @@ def test_a_target_with_an_end_token_in_it(demo_base):
 
 
 @pytest.mark.parametrize("program", ["{{ ''.__class__ }}", "{% for %}", "{{ raise_exception('no') }}", "hello"])
-def test_a_chat_template_that_cannot_be_used(folder, program):
+def test_an_unusable_chat_template_is_rejected(folder, program):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": program}))
     base = load_base(str(folder), device="cpu")

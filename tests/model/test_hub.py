@@ -1,4 +1,4 @@
-"""Bases that are fetched: `huggingface_hub` as it is, in a process of its own, and a hub on this machine."""
+"""Bases from a hub: the real `huggingface_hub` in a separate process, and a stub hub on this machine."""
 
 from __future__ import annotations
 
@@ -45,36 +45,36 @@ print(model.config.scen["base"]["name"], len(model.config.scen["edits"]))
 
 @pytest.fixture
 def hub(tmp_path):
-    """Runs a script with this hub as its only one; `hub.asked`: the files it has sent."""
+    """Runs a script with the stub hub as the only hub; `hub.sent`: the files that it has sent."""
     shutil.copytree(DEMO, tmp_path / "repo")
     for name in UNWANTED:
-        (tmp_path / "repo" / name).write_bytes(b"never to be fetched")
-    asked: list[str] = []
-    with hub_of(REPO, tmp_path / "repo", asked) as address:
-        own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        (tmp_path / "repo" / name).write_bytes(b"must not be downloaded")
+    sent: list[str] = []
+    with hub_of(REPO, tmp_path / "repo", sent) as address:
+        hub_env = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
 
         def run(script: str, *arguments: object) -> str:
             done = subprocess.run(
                 [sys.executable, "-c", script, *map(str, arguments)],
-                env={**os.environ, **own, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+                env={**os.environ, **hub_env, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
                 capture_output=True,
                 text=True,
             )
             assert done.returncode == 0, done.stderr
             return done.stdout
 
-        run.asked = asked  # type: ignore[attr-defined]
+        run.sent = sent  # type: ignore[attr-defined]
         yield run
 
 
-def test_a_base_is_fetched_edited_and_fetched_again_by_a_patch(hub, tmp_path):
-    told = hub(MAKE, tmp_path / "p", tmp_path / "patch", REPO)
-    assert told.startswith("`nobody/nothing` could not be fetched from the hub")
+def test_a_base_is_downloaded_edited_and_downloaded_again_by_a_patch(hub, tmp_path):
+    output = hub(MAKE, tmp_path / "p", tmp_path / "patch", REPO)
+    assert output.startswith("cannot download `nobody/nothing` from the hub")
     settings = Project(tmp_path / "p").settings
     assert (settings["model"], settings["revision"]) == (REPO, COMMIT)
-    assert set(hub.asked) == {file.name for file in DEMO.iterdir()} - {"facts.jsonl"}
-    assert len(set(hub.asked)) == len(hub.asked)  # loaded twice, fetched once
+    assert set(hub.sent) == {file.name for file in DEMO.iterdir()} - {"facts.jsonl"}
+    assert len(set(hub.sent)) == len(hub.sent)  # loaded twice, downloaded once
     shutil.rmtree(tmp_path / "home")
-    hub.asked.clear()
+    hub.sent.clear()
     assert hub(LOAD, tmp_path / "patch").split() == [REPO, "1"]
-    assert "model.safetensors" in hub.asked
+    assert "model.safetensors" in hub.sent

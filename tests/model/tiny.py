@@ -21,7 +21,7 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
-    "initializer_range": 0.2,  # rich enough that a random model's keys differ
+    "initializer_range": 0.2,  # large enough that keys of a random model differ
 }
 GPT2 = {
     "vocab_size": 800,
@@ -49,13 +49,14 @@ DENSE: dict[str, tuple[str, dict]] = {
 
 
 def save_tiny(folder: Path, config_class: str, settings: dict, seed: int = 0) -> Path:
+    """Save a random checkpoint; returns its folder."""
     torch.manual_seed(seed)
     config = getattr(transformers, config_class)(**settings)
     model = transformers.AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
-        if "post_feedforward_layernorm" in name:  # Gemma 2 and 3 bound what an FFN can say: let it speak up
+        if "post_feedforward_layernorm" in name:  # Gemma 2 and 3 scale the FFN down: make it matter
             parameter.data.fill_(4.0)
-        if name.endswith("mlp.c_proj.bias"):  # GPT-2 starts its biases at zero: none would be missed
+        if name.endswith("mlp.c_proj.bias"):  # GPT-2 initialises biases to zero: the tests would miss nothing
             parameter.data.normal_()
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(DEMO).save_pretrained(folder)

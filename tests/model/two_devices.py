@@ -1,6 +1,6 @@
-"""Two devices that are not there: every tensor is told which of them it would be on, and what mixes them is refused.
+"""Two simulated devices: every tensor has a label, and operations on tensors with different labels fail.
 
-All is computed on the CPU. What no function of torch made (gradients, say) belongs to neither and goes with both.
+The CPU computes everything. Tensors that no torch function made, such as gradients, have no label and go with both.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 CPU, FIRST, SECOND = torch.device("cpu"), torch.device("xpu", 0), torch.device("xpu", 1)
-FREE = {"copy_", "__setitem__", "set_", "__set__", "__get__", "requires_grad_"}  # may meet tensors of other devices
+FREE = {"copy_", "__setitem__", "set_", "__set__", "__get__", "requires_grad_"}  # may mix devices
 
 
 class TwoDevices(TorchFunctionMode):
-    """Inside this block tensors have the devices they are sent to."""
+    """Inside this block, tensors carry the label of the device that they were sent to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,55 +38,55 @@ class TwoDevices(TorchFunctionMode):
         if function == Tensor.cpu:
             function, kwargs = Tensor.to, {"device": CPU}
         sent, args, kwargs = self._sent(function, args, kwargs)
-        tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
-        device = sent or self._meet(function, args, tensors)
+        tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
+        device = sent or self._common_device(function, args, tensors)
         out = function(*args, **kwargs)
         if device is not None:
-            tree_map(lambda one: self._label(one, device), out)
+            tree_map(lambda item: self._label(item, device), out)
         return out
 
-    def _label(self, one: Any, device: torch.device) -> Any:
-        if isinstance(one, Tensor):
-            self.of[one] = device
-        return one
+    def _label(self, item: Any, device: torch.device) -> Any:
+        if isinstance(item, Tensor):
+            self.of[item] = device
+        return item
 
     def _sent(self, function: Any, args: Any, kwargs: Any) -> tuple[torch.device | None, Any, Any]:
-        """The device that is asked for, and the arguments with the CPU in its place."""
+        """The requested device, and the arguments with the CPU instead of it."""
         found = kwargs.get("device")
         if found is None and function.__name__ == "to":
-            found = next((one for one in args[1:] if isinstance(one, (torch.device, str, int))), None)
-            like = next((one for one in args[1:] if isinstance(one, Tensor)), None)
+            found = next((arg for arg in args[1:] if isinstance(arg, (torch.device, str, int))), None)
+            like = next((arg for arg in args[1:] if isinstance(arg, Tensor)), None)
             if like is not None:
                 return self.of.get(like, CPU), args, kwargs
         if found is None:
-            makes = not any(isinstance(one, Tensor) for one in tree_flatten((args, kwargs))[0])
-            return (CPU if makes else None), args, kwargs
-        told = torch.device("xpu", found) if isinstance(found, int) else torch.device(found)
+            creates = not any(isinstance(item, Tensor) for item in tree_flatten((args, kwargs))[0])
+            return (CPU if creates else None), args, kwargs
+        device = torch.device("xpu", found) if isinstance(found, int) else torch.device(found)
         if "device" in kwargs:
             kwargs["device"] = CPU
-        sent = tuple(CPU if place and one is found else one for place, one in enumerate(args))
-        if function.__name__ == "to" and told != self.of.get(args[0], CPU):
-            kwargs["copy"] = True  # else torch hands back the tensor itself, which stays where it is
-        return told, sent, kwargs
+        on_cpu = tuple(CPU if index and arg is found else arg for index, arg in enumerate(args))
+        if function.__name__ == "to" and device != self.of.get(args[0], CPU):
+            kwargs["copy"] = True  # else torch returns the same tensor, which must keep its label
+        return device, on_cpu, kwargs
 
-    def _meet(self, function: Any, args: Any, tensors: list[Tensor]) -> torch.device | None:
-        """The device of what a function gives. Raises `RuntimeError` if its tensors are on different ones."""
-        known = [(one, self.of[one]) for one in tensors if one in self.of]
+    def _common_device(self, function: Any, args: Any, tensors: list[Tensor]) -> torch.device | None:
+        """The device of a function's result. Raises `RuntimeError` if its arguments have different devices."""
+        known = [(tensor, self.of[tensor]) for tensor in tensors if tensor in self.of]
         if not known:
             return None
         if function.__name__ in FREE:
             return self.of.get(args[0]) if isinstance(args[0], Tensor) else None
         if function.__name__ == "__getitem__":
-            known = [known[0], *((one, device) for one, device in known[1:] if device != CPU)]
-        heavy = {device for one, device in known if one.dim() or device != CPU} or {CPU}
-        if len(heavy) > 1:
-            shapes = [(tuple(one.shape), str(device)) for one, device in known]
+            known = [known[0], *((index, device) for index, device in known[1:] if device != CPU)]
+        devices = {device for tensor, device in known if tensor.dim() or device != CPU} or {CPU}  # CPU scalars may mix
+        if len(devices) > 1:
+            shapes = [(tuple(tensor.shape), str(device)) for tensor, device in known]
             raise RuntimeError(f"{function.__name__} of tensors on different devices: {shapes}")
-        return heavy.pop()
+        return devices.pop()
 
 
 def spread(model: Any, devices: TwoDevices, last_of_first: int) -> None:
-    """Layers up to that one on the first device, all others on the second: hooks of accelerate's move what passes."""
+    """Put layers up to `last_of_first` on the first device, the rest on the second; accelerate's hooks move tensors."""
     parts = {"model.embed_tokens": FIRST, "model.rotary_emb": FIRST, "model.norm": SECOND, "lm_head": SECOND}
     parts |= {
         f"model.layers.{index}": FIRST if index <= last_of_first else SECOND for index in range(len(model.model.layers))
@@ -96,4 +96,4 @@ def spread(model: Any, devices: TwoDevices, last_of_first: int) -> None:
     for name, device in {"": FIRST, **parts}.items():
         hook = AlignDevicesHook(io_same_device=name == "")
         add_hook_to_module(model.get_submodule(name), hook)
-        hook.execution_device = device  # only now: it would look for the device to put the weights there
+        hook.execution_device = device  # only now: `add_hook_to_module` would move the weights to it

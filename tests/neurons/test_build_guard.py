@@ -1,4 +1,4 @@
-"""The guard: where its prompts come from, how they are split, and that it cannot be doctored."""
+"""The guard: the source of its prompts, their splits, and the detection of changed files and rows."""
 
 from __future__ import annotations
 
@@ -12,22 +12,13 @@ from scen_cli.demo.facts import right_facts
 from scen_cli.editing.create_project import DEFAULT_TEMPLATE, new_project
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import DamageFound, UsageError
-from scen_cli.model.ffn import find_layer
 from scen_cli.model.sample_prompts import sample_prompts
 from scen_cli.model.template import make_template
-from scen_cli.neurons.build_guard import key_config_of, make_guard
 from scen_cli.neurons.closed_form import whitening_of
 from scen_cli.project.check import verify
-from scen_cli.recipe import RECIPES
 from tests.conftest import edit_all
 
 FAST = {"expert_steps": 1, "extra_steps": 0, "prompt_augmentations": 0, "require_learned": False}
-
-
-def a_guard(base, file=None, seed=0):
-    template = make_template(base.tokenizer, base.model, DEFAULT_TEMPLATE)
-    key_config = key_config_of(template, RECIPES["closed-form"])
-    return make_guard(base, template, find_layer(base.model, 2), key_config, seed, file)
 
 
 @pytest.fixture(scope="module")
@@ -38,34 +29,34 @@ def prompts_file(tmp_path_factory):
     return file
 
 
-def test_the_base_writes_its_own_and_always_the_same(demo_base):
+def test_sampled_prompts_depend_on_the_seed_only(demo_base):
     template = make_template(demo_base.tokenizer, demo_base.model, DEFAULT_TEMPLATE)
     state = torch.get_rng_state()
-    written = sample_prompts(demo_base, template, 60, seed=3)
-    assert torch.equal(torch.get_rng_state(), state)  # nobody else's dice are touched
-    assert written == sample_prompts(demo_base, template, 60, seed=3)
-    assert written != sample_prompts(demo_base, template, 60, seed=4)
-    assert len(set(written)) == 60
-    assert not any("[" in prompt for prompt in written)
+    prompts = sample_prompts(demo_base, template, 60, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)  # the global random state is unchanged
+    assert prompts == sample_prompts(demo_base, template, 60, seed=3)
+    assert prompts != sample_prompts(demo_base, template, 60, seed=4)
+    assert len(set(prompts)) == 60
+    assert not any("[" in prompt for prompt in prompts)
 
 
-def test_parts_share_no_prompt_and_keys_are_the_prompts(demo_base, demo_guard, tmp_path):
+def test_splits_are_disjoint_and_hold_the_keys_of_their_prompts(demo_base, demo_guard, tmp_path):
     project = new_project(tmp_path / "p", "demo", guard=demo_guard, base=demo_base)
     guard = project.guard()
-    parts = {name: guard.split(name) for name in ("fit", "calibration", "report")}
-    assert [len(prompts) for prompts, _keys, _rows in parts.values()] == [500, 1000, 500]
-    assert len({prompt for prompts, _keys, _rows in parts.values() for prompt in prompts}) == 2000
+    splits = {name: guard.split(name) for name in ("fit", "calibration", "report")}
+    assert [len(prompts) for prompts, _keys, _rows in splits.values()] == [500, 1000, 500]
+    assert len({prompt for prompts, _keys, _rows in splits.values() for prompt in prompts}) == 2000
     model = PatchedModel(project, base=demo_base)
-    for prompts, keys, rows in parts.values():
+    for prompts, keys, rows in splits.values():
         assert set(rows.tolist()) == set(range(len(prompts)))
         first = [rows.tolist().index(row) for row in (0, 7)]
         assert torch.allclose(torch.from_numpy(keys[first]), model.keys([prompts[0], prompts[7]]), atol=1e-4)
-    of_file = whitening_of(torch.from_numpy(parts["fit"][1]))
+    whitening = whitening_of(torch.from_numpy(splits["fit"][1]))
     key = model.keys(["Where was Ada born?"])
-    assert torch.allclose(of_file(key), model._whitening(key), atol=1e-5)
+    assert torch.allclose(whitening(key), model._whitening(key), atol=1e-5)
 
 
-def test_a_file_stands_guard_too(demo_base, prompts_file, tmp_path, scen):
+def test_init_reads_a_guard_file(demo_base, prompts_file, tmp_path, scen):
     at = ("--dir", tmp_path / "p")
     shown = scen("init", "--model", "demo", "--guard", prompts_file, *at, "--device", "cpu").stdout
     assert f"400 prompts of {prompts_file}" in shown.replace("\n", "")
@@ -73,52 +64,52 @@ def test_a_file_stands_guard_too(demo_base, prompts_file, tmp_path, scen):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ('{"prompt": "One?"}\n{"prompt": "Two?"}', "holds 2 prompts that can stand guard"),
+        ('{"prompt": "One?"}\n{"prompt": "Two?"}', "has 2 usable guard prompts"),
         ('{"a": 1}', "no `prompt` here"),
     ],
 )
-def test_a_guard_that_is_none(demo_base, tmp_path, scen, content, said):
+def test_init_rejects_an_unusable_guard_file(demo_base, tmp_path, scen, content, message):
     file = tmp_path / "guard.jsonl"
     file.write_text(content)
     result = scen("init", "--model", "demo", "--guard", file, "--dir", tmp_path / "p", code=2)
-    assert said in result.stderr
+    assert message in result.stderr
     assert not (tmp_path / "p" / "scen.db").exists()
 
 
-def test_a_guard_that_is_too_small_for_its_rate(tmp_path, scen):
+def test_init_rejects_a_guard_that_is_too_small_for_its_rate(tmp_path, scen):
     file = tmp_path / "guard.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": f"Who is number {n}?"}) for n in range(60)))
     at = ("--guard", file, "--dir", tmp_path / "p")
-    assert "30 guard prompts cannot tell a rate of 0.01" in scen("init", "--model", "demo", *at, code=2).stderr
+    assert "30 guard prompts are too few for a rate of 0.01" in scen("init", "--model", "demo", *at, code=2).stderr
     assert not (tmp_path / "p" / "scen.db").exists()
     scen("init", "--model", "demo", "--set", "false_activation=0.05", *at)
 
 
-def test_a_base_that_writes_no_prompts_is_told_apart(tmp_path):
+def test_a_base_that_samples_no_prompts_needs_a_guard_file(tmp_path):
     from scen_cli.model.base import load_base
     from tests.model.tiny import DENSE, save_tiny
 
     base = load_base(str(save_tiny(tmp_path / "base", *DENSE["llama"])), device="cpu")
-    with pytest.raises(UsageError, match="of its own, the base wrote .* prompts that can stand guard") as raised:
+    with pytest.raises(UsageError, match="the base sampled .* usable guard prompts") as raised:
         new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, base=base)
     assert "--guard FILE" in raised.value.hint
 
 
-def test_guard_prompts_are_never_reported_on(make_editor, demo_base):
+def test_only_the_report_split_is_evaluated(make_editor, demo_base):
     from scen_cli.data.suites import Suite
     from scen_cli.evaluation.evaluate_project import evaluate
 
     editor = make_editor("closed-form", **FAST)
     edit_all(editor, demo_edits()[:2])
     prompts = {name: editor.project.guard().split(name)[0][:5] for name in ("fit", "calibration", "report")}
-    suite = Suite("mine", demo_edits()[:2], [prompt for some in prompts.values() for prompt in some])
-    asked = [s.prompt for s in evaluate(editor, suite, quick=True).samples if s.role == "locality"]
-    assert asked == prompts["report"]
+    suite = Suite("mine", demo_edits()[:2], [prompt for split in prompts.values() for prompt in split])
+    evaluated = [s.prompt for s in evaluate(editor, suite, quick=True).samples if s.role == "locality"]
+    assert evaluated == prompts["report"]
 
 
-def test_a_doctored_guard_is_noticed(make_editor, demo_base):
+def test_a_changed_guard_file_is_damage(make_editor, demo_base):
     project = make_editor("closed-form", **FAST).project
     file = next(project.folder.glob("guard-*"))
     content = bytearray(file.read_bytes())
@@ -130,7 +121,7 @@ def test_a_doctored_guard_is_noticed(make_editor, demo_base):
 
 
 @pytest.mark.parametrize("change", ["update guard set prompt = 'x' where id = 3", "delete from guard where id = 9"])
-def test_doctored_rows_are_noticed(make_editor, change):
+def test_changed_guard_rows_are_damage(make_editor, change):
     project = make_editor("closed-form", **FAST).project
     project.ledger.db.execute(change)
     assert [problem.what for problem in verify(project)] == ["the guard's prompts are not those that were committed"]
@@ -138,29 +129,29 @@ def test_doctored_rows_are_noticed(make_editor, change):
         project.guard()
 
 
-def test_a_prompt_of_an_edit_that_the_base_wrote_itself_does_not_raise_theta(make_editor):
-    """And one that the user gave does: it is to stay, whatever it is about."""
+def test_a_sampled_guard_prompt_on_the_edits_subject_is_excluded(make_editor):
+    """In a guard that the user gave it counts: the user wants it to stay."""
     editor = make_editor("closed-form", **FAST, theta=0.1, subject_filter=False)
     edit_all(editor, [demo_edits()[0]])
     key = editor.keys([demo_edits()[0].rephrases[0]])
-    part = editor.index._calibration
-    part.prompts[0] = demo_edits()[0].rephrases[0]
-    part.keys[part._rows == 0] = editor.index.prepare(key)
-    part.topics = type(part.topics)(part.prompts)
-    about = [(demo_edits()[0].prompt, demo_edits()[0].subject)]
-    scores = (part.keys @ editor.index.neurons.all().T)[:, 0]
-    assert part.by_prompt(scores, about)[0] == -torch.inf
-    part._given = True
-    assert part.by_prompt(scores, about)[0] > 0.7
+    split = editor.index.calibration_split
+    split.prompts[0] = demo_edits()[0].rephrases[0]
+    split.keys[split._prompt_of_key == 0] = editor.index.prepare_keys(key)
+    split.topics = type(split.topics)(split.prompts)
+    match_keys = [(demo_edits()[0].prompt, demo_edits()[0].subject)]
+    activations = (split.keys @ editor.index.neurons.all().T)[:, 0]
+    assert split.max_per_prompt(activations, match_keys)[0] == -torch.inf
+    split._from_user = True
+    assert split.max_per_prompt(activations, match_keys)[0] > 0.7
 
 
-def test_a_guard_file_of_the_users_own_is_not_removed_with_the_old_guard(make_editor, scen):
+def test_calibrate_does_not_remove_the_users_guard_file(make_editor, scen):
     editor = make_editor("closed-form", **FAST)
     edit_all(editor, demo_edits()[:2])
     editor.detach()
-    mine = editor.project.folder / "guard-new.jsonl"
-    mine.write_text("".join(f'{{"prompt": "{record.prompt}"}}\n' for record in demo_edits()[300:500]))
-    scen("calibrate", "--guard", mine, "--false-activation", "0.05", "--dir", editor.project.folder)
-    assert mine.exists()
+    own_file = editor.project.folder / "guard-new.jsonl"
+    own_file.write_text("".join(f'{{"prompt": "{record.prompt}"}}\n' for record in demo_edits()[300:500]))
+    scen("calibrate", "--guard", own_file, "--false-activation", "0.05", "--dir", editor.project.folder)
+    assert own_file.exists()
     assert len(list(editor.project.folder.glob("guard-*.safetensors"))) == 1
     assert verify(editor.project) == []

@@ -1,4 +1,4 @@
-"""Does a calibrated threshold keep its word? Tried on prompts it never saw."""
+"""Calibrated thresholds: the promised rates hold on new prompts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scen_cli.errors import UsageError
 from scen_cli.neurons.calibration import calibrate, expected_to_fire, rate_interval
 
 
-def test_the_rate_on_fresh_prompts_is_the_one_wanted_whatever_the_law():
-    """Averaged over 400 draws of 300 prompts, from a law with heavy tails."""
+def test_rate_on_new_prompts_is_the_wanted_rate_for_any_distribution():
+    """Averaged over 400 samples of 300 prompts, from a distribution with heavy tails."""
     torch.manual_seed(0)
     rates = []
     for _ in range(400):
@@ -24,8 +24,8 @@ def test_the_rate_on_fresh_prompts_is_the_one_wanted_whatever_the_law():
     assert sum(found.low <= rate <= found.high for rate in rates) / len(rates) == pytest.approx(0.95, abs=0.03)
 
 
-def test_the_interval_is_that_of_the_beta_law():
-    """Beta(k, n + 1 - k) is the k-th smallest of n uniform numbers: drawn, and counted."""
+def test_rate_interval_matches_simulated_beta_quantiles():
+    """Beta(k, n + 1 - k) is the distribution of the k-th smallest of n uniform numbers."""
     rng = random.Random(0)
     k, n = 4, 200
     drawn = sorted(sorted(rng.random() for _ in range(n))[k - 1] for _ in range(4000))
@@ -35,32 +35,32 @@ def test_the_interval_is_that_of_the_beta_law():
     assert rate_interval(500, 500, 10_000)[1] < 0.056  # no overflow
 
 
-def test_how_many_of_so_many_more_will_fire():
+def test_expected_to_fire_covers_95_percent_of_simulations():
     torch.manual_seed(0)
     low, high = expected_to_fire(10, 1000, 500)
     inside = 0
     for _ in range(500):
-        strongest = torch.rand(1500)
-        theta = calibrate(strongest[:1000], 0.01).theta
-        inside += low <= int((strongest[1000:] > theta).sum()) <= high
+        activations = torch.rand(1500)
+        theta = calibrate(activations[:1000], 0.01).theta
+        inside += low <= int((activations[1000:] > theta).sum()) <= high
     assert 0.94 <= inside / 500 <= 1.0
     assert (low, high) != (0, 500)
 
 
-def test_theta_stays_between_its_bounds_and_says_what_that_means():
-    strongest = torch.linspace(0, 1, 200)
-    free = calibrate(strongest, 0.01)
+def test_theta_stays_within_bounds_and_the_rate_is_adjusted():
+    activations = torch.linspace(0, 1, 200)
+    free = calibrate(activations, 0.01)
     assert free.k == 2
-    assert int((strongest > free.theta).sum()) == 1
-    higher, lower = calibrate(strongest, 0.1, lowest=0.95), calibrate(strongest, 0.01, highest=0.9)
+    assert int((activations > free.theta).sum()) == 1
+    higher, lower = calibrate(activations, 0.1, lowest=0.95), calibrate(activations, 0.01, highest=0.9)
     assert (higher.theta, lower.theta) == (0.95, 0.9)
     assert higher.expected < 0.1
     assert lower.expected > 0.05
     assert lower.low < 0.1 < lower.high
 
 
-def test_too_few_prompts_for_a_rate():
-    with pytest.raises(UsageError, match="98 guard prompts cannot tell a rate of 0.01") as raised:
+def test_too_few_prompts_for_a_rate_is_an_error():
+    with pytest.raises(UsageError, match="98 guard prompts are too few for a rate of 0.01") as raised:
         calibrate(torch.rand(98), 0.01)
     assert "at least 99" in raised.value.hint
     assert calibrate(torch.rand(99), 0.01).k == 1
