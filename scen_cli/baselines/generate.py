@@ -21,10 +21,10 @@ class Generates(Protocol):
     def generate(self, ids: Tensor, mask: Tensor, **options: Any) -> Tensor: ...
 
 
-def answer(
+def answer_tokens(
     base: Base, template: Template, prompts: Sequence[Prompt], method: Generates | None = None, **options: Any
-) -> list[str]:
-    """Answers of a method as it is attached, or of the base alone; greedy unless `options` say otherwise."""
+) -> list[list[int]]:
+    """Generated tokens of a method as it is attached, or of the base alone; greedy unless `options` say otherwise."""
     rows = [(method or template).prompt_ids(prompt) for prompt in prompts]
 
     @torch.no_grad()
@@ -34,4 +34,11 @@ def answer(
         out: Tensor = base.model.generate(input_ids=ids, attention_mask=mask, **how)
         return out
 
-    return [template.answer(tokens) for tokens in generate_answers(base, template, rows, generate, **options)]
+    return generate_answers(base, template, rows, generate, **options)
+
+
+def answer(
+    base: Base, template: Template, prompts: Sequence[Prompt], method: Generates | None = None, **options: Any
+) -> list[str]:
+    """The same as texts."""
+    return [template.answer(tokens) for tokens in answer_tokens(base, template, prompts, method, **options)]

@@ -37,7 +37,7 @@ from scen_cli.cli.output import print_error
 
 
 class _Commands(TyperGroup):
-    """Turns every expected exception into a message, the next command to try, and an exit code."""
+    """Turns expected exceptions into a message, the next command to try, and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""`scen ask`: what the base says, what the edited model says, and why."""
+"""`scen ask`: the base's answer, the edited model's answer, and why."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from scen_cli.cli.loaders import HERE, Device, Dir, open_editor, open_method_editor, open_project
+from scen_cli.cli.loaders import HERE, Device, Dir, load_editor, load_scen_editor, open_project
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scen_cli.baselines.method_editor import MethodEditor
     from scen_cli.editing.editor import Editor
+    from scen_cli.editing.project_editor import ProjectEditor
 
 STRONGEST, TRACED = 3, 10  # neurons shown
-BLOCKED = -1.0  # of a neuron whose edit's subject the prompt does not name (scen_cli/model/subject_filter.py)
+BLOCKED = -1.0  # activation of an edit that the subject filter blocks (scen_cli/model/subject_filter.py)
 
 
 def ask(
     prompt: Annotated[str, typer.Argument(help="The prompt, without the template.")],
     trace: Annotated[
-        bool, typer.Option("--trace", help="Show more neurons, what was read, and the guard prompts nearest.")
+        bool, typer.Option("--trace", help="Show every step of routing: segments, more neurons, nearest guard prompts.")
     ] = False,
     device: Device = "auto",
     dir: Dir = HERE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The base's answer, the edited model's answer, and the edits whose neurons were strongest.
+    """Answer a prompt with the base and with the edited model, and show the edits with the largest activations.
 
     Example: scen ask "Where was Ada born?"
     """
@@ -45,74 +45,74 @@ def ask(
     if project.method:
         if trace:
             raise UsageError("`--trace` shows SCEN's routing: this project edits by another method")
-        _ask_method(open_method_editor(project, device, out), prompt, out)
+        _ask(load_editor(project, device, out), prompt, out)
         return
-    editor = open_editor(dir, device, out)
+    editor = load_scen_editor(project, device, out)
     with editor.snapshot():
-        _ask(editor, prompt, trace, out)
+        _ask_routed(editor, prompt, trace, out)
 
 
-def _ask_method(editor: MethodEditor, prompt: str, out: Output) -> None:
-    base, patched = editor.answer([prompt], patched=False)[0], editor.answer([prompt])[0]
-    why = editor.why(prompt)
-    data = {"prompt": prompt, "base": base, "patched": patched, "method": editor.project.method, "why": why}
-    rows = [("base", base), ("patched", patched), (f"why ({editor.project.method})", why)]
-    out.result(data, table(("", ""), rows))
+def _ask(editor: ProjectEditor, prompt: str, out: Output) -> None:
+    """Of a method that does not route: both answers, and the method's explanation."""
+    [base], [patched] = editor.answer([prompt], patched=False).texts, editor.answer([prompt]).texts
+    method, why = editor.project.method, editor.explain(prompt)
+    data = {"prompt": prompt, "base": base, "patched": patched, "method": method, "why": why}
+    out.result(data, table(("", ""), [("base", base), ("patched", patched), (f"why ({method})", why)]))
 
 
-def _ask(editor: Editor, prompt: str, trace: bool, out: Output) -> None:
+def _ask_routed(editor: Editor, prompt: str, trace: bool, out: Output) -> None:
     base = editor.answer([prompt], patched=False).texts[0]
     answers = editor.answer([prompt])
-    patched, fired = answers.texts[0], answers.edits[0]
-    routed = editor.route([prompt])
-    theta, biases = editor.patch().theta, editor.patch().bank.biases.tolist()
+    patched, edit = answers.texts[0], answers.edits[0]
+    routed, theta = editor.route([prompt]), editor.patch().theta
+    biases = editor.patch().bank.biases.tolist()
     ranked = sorted(zip(routed.activations[0].tolist(), routed.active, biases, strict=True), reverse=True)
     neurons = [
         {
             "edit": edit_id,
             "activation": round(activation, 4),
             "bias": round(bias, 4),
-            "prompt": found.prompt,
-            "target": found.target,
+            "prompt": row.prompt,
+            "target": row.target,
         }
         for activation, edit_id, bias in ranked[: TRACED if trace else STRONGEST]
-        for found in [editor.project.find(edit_id)]
+        for row in [editor.project.find(edit_id)]
     ]
-    data = {"prompt": prompt, "base": base, "patched": patched, "edit": fired, "theta": theta, "neurons": neurons}
-    why = f"edit {fired} fired" if fired else "no edit fired: the base's own answer"
+    data = {"prompt": prompt, "base": base, "patched": patched, "edit": edit, "theta": theta, "neurons": neurons}
+    why = f"edit {edit} was activated" if edit else "no edit was activated: the base answers"
     shown: list[RenderableType] = [table(("", ""), [("base", base), ("patched", patched), ("why", why)])]
     if neurons:
-        rows = [(n["edit"], *_against(n["activation"], theta), n["prompt"], n["target"]) for n in neurons]
+        rows = [(n["edit"], *_beside_theta(n["activation"], theta), n["prompt"], n["target"]) for n in neurons]
         shown.append(table(("edit#", "activation#", "", "theta#", "prompt", "target"), rows))
     if trace:
-        _trace(editor, prompt, data, shown)
+        _add_trace(editor, prompt, data, shown)
     out.result(data, *shown)
 
 
-def _against(activation: float, theta: float) -> tuple[str, str, str]:
-    """An activation beside theta; of an edit whose subject the prompt does not name, that it is blocked."""
+def _beside_theta(activation: float, theta: float) -> tuple[str, str, str]:
+    """An activation compared with theta; or that the prompt does not name the edit's subject."""
     if activation <= BLOCKED:
         return "not named", "", ""
     return f"{activation:.4f}", ">" if activation > theta else "<", f"{theta:.4g}"
 
 
-def _trace(editor: Editor, prompt: str, data: dict[str, Any], shown: list[RenderableType]) -> None:
-    """What was read of the prompt, and what stands guard near it."""
+def _add_trace(editor: Editor, prompt: str, data: dict[str, Any], shown: list[RenderableType]) -> None:
     from scen_cli.editing.trace import trace
 
     found = trace(editor, prompt)
     data["trace"] = asdict(found)
-    read = [(part.text, part.edit, part.activation and f"{part.activation:.4f}") for part in found.parts]
+    segments = [(s.text, s.edit, s.activation and f"{s.activation:.4f}") for s in found.segments]
+    pooling = "the last token" if editor.recipe.key_pooling == "last" else "the mean of all tokens"
     shown += [
         "",
-        f"read at layer {editor.edited.index} ({editor.recipe.key_pooling}); length of the key {found.key_norm:.2f}",
-        table(("what was read", "strongest edit#", "activation#"), read),
+        f"key: layer {editor.edited.index}, {pooling}, length {found.key_norm:.2f}",
+        table(("segment", "strongest edit#", "activation#"), segments),
     ]
     for edit_id in found.blocked:
         subject = editor.project.find(edit_id).subject
-        shown.append(f"edit {edit_id} would have fired, but the prompt does not name its subject: {subject}")
+        shown.append(f"edit {edit_id} is above theta, but the prompt does not name its subject: {subject}")
     if biased := [(n["edit"], f"{n['bias']:.4f}") for n in data["neurons"] if n["bias"]]:
-        shown += ["", "biases, taken off already", table(("edit#", "bias#"), biased)]
+        shown += ["", "biases, already subtracted", table(("edit#", "bias#"), biased)]
     if found.guard:
-        guard = [(text, f"{nearness:.4f}") for text, nearness in found.guard]
+        guard = [(text, f"{cosine:.4f}") for text, cosine in found.guard]
         shown += ["", table(("nearest guard prompts", "cosine#"), guard)]

@@ -1,4 +1,4 @@
-"""`scen backup`, `scen restore` and `scen gc`: a project in one file, and what it no longer needs."""
+"""`scen backup`, `scen restore` and `scen gc`: a project in one file, and removing unused files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def backup(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the project, as it is at one moment, to one file. Others may go on editing meanwhile.
+    """Write the project to one file, as it is at one moment. Other processes may continue to edit.
 
-    Every file is checked on the way: a damaged project makes no backup.
+    Every file is checked: a damaged project makes no backup.
 
     Example: scen backup facts-2026-11.scen.zip
     """
@@ -38,9 +38,9 @@ def restore(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make the project that a backup holds, in a folder that has none.
+    """Restore the project of a backup, in a folder without a project.
 
-    Every sum is checked before the project appears.
+    Every checksum is checked before the project appears.
 
     Example: scen restore facts-2026-11.scen.zip --dir facts
     """
@@ -56,34 +56,33 @@ def restore(
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files.")] = False,
     author: Author = None,
     wait: Wait = 0,
     dir: Dir = HERE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove files that nothing needs: those of reverted edits, and those that a killed process left.
+    """Remove unused files: those of reverted edits, and those that a killed process left.
 
-    Records stay. Files of superseded edits stay too: these are active again
-    once the edit that took their place is reverted.
+    Records stay. Files of superseded edits stay too: such an edit becomes active again if the newer one is reverted.
 
     Example: scen gc --dry-run
     """
-    from scen_cli.project.unused_files import collect, garbage
+    from scen_cli.project.unused_files import find_unused_files, remove_unused_files
 
     project = open_project(dir, author, wait)
     if dry_run:
-        found = garbage(project)
+        found = find_unused_files(project)
     else:
         with project.writing():
-            found = garbage(project)
-            collect(project, found)
-    size = sum(one.size for one in found)
-    done = "would go" if dry_run else "removed"
-    rows = [(one.name, f"{one.size:,}", one.why) for one in found]
+            found = find_unused_files(project)
+            remove_unused_files(project, found)
+    size = sum(file.size for file in found)
+    done = "would be removed" if dry_run else "removed"
+    rows = [(file.name, f"{file.size:,}", file.why) for file in found]
     Output(as_json, quiet).result(
-        {"removed": not dry_run, "bytes": size, "files": [vars(one) for one in found]},
+        {"removed": not dry_run, "bytes": size, "files": [vars(file) for file in found]},
         *([table(("file", "bytes#", ""), rows)] if rows else []),
         f"{len(found)} files, {size:,} bytes: {done}" if found else "nothing to remove",
     )

@@ -1,4 +1,4 @@
-"""`scen calibrate`: choose theta by the share of unedited prompts that may fire."""
+"""`scen calibrate`: set theta by the share of unedited prompts that may activate an edit."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ if TYPE_CHECKING:
     from scen_cli.editing.editor import Editor
     from scen_cli.evaluation.threshold_table import Choice
 
+COLUMNS = ("", "rate#", "theta#", "expected rate (95 %)#", "fresh guard prompts#", "edits#", "rephrases#")
+
 
 def calibrate(
     false_activation: Annotated[
-        float | None, typer.Option(min=0, max=0.5, help="Share of unedited prompts that may fire, e.g. 0.01.")
+        float | None,
+        typer.Option(
+            "--false-activation",
+            "--target-fpr",
+            min=0,
+            max=0.5,
+            help="Share of unedited prompts that may activate an edit, e.g. 0.01.",
+        ),
     ] = None,
     theta: Annotated[float | None, typer.Option(min=0, max=1, help="Set theta by hand instead.")] = None,
     guard: Annotated[
         str | None,
-        typer.Option(help="Prompts to calibrate with: a file, or `self`: what the base writes. Kept in the project."),
+        typer.Option(help="New calibration prompts, kept in the project: a file, or `self` (the base samples them)."),
     ] = None,
     author: Author = None,
     wait: Wait = 0,
@@ -32,53 +41,50 @@ def calibrate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Set theta so that prompts nobody edited rarely fire, and show what each rate would cost.
+    """Set theta so that unedited prompts rarely activate an edit, and show what each rate would cost.
 
-    Later edits keep to the rate: each sets theta anew. Without a rate or a theta nothing is changed.
+    Later edits keep the rate: each calibrates theta again. Without a rate or a theta, nothing is changed.
 
     Example: scen calibrate --false-activation 0.01
     """
     out = Output(as_json, quiet)
     if false_activation is not None and theta is not None:
-        raise UsageError("`--false-activation` and `--theta` are two ways to set the same thing: give one")
+        raise UsageError("`--false-activation` and `--theta` both set the threshold: give one of them")
     if 0 in (false_activation, theta):
-        raise UsageError("a rate or theta of 0 cannot be")
+        raise UsageError("a rate or theta of 0 is not possible")
     editor = open_editor(dir, device, out, author, wait)
     with editor.project.writing():
         if guard:
             rate = None if theta else false_activation or editor.project.ledger.threshold().false_activation
             false_activation = rate or false_activation
-            _take_guard(editor, guard, rate, out)
-        from scen_cli.evaluation.threshold_table import Calibration
+            _replace_guard(editor, guard, rate, out)
+        from scen_cli.evaluation.threshold_table import ThresholdTable
 
-        calibration = Calibration(editor)
-        choices = calibration.table(*([false_activation] if false_activation else []))
-        chosen = calibration.choice(false_activation) if false_activation else None
-        chosen = calibration.by_hand(theta) if theta else chosen
+        thresholds = ThresholdTable(editor)
+        choices = thresholds.rows(*([false_activation] if false_activation else []))
+        chosen = thresholds.for_rate(false_activation) if false_activation else None
+        chosen = thresholds.for_theta(theta) if theta else chosen
         if chosen:
             editor.project.set_threshold(chosen.threshold)
             if chosen.own.right < chosen.own.total:
-                out.warn(f"at this theta {chosen.own.total - chosen.own.right} edits do not call themselves")
-    active = chosen or calibration.of(editor.project.ledger.threshold())
-    marked = next((one for one in choices if _same(one, active)), active)
+                out.warn(f"at this theta {chosen.own.total - chosen.own.right} edits miss their own prompt")
+    current = chosen or thresholds.describe(editor.project.ledger.threshold())
+    marked = next((choice for choice in choices if _same(choice, current)), current)
     rows = choices if marked in choices else [*choices, marked]
     out.result(
-        {"theta": active.threshold.theta, "set": bool(chosen), "choices": [one.as_dict() for one in rows]},
-        table(
-            ("", "may fire#", "theta#", "expected (95 %)#", "fresh guard prompts that fired#", "edits#", "rephrases#"),
-            [_row(one, one is marked) for one in rows],
-        ),
+        {"theta": current.threshold.theta, "set": bool(chosen), "choices": [choice.as_dict() for choice in rows]},
+        table(COLUMNS, [_row(choice, choice is marked) for choice in rows]),
         _conclusion(chosen),
     )
 
 
 def _same(choice: Choice, other: Choice) -> bool:
-    """Whether two choices are of one theta, and of one rate if both know theirs."""
+    """Whether two choices have the same theta, and the same rate if both know theirs."""
     rates = {choice.threshold.false_activation, other.threshold.false_activation} - {None}
     return choice.threshold.theta == other.threshold.theta and len(rates) == 1
 
 
-def _row(choice: Choice, active: bool) -> tuple[str, ...]:
+def _row(choice: Choice, current: bool) -> tuple[str, ...]:
     threshold, (low, high) = choice.threshold, choice.expected_fresh
     rate, expected = "by hand", "-"
     if threshold.false_activation is not None:
@@ -89,7 +95,7 @@ def _row(choice: Choice, active: bool) -> tuple[str, ...]:
     if threshold.n_guard:
         fresh += f" ({low} to {high} expected)"
     return (
-        ">" if active else "",
+        ">" if current else "",
         rate,
         f"{threshold.theta:.4f}",
         expected,
@@ -101,30 +107,30 @@ def _row(choice: Choice, active: bool) -> tuple[str, ...]:
 
 def _conclusion(chosen: Choice | None) -> str:
     if chosen is None:
-        return "theta is as it was (`>`); `--false-activation RATE` sets it"
+        return "theta is unchanged (`>`); `--false-activation RATE` sets it"
     threshold = chosen.threshold
     if threshold.false_activation is None:
-        return f"theta is {threshold.theta:g}, and stays there"
+        return f"theta is {threshold.theta:g}, and stays so"
     if (threshold.fpr_expected or 0) > threshold.false_activation:
-        return f"theta is {threshold.theta:.4f}: any higher, and an edit would no longer call itself"
-    return f"theta is {threshold.theta:.4f}; every further edit sets it anew, for the same rate"
+        return f"theta is {threshold.theta:.4f}: with a higher one, an edit would miss its own prompt"
+    return f"theta is {threshold.theta:.4f}; every further edit calibrates it again, for the same rate"
 
 
-def _take_guard(editor: Editor, source: str, rate: float | None, out: Output) -> None:
-    """Put prompts in the place of those that theta was set by; nothing is changed if they cannot serve."""
+def _replace_guard(editor: Editor, source: str, rate: float | None, out: Output) -> None:
+    """Replace the prompts that theta is calibrated on. Nothing is changed if they are not suitable."""
     from scen_cli.neurons.build_guard import make_guard, replace_guard_splits
     from scen_cli.neurons.calibration import check_enough
 
     file = None if source == "self" else Path(source)
-    out.note("reading the guard's keys" if file else "the base writes prompts")
+    out.note("reading the guard's keys" if file else "the base samples prompts")
     project = editor.project
-    seed = int(project.settings["seed"]) + len(project.ledger.events())  # not the prompts it wrote before
+    seed = int(project.settings["seed"]) + len(project.ledger.events())  # other prompts than it sampled before
     new = make_guard(editor.base, editor.template, editor.edited, editor.routing.key_config, seed, file)
     old = project.guard()
     new = replace_guard_splits(old, new) if old else new
     if rate:
         check_enough(sum(split == "calibration" for _prompt, split, _source in new.prompts), rate)
     if not project.ledger.active_experts():
-        raise UsageError("no edit is active: nothing can fire", hint="`scen edit edits.jsonl` makes some")
+        raise UsageError("no edit is active: nothing can be activated", hint="`scen edit edits.jsonl` makes edits")
     project.set_guard(new)
-    editor.index.forget_guard()
+    editor.index.reload_guard()

@@ -1,4 +1,4 @@
-"""`scen compress`: full experts become low-rank ones."""
+"""`scen compress`: replace full experts by low-rank ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scen_cli.cli.output import Json, Output, Quiet
 
 
 def compress(
-    rank: Annotated[str, typer.Option(help="Of the new experts; auto: the least that loses no answer.")] = "8",
+    rank: Annotated[str, typer.Option(help="Rank of the new experts; auto: the lowest that loses no answer.")] = "8",
     author: Author = None,
     wait: Wait = 0,
     device: Device = "auto",
@@ -19,24 +19,24 @@ def compress(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit the full active experts anew at low rank: a fraction of the bytes, the same answers.
+    """Replace the full experts of active edits by low-rank ones: a fraction of the bytes, the same right answers.
 
-    Every edit's prompt and rephrases are asked of both. If one that was answered rightly would be lost, nothing is
-    changed, and the edits are named.
+    Both experts answer every edit's prompt and rephrases. If a right answer would be lost, nothing is changed, and the
+    edits are named.
 
     Example: scen compress --rank 8
     """
     out = Output(as_json, quiet)
     from scen_cli.recipe import check_rank
 
-    wanted = check_rank(rank)
+    new_rank = check_rank(rank)
     editor = open_editor(dir, device, out, author, wait)
-    from scen_cli.editing.compress_experts import compress as compress_all
+    from scen_cli.editing.compress_experts import compress as compress_experts
 
     with editor.project.writing():
         full = sum(rank == 0 for rank in editor.project.ledger.active_ranks().values())
-        with out.progress(full, "compressing") as tell:
-            done = compress_all(editor, wanted, tell)
+        with out.progress(full, "compressing") as progress:
+            done = compress_experts(editor, new_rank, progress)
     out.result(
         {"experts": done.experts, "bytes_before": done.before, "bytes_after": done.after},
         f"{done.experts} experts compressed: {done.before:,} bytes before, {done.after:,} now "

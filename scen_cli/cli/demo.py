@@ -1,4 +1,4 @@
-"""`scen demo`: everything once, on the embedded base."""
+"""`scen demo`: a whole run on the embedded base."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Annotated
 
 import typer
 
+from scen_cli.cli.figures import figure_tables
 from scen_cli.cli.loaders import load_quietly
 from scen_cli.cli.output import Json, Output, Quiet, table
+from scen_cli.cli.run_edits import edit_suite
 
-SHOWN = 8  # edits listed in the table of before and after
+SHOWN = 8  # edits in the table of answers before and after
 
 
 def demo(
@@ -24,7 +26,7 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Correct facts of a small embedded Llama, score it, export it: the whole job in one go.
+    """Correct facts of a small embedded Llama, score the edits, export the model: the whole job in one command.
 
     Example: scen demo
     """
@@ -33,16 +35,15 @@ def demo(
 
     refuse_existing(dir)
     load_quietly("loading torch, transformers and the demo base", out)
-    from scen_cli.cli.edit import train_all
-    from scen_cli.cli.evaluate import figures
     from scen_cli.data.suites import load_suite
     from scen_cli.editing.create_project import new_project
     from scen_cli.editing.editor import Editor
-    from scen_cli.evaluation.evaluate_project import evaluate, keep
+    from scen_cli.evaluation.evaluate_project import evaluate
+    from scen_cli.evaluation.evaluation import record_evaluation
     from scen_cli.export.transformers_folder import export_checkpoint
 
     started = time.perf_counter()
-    at, scen = f"--dir {dir}", _called_as()
+    at, scen = f"--dir {dir}", _command_name()
     out.note(f"$ scen init --model demo --recipe {recipe} {at}")
     editor = Editor(new_project(dir, "demo", recipe=recipe))
     suite = load_suite("demo")
@@ -50,11 +51,12 @@ def demo(
     before = editor.answer([record.prompt for record in records], patched=False).texts
 
     out.note(f"$ scen edit --suite demo --first {edits} {at}")
-    train_all(editor, replace(suite, edits=records), out)
+    edit_suite(editor, replace(suite, edits=records), out)
 
     out.note(f"$ scen eval --suite demo {at}")
-    evaluation = evaluate(editor, suite)
-    keep(editor.project, evaluation)
+    with out.counting("answers") as progress:
+        evaluation = evaluate(editor, suite, progress=progress)
+    record_evaluation(editor.project, evaluation)
     after = editor.answer([record.prompt for record in records])
 
     out.note(f"$ scen export --out {dir / 'export'} {at}")
@@ -62,8 +64,8 @@ def demo(
     seconds = time.perf_counter() - started
 
     answers = [
-        {"prompt": record.prompt, "before": old, "after": new, "wanted": record.target, "edit": fired}
-        for record, old, new, fired in zip(records, before, after.texts, after.edits, strict=True)
+        {"prompt": record.prompt, "before": old, "after": new, "wanted": record.target, "edit": edit}
+        for record, old, new, edit in zip(records, before, after.texts, after.edits, strict=True)
     ]
     rows = [(a["edit"], a["prompt"], a["before"], a["after"], a["wanted"]) for a in answers[:SHOWN]]
     out.result(
@@ -71,9 +73,9 @@ def demo(
         f"the first {len(rows)} of {len(answers)} edits",
         table(("edit#", "prompt", "before", "after", "wanted"), rows),
         "",
-        *figures(evaluation),
+        *figure_tables(evaluation),
         "",
-        f"{seconds:.0f} s, not counting imports. Now try:",
+        f"{seconds:.0f} s without imports. Try next:",
         f'  {scen} ask "{records[0].rephrases[0]}" {at}',
         f"  {scen} show 1 {at}",
         f"  {scen} revert 1 {at}",
@@ -81,8 +83,8 @@ def demo(
     )
 
 
-def _called_as() -> str:
-    """What to type to call scen again: its bare name where the shell would find this very program."""
+def _command_name() -> str:
+    """What to type to call scen again: `scen`, if the shell finds this very program under that name."""
     program = Path(sys.argv[0])
     found = shutil.which("scen")
     if program.name != "scen" or (found and Path(found).resolve() == program.resolve()):

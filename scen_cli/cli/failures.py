@@ -1,4 +1,4 @@
-"""The one table from exceptions to message, next command to try, and exit code."""
+"""Exceptions that a user can cause: their messages, the next command to try, and the exit codes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from scen_cli.errors import ScenError
 
 
 def explain(error: BaseException) -> tuple[str, str, int] | None:
-    """(message, hint, exit code) of an exception a user can cause; None for a defect of scen itself."""
-    import sqlite3  # here, because `scen --help` has no use for it
+    """(message, hint, exit code) of an exception that a user can cause; None for a defect of scen itself."""
+    import sqlite3  # not needed by `scen --help`
 
     if isinstance(error, ScenError):
         return str(error), error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted: whatever was committed is kept", "", 130
+        return "interrupted: everything committed so far is kept", "", 130
     if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
         return "another process is using the ledger", "wait for it to end, then run again", 11
     if isinstance(error, sqlite3.OperationalError):
@@ -23,11 +23,11 @@ def explain(error: BaseException) -> tuple[str, str, int] | None:
         return "there is no such number: it is too large", "`scen status` shows the edits", 2
     if isinstance(error, UnicodeEncodeError):
         return f"the output cannot show {error.object[error.start]!r}", "set `PYTHONIOENCODING=utf-8`", 1
-    if isinstance(error, BrokenPipeError):  # `scen status | head`: nobody is left to tell
+    if isinstance(error, BrokenPipeError):  # `scen status | head`: nobody reads on
         return None
     if isinstance(error, OSError):
         where = f": `{error.filename}`" if error.filename else ""
         return f"{error.strerror or error}{where}", "is it there, writable, and the disk not full?", 1
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, told without importing torch
-        return f"out of memory: {str(error).splitlines()[0]}", "`--device cpu`, or a base of a smaller dtype", 1
+    if type(error).__name__ == "OutOfMemoryError":  # torch's own, recognised without importing torch
+        return f"out of memory: {str(error).splitlines()[0]}", "try `--device cpu`, or a base in a smaller dtype", 1
     return None

@@ -1,4 +1,4 @@
-"""Ctrl-C during an edit run: the edit under way is finished first, a second Ctrl-C stops at once."""
+"""Ctrl-C during an edit run: the current edit is finished first, a second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from scen_cli.errors import Interrupted
 
 @contextmanager
 def interruptible(note: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """Yields `check()`, to be called between edits: raises `Interrupted` once Ctrl-C was pressed.
+    """Yields `check()`, to be called between edits: it raises `Interrupted` if Ctrl-C was pressed.
 
-    Python drops a KeyboardInterrupt that happens to be raised inside a finaliser; a flag is not lost.
+    Python drops a KeyboardInterrupt that is raised inside a finaliser; a flag is not lost.
     """
     pressed = threading.Event()
 
@@ -23,15 +23,15 @@ def interruptible(note: Callable[[str], None]) -> Iterator[Callable[[], None]]:
         if pressed.is_set():
             raise KeyboardInterrupt
         pressed.set()
-        note("finishing the edit under way; press Ctrl-C again to stop at once")
+        note("finishing the current edit; press Ctrl-C again to stop at once")
 
     def check() -> None:
         if pressed.is_set():
             raise Interrupted(
-                "interrupted: every edit committed so far is kept", hint="`scen edit` again goes on from there"
+                "interrupted: every edit committed so far is kept", hint="run the same command again to continue"
             )
 
-    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can set a handler
         yield check
         return
     before = signal.signal(signal.SIGINT, on_signal)

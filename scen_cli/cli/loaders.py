@@ -1,4 +1,4 @@
-"""Opening a project, with or without its base, the same way for every command."""
+"""How commands open a project, with or without its base; and the options that many commands share."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from scen_cli.cli.output import Output
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scen_cli.baselines.method_editor import MethodEditor
     from scen_cli.editing.editor import Editor
+    from scen_cli.editing.project_editor import ProjectEditor
     from scen_cli.project.project import Project
 
 Dir = Annotated[Path, typer.Option("--dir", envvar="SCEN_DIR", help="The project's folder.", show_default="here")]
 Device = Annotated[str, typer.Option(envvar="SCEN_DEVICE", help="auto, cuda, mps or cpu.")]
 Author = Annotated[
     str | None,
-    typer.Option(
-        "--author", envvar="SCEN_AUTHOR", help="Who makes the change, for the log.", show_default="git's user"
-    ),
+    typer.Option("--author", envvar="SCEN_AUTHOR", help="The author in the log.", show_default="git's user"),
 ]
 Wait = Annotated[
     float, typer.Option("--wait", envvar="SCEN_WAIT", min=0, help="Seconds to wait for another writer, at least 1.")
@@ -30,17 +28,14 @@ HERE = Path()
 
 
 def open_project(folder: Path, author: str | None = None, wait: float = 0) -> Project:
-    """The project, without its base: no torch."""
+    """The project without its base: torch is not imported."""
     from scen_cli.project.project import Project
 
     return Project(folder, author, wait)
 
 
-def open_scens_own(folder: Path, author: str | None = None, wait: float = 0) -> Project:
-    """The project, for a command that is about experts and neurons.
-
-    Raises `UsageError` for a project that edits by another method than SCEN.
-    """
+def open_scen_project(folder: Path, author: str | None = None, wait: float = 0) -> Project:
+    """The project, for a command about experts and neurons. Raises `UsageError` if it edits by another method."""
     project = open_project(folder, author, wait)
     if project.method:
         raise UsageError(
@@ -50,12 +45,18 @@ def open_scens_own(folder: Path, author: str | None = None, wait: float = 0) -> 
     return project
 
 
-def open_editor(folder: Path, device: str, out: Output, author: str | None = None, wait: float = 0) -> Editor:
-    """The project and its base, loaded. Edits that are active but damaged are told of.
+def load_editor(project: Project, device: str, out: Output) -> ProjectEditor:
+    """The editor of a project's own method, with the base loaded."""
+    if not project.method:
+        return load_scen_editor(project, device, out)
+    load_quietly(f"loading base `{project.settings['model']}`", out)
+    from scen_cli.baselines.method_editor import MethodEditor
 
-    Raises `UsageError` for a project that edits by another method than SCEN.
-    """
-    project = open_scens_own(folder, author, wait)
+    return MethodEditor(project, device)
+
+
+def load_scen_editor(project: Project, device: str, out: Output) -> Editor:
+    """The editor of a project that edits by SCEN, with the base loaded. Damaged edits are reported as warnings."""
     load_quietly(f"loading base `{project.settings['model']}`", out)
     from scen_cli.editing.editor import Editor
 
@@ -64,16 +65,13 @@ def open_editor(folder: Path, device: str, out: Output, author: str | None = Non
     return editor
 
 
-def open_method_editor(project: Project, device: str, out: Output) -> MethodEditor:
-    """The base of a project that edits by another method, loaded, with all that was learned."""
-    load_quietly(f"loading base `{project.settings['model']}`", out)
-    from scen_cli.baselines.method_editor import MethodEditor
-
-    return MethodEditor(project, device)
+def open_editor(folder: Path, device: str, out: Output, author: str | None = None, wait: float = 0) -> Editor:
+    """`load_scen_editor` of the project in a folder."""
+    return load_scen_editor(open_scen_project(folder, author, wait), device, out)
 
 
 def load_quietly(note: str, out: Output) -> None:
-    """Say what takes time, import transformers, and keep its own bars and warnings off the terminal."""
+    """Print a note, import transformers, and silence its own progress bars and warnings."""
     out.note(note)
     from transformers.utils import logging
 

@@ -1,7 +1,7 @@
-"""The one way commands talk: results on stdout, everything else on stderr.
+"""The output of every command: the result on stdout, everything else on stderr.
 
-`--json` prints the result as one JSON object; `--quiet` leaves out progress and notes. Text that
-came from a user or a model is never read as Rich markup, and what would steer a terminal is shown, not sent.
+`--json` prints the result as one JSON object; `--quiet` leaves out progress and notes. Text from a user or a model is
+never interpreted as Rich markup, and terminal control characters in it are printed as escapes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
@@ -22,31 +23,32 @@ from rich.text import Text
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 
-PIPE_WIDTH = 10_000  # columns, where there is no terminal to wrap for
-Tell = Callable[[str, str], None]
-# What moves a terminal's cursor, writes its title or turns its line round; a new line and a tab are text.
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+PIPE_WIDTH = 10_000  # columns, where no terminal wraps the lines
+REPORT_SECONDS = 10.0  # between two progress lines where there is no terminal
+Progress = Callable[[str, str], None]
+# Characters that move the cursor, set the title or reverse the line of a terminal; a new line and a tab are text.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def harmless(text: str) -> str:
-    """The text with every character that would steer a terminal written out: `\\x1b`."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """The text with terminal control characters escaped: `\\x1b`."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _harmless_json(text: str) -> str:
-    """The same JSON, with such characters escaped (`json` itself leaves those beyond ASCII as they are)."""
-    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """JSON with terminal control characters escaped (`json` leaves those beyond ASCII as they are)."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class Output:
-    """What one run of a command prints."""
+    """Prints for one run of a command."""
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
         self._stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def result(self, data: dict[str, Any] | list[Any], *shown: RenderableType) -> None:
-        """The result: `data` under `--json`, else `shown`, one below the other."""
+        """Print the result: `data` with `--json`, otherwise `shown`, one below the other."""
         if self.as_json:
             typer.echo(_harmless_json(json.dumps(data, indent=1, ensure_ascii=False)))
             return
@@ -55,7 +57,7 @@ class Output:
             for item in shown:
                 console.print(Text(harmless(item)) if isinstance(item, str) else item)
             return
-        text = StringIO()  # for a pipe or a file: a record keeps to its line, and nothing trails it
+        text = StringIO()  # for a pipe or a file: one line for a record, without trailing spaces
         console = Console(file=text, highlight=False, width=PIPE_WIDTH)
         for item in shown:
             console.print(Text(harmless(item)) if isinstance(item, str) else item)
@@ -63,29 +65,39 @@ class Output:
             typer.echo(line.rstrip())
 
     def note(self, text: str) -> None:
-        """What is going on; not part of the result."""
+        """Print what is being done; not part of the result."""
         if not self.quiet:
             self._stderr.print(Text(harmless(text)))
 
     def warn(self, text: str) -> None:
-        """Shown even with `--quiet`."""
+        """Print a warning, even with `--quiet`."""
         self._stderr.print(Text(harmless(text), style="yellow"))
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int], None]]:
-        """Yields `tell(count)`, for work whose end is not known: a counter on a terminal, else nothing."""
+        """Yields `progress(count)`, for work whose end is not known: a counter on a terminal, otherwise a line from
+        time to time."""
         if self.quiet or not self._stderr.is_terminal:
-            yield lambda _count: None
+            due = self._pacer()
+            yield lambda count: self.note(f"{count} {what}") if due() else None
             return
         with self._stderr.status(f"0 {what}") as status:
             yield lambda count: status.update(f"{count} {what}")
 
     @contextmanager
-    def progress(self, total: int, what: str) -> Iterator[Tell]:
-        """Yields `tell(line, pace)`, to be called after each item: on a terminal it moves a bar with
-        count, pace and time left; elsewhere it prints the line, unless that is empty."""
+    def progress(self, total: int, what: str) -> Iterator[Progress]:
+        """Yields `progress(line, pace)`, to be called after each item: on a terminal it moves a bar with count, pace
+        and time left; otherwise it prints the line, or from time to time the count if there is no line."""
         if self.quiet or not self._stderr.is_terminal:
-            yield lambda line, _pace: self.note(line) if line else None
+            due, done = self._pacer(), 0
+
+            def print_line(line: str, pace: str) -> None:
+                nonlocal done
+                done += 1
+                if line or due():
+                    self.note(line or f"{what}: {done} of {total}{f' ({pace})' if pace else ''}")
+
+            yield print_line
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -101,15 +113,29 @@ class Output:
 
             yield lambda _line, pace: bar.update(task, advance=1, pace=pace)
 
+    @staticmethod
+    def _pacer() -> Callable[[], bool]:
+        """`due()`: whether `REPORT_SECONDS` have passed since it last said so."""
+        last = time.monotonic()
+
+        def due() -> bool:
+            nonlocal last
+            if time.monotonic() - last < REPORT_SECONDS:
+                return False
+            last = time.monotonic()
+            return True
+
+        return due
+
 
 def counted(count: int, what: str) -> str:
-    """A number of things, in words: `1 problem`, `2 problems`."""
+    """A number with its noun: `1 problem`, `2 problems`."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A plain table of texts; a column whose name ends in `#` is aligned to the right, and there is
-    no header line when no column has a name."""
+    """A plain table of texts. A column whose name ends in `#` is aligned to the right. Without names there is no
+    header."""
     grid = Table(show_header=any(columns), box=None, pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(column.rstrip("#"), justify="right" if column.endswith("#") else "left")

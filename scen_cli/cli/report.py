@@ -18,10 +18,9 @@ def report(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """One self-contained HTML page: base, settings, figures with intervals, curves, confusions, costs, edits.
+    """Write one self-contained HTML page: base, settings, figures with intervals, curves, confusions, costs, edits.
 
-    Figures are those of the newest `scen eval` of each suite. Its pictures
-    need matplotlib.
+    The figures are those of the newest `scen eval` of each suite. The pictures need matplotlib.
 
     Example: scen report
     """
@@ -41,7 +40,7 @@ def report(
         from scen_cli.report.pictures import has_matplotlib
 
         if not has_matplotlib():
-            out.warn("without its pictures, which need matplotlib: `pip install matplotlib`")
+            out.warn("the page has no pictures: they need matplotlib (`pip install matplotlib`)")
         text = as_page(found)
     path = to or dir / "report.html"
     path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Full experts become low-rank ones: fitted anew, and taken only if nothing they answered is lost."""
+"""Replace full experts by low-rank ones, fitted again, if no right answer is lost."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from scen_cli.experts.fit import RANKS
 from scen_cli.model.expert_stack import ExpertStack, LowRank
 from scen_cli.model.generation import generate_answers
 from scen_cli.model.patch import Patch
+from scen_cli.project.edit_files import LowRankArrays
 from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.replace_experts import replace_experts
-from scen_cli.project.tensor_files import LowRankArrays
 from scen_cli.recipe import Recipe
 
-AT_ONCE = 16  # experts fitted and tried together
-STEPS, EXTRA_STEPS = 20, 60  # at least; the latter while a target is not learned
+GROUP = 16  # experts fitted and compared together
+MIN_STEPS, MIN_EXTRA_STEPS = 20, 60  # the extra steps are for targets that are not learned yet
 
 
 @dataclass(frozen=True)
@@ -34,94 +34,100 @@ class Compressed:
     after: int
 
 
-def compress(editor: Editor, rank: int | str, tell: Callable[[str, str], None]) -> Compressed:
-    """Make every full active expert a low-rank one. Call inside `project.writing()`.
+def compress(editor: Editor, rank: int | str, progress: Callable[[str, str], None]) -> Compressed:
+    """Make every full expert of an active edit low-rank. Call inside `project.writing()`.
 
-    Each is fitted anew to its edits. Their prompts and rephrases are then asked of both experts: what the full one
-    answered rightly the new one must too; with rank "auto" the rank rises until it does. Raises `SomeEditsFailed`,
-    which names the answers that would be lost, and `UsageError` if there is nothing to do; then nothing has changed.
+    Each expert is fitted again to its edits. Then both experts answer the prompts and rephrases of these edits: what
+    the full one answers rightly, the new one must answer rightly too.
+
+    Args:
+        editor: The project, loaded.
+        rank: The rank, or `auto`: the lowest of `RANKS` that loses nothing, for each expert.
+        progress: Called once for each expert.
+
+    Raises:
+        SomeEditsFailed: Right answers would be lost; the message names them, and nothing has changed.
+        UsageError: There are no full experts.
     """
     project = editor.project
-    ranks = project.ledger.active_ranks()
-    served: dict[int, list[Edit]] = {expert: [] for expert, of_it in ranks.items() if of_it == 0}
+    edits_of: dict[int, list[Edit]] = {expert: [] for expert, r in project.ledger.active_ranks().items() if r == 0}
     for edit in project.ledger.edits("active"):
-        if edit.expert in served:
-            served[edit.expert].append(edit)
-    if not served:
-        raise UsageError("there are no full experts to compress", hint="`scen show ID` tells an expert's rank")
-    made: dict[int, LowRankArrays] = {}
-    worse: list[str] = []
-    experts = list(served)
-    for start in range(0, len(experts), AT_ONCE):
-        rest = {expert: served[expert] for expert in experts[start : start + AT_ONCE]}
-        for step in RANKS if rank == "auto" else (rank,):
-            found = _fit(editor, rest, step)
-            lost = _worse(editor, rest, found)
-            made |= {expert: _arrays(fitted) for expert, fitted in found.items()}
-            rest = {expert: edits for expert, edits in rest.items() if expert in lost}
+        if edit.expert in edits_of:
+            edits_of[edit.expert].append(edit)
+    if not edits_of:
+        raise UsageError("there are no full experts to compress", hint="`scen show ID` prints an expert's rank")
+    fitted: dict[int, LowRankArrays] = {}
+    lost: list[str] = []
+    experts = list(edits_of)
+    for start in range(0, len(experts), GROUP):
+        group = experts[start : start + GROUP]
+        rest = {expert: edits_of[expert] for expert in group}
+        for rank_tried in RANKS if rank == "auto" else (rank,):
+            found = _fit(editor, rest, rank_tried)
+            lost_by = _lost_answers(editor, rest, found)
+            fitted |= {expert: _to_arrays(low_rank) for expert, low_rank in found.items()}
+            rest = {expert: edits for expert, edits in rest.items() if expert in lost_by}
             if not rest:
                 break
-        worse += [line for expert in rest for line in lost[expert]]
-        for _expert in experts[start : start + AT_ONCE]:
-            tell("", "")
-    if worse:
+        lost += [line for expert in rest for line in lost_by[expert]]
+        for _expert in group:
+            progress("", "")
+    if lost:
         raise SomeEditsFailed(
-            f"{len(worse)} answers would be lost:\n" + "\n".join(worse) + "\nnothing was changed",
-            hint="`--rank auto` goes as high as each edit needs" if rank != "auto" else "these need their full experts",
+            f"{len(lost)} right answers would be lost:\n" + "\n".join(lost) + "\nnothing was changed",
+            hint="`--rank auto` raises the rank where an edit needs it"
+            if rank != "auto"
+            else "these edits need full experts",
         )
-    before, after = replace_experts(project, made)
-    return Compressed(len(made), before, after)
+    before, after = replace_experts(project, fitted)
+    return Compressed(len(fitted), before, after)
 
 
-def _fit(editor: Editor, served: dict[int, list[Edit]], rank: int | str) -> dict[int, LowRank]:
+def _fit(editor: Editor, edits_of: dict[int, list[Edit]], rank: int | str) -> dict[int, LowRank]:
     recipe = editor.recipe
     changes = {
         "expert": "low-rank",
         "rank": rank,
-        "expert_steps": max(STEPS, recipe.expert_steps),
-        "extra_steps": max(EXTRA_STEPS, recipe.extra_steps),
+        "expert_steps": max(MIN_STEPS, recipe.expert_steps),
+        "extra_steps": max(MIN_EXTRA_STEPS, recipe.extra_steps),
     }
-    groups = [[_record(edit) for edit in edits] for edits in served.values()]
-    fits = [fitted.fit for fitted in editor.fit(groups, Recipe.model_validate({**recipe.model_dump(), **changes}))]
-    return {
-        expert: fit.expert
-        for expert, fit in zip(served, fits, strict=True)
-        if isinstance(fit.expert, LowRank) and fit.finite
-    }
+    groups = [[_record(edit) for edit in edits] for edits in edits_of.values()]
+    fits = editor.fit(groups, Recipe.model_validate({**recipe.model_dump(), **changes}))
+    pairs = zip(edits_of, (fitted.fit for fitted in fits), strict=True)
+    return {expert: fit.expert for expert, fit in pairs if isinstance(fit.expert, LowRank) and fit.finite}
 
 
 def _record(edit: Edit) -> EditRecord:
-    return EditRecord(
-        prompt=edit.prompt, target=edit.target, subject=edit.subject, train_rephrases=edit.train_rephrases
-    )
+    names = ("prompt", "target", "subject", "train_rephrases")
+    return EditRecord(**{name: getattr(edit, name) for name in names})
 
 
-def _arrays(expert: LowRank) -> LowRankArrays:
-    stored = stored_expert(expert)
-    assert isinstance(stored, LowRankArrays)
-    return stored
+def _to_arrays(expert: LowRank) -> LowRankArrays:
+    arrays = stored_expert(expert)
+    assert isinstance(arrays, LowRankArrays)
+    return arrays
 
 
-def _worse(editor: Editor, served: dict[int, list[Edit]], found: dict[int, LowRank]) -> dict[int, list[str]]:
-    """For each active expert that answers rightly what the one found for it does not, a line for each answer."""
+def _lost_answers(editor: Editor, edits_of: dict[int, list[Edit]], found: dict[int, LowRank]) -> dict[int, list[str]]:
+    """By expert, a line for each prompt that the full expert answers rightly and the low-rank one does not."""
     lost = {
-        expert: [f"edit {edit.id}: no low-rank expert could be fitted to it" for edit in edits]
-        for expert, edits in served.items()
+        expert: [f"edit {edit.id}: no low-rank expert could be fitted" for edit in edits]
+        for expert, edits in edits_of.items()
         if expert not in found
     }
     asked = [
         (expert, edit, prompt)
         for expert in found
-        for edit in served[expert]
+        for edit in edits_of[expert]
         for prompt in (edit.prompt, *edit.train_rephrases, *edit.rephrases)
         if editor.fits(prompt)
     ]
     if not asked:
         return lost
-    place = {expert: row for row, expert in enumerate(found)}
+    row_of = {expert: row for row, expert in enumerate(found)}
     prompts = [prompt for _, _, prompt in asked]
     old = editor.answer(prompts, edits=[edit.id for _, edit, _ in asked]).texts
-    new = _answers(editor, prompts, [place[expert] for expert, _, _ in asked], list(found.values()))
+    new = _answers(editor, prompts, [row_of[expert] for expert, _, _ in asked], list(found.values()))
     for (expert, edit, prompt), before, after in zip(asked, old, new, strict=True):
         if before == edit.target != after:
             lost.setdefault(expert, []).append(f"edit {edit.id}: {prompt!r} -> {edit.target!r} would be {after!r}")
@@ -129,10 +135,10 @@ def _worse(editor: Editor, served: dict[int, list[Edit]], found: dict[int, LowRa
 
 
 def _answers(editor: Editor, prompts: list[str], choice: list[int], experts: list[LowRank]) -> list[str]:
-    """Greedy answers by experts that are not part of the project."""
-    none: dict[int, torch.Tensor] = {}
-    a, b = torch.cat([one.a for one in experts]), torch.cat([one.b.mT for one in experts])
-    stack = ExpertStack(a, b, torch.tensor([len(one.a) for one in experts]), none.__getitem__)
+    """Greedy answers by experts that are not part of the project; `choice` is the expert of each prompt."""
+    no_full_experts: dict[int, torch.Tensor] = {}
+    a, b = torch.cat([expert.a for expert in experts]), torch.cat([expert.b.mT for expert in experts])
+    stack = ExpertStack(a, b, torch.tensor([len(expert.a) for expert in experts]), no_full_experts.__getitem__)
     bank = SimpleNamespace(neurons=torch.zeros(len(experts), editor.edited.ffn_width), experts=stack)
     patch = Patch(editor.edited.projection, editor.edited.down_proj, bank, editor.routing)
     rows = [editor.template.prompt_ids(prompt) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Making a project: load the base once, check that it can be edited, write down what it is."""
+"""Create a project: load the base, check that it can be edited, and record what it is."""
 
 from __future__ import annotations
 
@@ -11,73 +11,45 @@ from scen_cli.errors import UsageError
 from scen_cli.model.base import DTYPES, Base, commit_of, files_stamp, load_base
 from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer, find_layer
-from scen_cli.model.quantization import check_held, check_known
+from scen_cli.model.quantization import check_known, check_loaded_as
 from scen_cli.model.template import Template, make_template
 from scen_cli.neurons.build_guard import key_config_of, make_guard, reread_keys
 from scen_cli.neurons.calibration import check_enough
 from scen_cli.project.guard import Guard, NewGuard
 from scen_cli.project.project import Project, refuse_existing
 from scen_cli.project.settings import FORMAT
-from scen_cli.recipe import (
-    DEFAULT_RECIPE,
-    DEMO_RATES,
-    Recipe,
-    make_recipe,
-)
+from scen_cli.recipe import DEFAULT_RECIPE, DEMO_RATES, Recipe, make_recipe
 
 DEMO_LAYER = 2
 DEFAULT_TEMPLATE = "[INST]{prompt}[/INST]"
 
 
-def new_project(
-    folder: Path | str,
-    model: str,
-    layer: int | None = None,
-    *,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    quantize: str | None = None,
-    device_map: str | None = None,
-    target_module: str = "down",
-    template: str = DEFAULT_TEMPLATE,
-    recipe: str | Recipe = DEFAULT_RECIPE,
-    guard: Path | Guard | NewGuard | None = None,
-    changes: Mapping[str, str | float | None] | None = None,
-    seed: int = 0,
-    base: Base | None = None,
-    author: str | None = None,
-) -> Project:
-    """Create a project on a base and return it.
+@dataclass(frozen=True)
+class CheckedBase:
+    """A base that can be edited, and the settings of a project on it."""
 
-    `quantize` (`8bit`, `4bit`) and `device_map` (`auto`, ...) are how the base is loaded from now on (`load_base`).
-    `target_module` says where experts sit: `down`, or for the paper's Table 3 `up` or `attn`.
-    `recipe` is a name, or a recipe as it is; `changes` are settings that differ from the named one's
-    (`theta`, `expert_steps`, ...). `guard` is a file of prompts that must stay the base's own, a guard made before,
-    or that of another project (its keys are read anew); without one the base writes its own, if the recipe needs
-    a guard.
-    `author` stands beside it in the log. A local folder is remembered by its absolute path. Nothing is written if
-    anything is wrong:
-    raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
-    """
-    asked = BaseOptions(model, layer, revision, dtype, device, target_module, template, seed, quantize, device_map)
-    rates = DEMO_RATES if model == "demo" else {}
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, changes or {}, rates)
-    ready = asked.load(Path(folder), base)
-    key_config = key_config_of(ready.template, chosen)
-    if isinstance(guard, Guard):
-        guard = reread_keys(guard, ready.base, ready.template, ready.edited, key_config)
-    elif not isinstance(guard, NewGuard) and (guard or chosen.needs_guard):
-        guard = make_guard(ready.base, ready.template, ready.edited, key_config, seed, guard)
-    if isinstance(guard, NewGuard) and chosen.false_activation is not None:
-        check_enough(sum(split == "calibration" for _prompt, split, _source in guard.prompts), chosen.false_activation)
-    settings = {"format": FORMAT, **ready.settings, "recipe": chosen.model_dump()}
-    return Project.create(folder, settings, chosen.theta, guard if isinstance(guard, NewGuard) else None, author)
+    base: Base
+    edited: EditedLayer
+    template: Template
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class BaseOptions:
-    """Which base a new project is to edit, and where, as it was asked for."""
+    """Which base a new project edits, and where.
+
+    Attributes:
+        model: `demo`, an alias, a hub id or a local folder.
+        layer: The decoder layer, from 0. Required, except for `demo`.
+        revision: Branch, tag or commit of a hub id.
+        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
+        device: `auto`, `cuda`, `mps` or `cpu`.
+        target_module: The projection that experts replace: `down` (the paper's), or for Table 3 `up` or `attn`.
+        template: A string with `{prompt}` in it, `chat` (the tokenizer's template) or `none`.
+        seed: Seed of the neurons' initial weights and of the guard.
+        quantize: `8bit` or `4bit`: how the base is always loaded.
+        device_map: `auto`: the base is always spread over all devices.
+    """
 
     model: str
     layer: int | None = None
@@ -91,9 +63,10 @@ class BaseOptions:
     device_map: str | None = None
 
     def load(self, folder: Path, base: Base | None = None) -> CheckedBase:
-        """Load the base, unless it is loaded, and check that a project in `folder` can edit it.
+        """Load the base, unless `base` is given, and check that a project in `folder` can edit it.
 
-        Raises `UsageError` for an existing project, a base that cannot be edited, or a bad setting.
+        Raises:
+            UsageError: The folder holds a project, the base cannot be edited, or an option is not valid.
         """
         refuse_existing(folder)
         if not 0 <= self.seed < 2**32:
@@ -101,15 +74,14 @@ class BaseOptions:
         layer = DEMO_LAYER if self.layer is None and self.model == "demo" else self.layer
         if layer is None:
             raise UsageError(
-                "which layer to edit is required: `--layer N`",
+                "the layer to edit is required: `--layer N`",
                 hint="the paper edits layer 20 of Llama-2-7B's 32 and finds layers from 16 on reliable",
             )
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UsageError(f"dtype `{self.dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
-        how = self.quantize, self.device_map
-        check_known(*how)
-        base = base or load_base(self.model, self.revision, self.dtype, self.device, *how)
-        check_held(base.model, base.folder, self.quantize)
+        check_known(self.quantize, self.device_map)
+        base = base or load_base(self.model, self.revision, self.dtype, self.device, self.quantize, self.device_map)
+        check_loaded_as(base.model, base.folder, self.quantize)
         edited = find_layer(base.model, layer, self.target_module)
         template = make_template(base.tokenizer, base.model, self.template)
         is_local = self.model != "demo" and Path(self.model).expanduser().is_dir()
@@ -131,11 +103,49 @@ class BaseOptions:
         return CheckedBase(base, edited, template, settings)
 
 
-@dataclass(frozen=True)
-class CheckedBase:
-    """A base that a project can be made on, and what the project's `settings` are to say of it."""
+def new_project(
+    folder: Path | str,
+    model: str | BaseOptions,
+    layer: int | None = None,
+    *,
+    recipe: str | Recipe = DEFAULT_RECIPE,
+    changes: Mapping[str, str | float | None] | None = None,
+    guard: Path | Guard | NewGuard | None = None,
+    base: Base | None = None,
+    author: str | None = None,
+    **base_options: Any,
+) -> Project:
+    """Create a project that edits a base by SCEN.
 
-    base: Base
-    edited: EditedLayer
-    template: Template
-    settings: dict[str, Any]
+    Args:
+        folder: The project's folder.
+        model: The base: a name or folder, or all of its options.
+        layer: The decoder layer to edit, from 0. Required, except for `demo`.
+        recipe: Name of a recipe, or a recipe.
+        changes: Settings that differ from the named recipe's (`theta`, `expert_steps`, ...).
+        guard: A file of prompts that must not change, or the guard of another project (its keys are read again). None:
+            the base samples prompts, if the recipe needs a guard.
+        base: The base, if it is loaded already.
+        author: Recorded in the log.
+        **base_options: Further fields of `BaseOptions`.
+
+    Returns:
+        The project. A local base is recorded by its absolute path.
+
+    Raises:
+        UsageError: The folder holds a project, the base cannot be edited, or a setting is not valid. Nothing is
+            written then.
+    """
+    options = model if isinstance(model, BaseOptions) else BaseOptions(model, layer, **base_options)
+    rates = DEMO_RATES if options.model == "demo" else {}
+    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, changes or {}, rates)
+    checked = options.load(Path(folder), base)
+    key_config = key_config_of(checked.template, chosen)
+    if isinstance(guard, Guard):
+        guard = reread_keys(guard, checked.base, checked.template, checked.edited, key_config)
+    elif not isinstance(guard, NewGuard) and (guard or chosen.needs_guard):
+        guard = make_guard(checked.base, checked.template, checked.edited, key_config, options.seed, guard)
+    if isinstance(guard, NewGuard) and chosen.false_activation is not None:
+        check_enough(sum(split == "calibration" for _prompt, split, _source in guard.prompts), chosen.false_activation)
+    settings = {"format": FORMAT, **checked.settings, "recipe": chosen.model_dump()}
+    return Project.create(folder, settings, chosen.theta, guard if isinstance(guard, NewGuard) else None, author)

@@ -1,4 +1,4 @@
-"""`PatchedModel`: a project's edits on its loaded base. Routes prompts, generates, answers."""
+"""`PatchedModel`: a project's base with the active edits on it. It routes prompts, generates and answers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scen_cli.editing.expert_bank import ProjectPatch
-from scen_cli.editing.project_editor import ProjectEditor
+from scen_cli.editing.loaded_project import LoadedProject
+from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import Quarantined, UsageError
 from scen_cli.model.base import Base
-from scen_cli.model.generation import BATCH, MAX_NEW_TOKENS, Answers, generate_answers
+from scen_cli.model.generation import BATCH, Answers, generate_answers
 from scen_cli.model.patch import Patch
 from scen_cli.model.routing import Routing
 from scen_cli.model.template import Prompt
@@ -25,51 +25,56 @@ from scen_cli.neurons.build_guard import key_config_of, read_segment_keys, white
 from scen_cli.project.project import Project
 from scen_cli.recipe import stored_recipe
 
-# The model that stays steady in this thread or task, and the patch it stays with.
-_snapshot: ContextVar[tuple[PatchedModel, ProjectPatch] | None] = ContextVar("scen_steady", default=None)
+# The model whose edits are fixed in this thread or task, and its patch.
+_snapshot: ContextVar[tuple[PatchedModel, ProjectPatch] | None] = ContextVar("scen_snapshot", default=None)
 
 
 @dataclass(frozen=True)
 class RouteResult:
-    """Which edit each prompt calls (None: the base), and `activations` (rows, t) of the neurons of
-    the experts `active`, column by column. An expert that edits share is called by the first of them."""
+    """How prompts are routed.
+
+    Attributes:
+        edits: The edit of each prompt; None for the base. Edits that share an expert are named by the first of them.
+        activations: Activations (prompts, t) of the active neurons.
+        active: The edit of each column of `activations`.
+    """
 
     edits: list[int | None]
     activations: Tensor
     active: list[int]
 
 
-class PatchedModel(ProjectEditor):
-    """A project's base, loaded, with the active edits. `detach()` leaves the base as it was.
+class PatchedModel(LoadedProject):
+    """A project's base, loaded, with the active edits. `detach()` restores the base.
 
-    An active edit whose file is damaged is quarantined: the base answers what it would have answered, the other edits
-    go on, and `warn` is told (it warns `Quarantined`, unless another function takes its place).
+    The base answers for an active edit whose file is damaged; the other edits keep working. `warn` is called with a
+    message then. It issues a `Quarantined` warning, unless it is replaced.
     """
 
     def __init__(self, project: Project, device: str = "auto", base: Base | None = None) -> None:
+        """Raises `UsageError` for a project that edits by another method."""
         if project.method is not None:
-            raise UsageError(f"this project edits by `{project.method}`", hint="`MethodEditor` opens it")
+            raise UsageError(f"this project edits by `{project.method}`", hint="open it with `MethodEditor`")
         super().__init__(project, device, base)
         self.recipe = stored_recipe(project.settings)
         guard = project.guard() if self.recipe.index == "closed-form" else None
         self._whitening = whitening_in(guard) if guard else None
         key_config = key_config_of(self.template, self.recipe)
         self.routing = Routing(project.ledger.theta(), self.recipe.cosine, key_config)
-        self.warn: Callable[[str], None] = _warn  # is told of each edit that is active but damaged
+        self.warn: Callable[[str], None] = _warn
         self._patch: ProjectPatch | None = None
-        self._lock = RLock()  # of `_patch`: threads may answer at once
+        self._lock = RLock()  # guards `_patch`: several threads may answer
 
     def keys(self, prompts: Sequence[Prompt]) -> Tensor:
-        """The keys (n, h) of prompts, each read as a whole, float32, on the CPU."""
+        """The keys (n, h) of whole prompts, float32, on the CPU."""
         if not prompts:
             return torch.empty(0, self.edited.ffn_width)
         whole = replace(self.routing.key_config, segments=False)
-        return torch.cat(
-            [read_segment_keys(self.base, self.edited, [ids], whole)[0] for ids in self.prompt_ids(prompts)]
-        )
+        rows = self.prompt_ids(prompts)
+        return torch.cat([read_segment_keys(self.base, self.edited, [ids], whole)[0] for ids in rows])
 
     def patch(self) -> ProjectPatch:
-        """The active edits, attached to the base; made anew when the ledger has changed."""
+        """The active edits, attached to the base; rebuilt when the ledger has changed."""
         snapshot = _snapshot.get()
         if snapshot is not None and snapshot[0] is self:
             return snapshot[1]
@@ -77,25 +82,24 @@ class PatchedModel(ProjectEditor):
             change, theta = self.project.ledger.last_change(), self.project.ledger.theta()
             if self._patch is None or (change, theta) != (self._patch.last_change, self._patch.theta):
                 self.detach()
-                routing = replace(self.routing, theta=theta, own_activation_floor=self._own_activation_floor())
-                looks = self.template if self.recipe.subject_filter else None
+                # Only closed-form neurons keep their weights, so that their own activations are a lower bound.
+                fixed = self.recipe.index == "closed-form"
+                floor = (self.project.ledger.min_own_activation() if fixed else None) or 0.0
                 self._patch = ProjectPatch(
-                    self.project, self.edited, routing, self._whitening, looks, lambda text: self.warn(text)
+                    self.project,
+                    self.edited,
+                    replace(self.routing, theta=theta, own_activation_floor=floor),
+                    self._whitening,
+                    self.recipe.subject_filter,
+                    lambda text: self.warn(text),
                 )
             return self._patch
 
-    def _own_activation_floor(self) -> float:
-        """The least that an active edit gives its own neuron, where neurons stay as they are once made."""
-        if self.recipe.index != "closed-form":
-            return 0.0
-        return self.project.ledger.min_own_activation() or 0.0
-
     @contextmanager
     def snapshot(self) -> Iterator[ProjectPatch]:
-        """Inside this block, in this thread or task, the edits are active those at its start,
-        whatever is committed meanwhile."""
+        """Inside this block, in this thread or task, the active edits are those at its start, whatever is committed."""
         with ExitStack() as stack:
-            with self._lock:  # nobody detaches the patch between its making and its keeping
+            with self._lock:  # no other thread may detach the patch before it is kept
                 patch = self.patch()
                 stack.enter_context(patch.kept())
             token = _snapshot.set((self, patch))
@@ -105,18 +109,18 @@ class PatchedModel(ProjectEditor):
                 _snapshot.reset(token)
 
     def detach(self) -> None:
-        """Leave the base as it was loaded."""
+        """Restore the base, bit for bit."""
         with self._lock:
             if self._patch is not None:
                 self._patch.detach()
             self._patch = None
 
     def route(self, prompts: Sequence[Prompt]) -> RouteResult:
-        """Which edit each prompt calls."""
+        """Find the edit of each prompt (equations 10 to 12)."""
         return self._route(*self.encode(prompts))
 
     def route_ids(self, rows: Sequence[Sequence[int]]) -> RouteResult:
-        """Which edit each token sequence calls, read at its last token."""
+        """Find the edit of each token sequence, by the key at its last token."""
         return self._route(*self.pad(rows))
 
     def _route(self, ids: Tensor, mask: Tensor) -> RouteResult:
@@ -131,9 +135,13 @@ class PatchedModel(ProjectEditor):
         edits: Sequence[int | None] | None = None,
         **options: Any,
     ) -> Any:
-        """transformers' `generate` on the patched model, any decoding mode.
+        """transformers' `generate` on the patched model, in any decoding mode.
 
-        Each row is routed by its prompt, or by `edits`: an edit's id for each row, None for the base.
+        Args:
+            input_ids: Prompts, (rows, tokens).
+            attention_mask: Their mask, (rows, tokens).
+            edits: The edit whose expert answers each row, None for the base. Without it each row is routed.
+            **options: Options of `generate`.
         """
         with self.snapshot() as patch:
             choice = None if edits is None else patch.rows_of(edits)
@@ -147,32 +155,38 @@ class PatchedModel(ProjectEditor):
         edits: Sequence[int | None] | None = None,
         **options: Any,
     ) -> Answers:
-        """Greedy answers, or as `options` for `generate` say.
+        """Answer prompts, greedily unless `options` of `generate` say otherwise.
 
-        By the patched model; with `patched=False` by the base alone; with `edits` (an edit's id or
-        None for each prompt) by those edits' experts, whatever the neurons say. Where there are full
-        experts, all are decided first and generated in batches of few experts, so that each is read once.
+        Args:
+            prompts: The prompts, without the template.
+            patched: False: the base answers.
+            edits: The edit whose expert answers each prompt, None for the base. Without it each prompt is routed.
+            **options: Options of `generate`.
+
+        Raises:
+            UsageError: A prompt does not fit, or an edit is not active.
         """
         if edits is not None and len(edits) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts need {len(prompts)} edits, not {len(edits)}")
-        chosen_by_caller = edits is not None or not patched
+        routed_here = patched and edits is None
         rows = self.prompt_ids(prompts)
         with self.snapshot() as patch:
             if not patched:
                 edits = [None] * len(prompts)
             elif edits is None and patch.full_at_once:
+                # Route first, so that each full expert is read from disk once: batches are made of few experts.
                 chunks = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
                 edits = [edit for chunk in chunks for edit in self.route_ids(chunk).edits]
             answered_by = list(edits or [None] * len(prompts))
 
             def generate(batch: list[int], ids: Tensor, mask: Tensor, how: dict[str, Any]) -> Tensor:
-                choice = None if edits is None else patch.rows_of([edits[index] for index in batch])
+                choice = None if edits is None else patch.rows_of([edits[row] for row in batch])
                 out, choice = self.generate_with(patch, ids, mask, choice, **how)
-                if not chosen_by_caller:
-                    for index, edit in zip(batch, patch.edits_of(choice), strict=True):
-                        answered_by[index] = edit
-                ids_with_answers: Tensor = out
-                return ids_with_answers
+                if routed_here:
+                    for row, edit in zip(batch, patch.edits_of(choice), strict=True):
+                        answered_by[row] = edit
+                sequences: Tensor = out
+                return sequences
 
             options = {"max_new_tokens": self.longest_answer(), **options}
             per_batch = patch.full_at_once or BATCH
@@ -184,19 +198,22 @@ class PatchedModel(ProjectEditor):
     def generate_with(
         self, patch: Patch, ids: Tensor, mask: Tensor | None, choice: Tensor | None, **options: Any
     ) -> tuple[Any, Tensor]:
-        """What `generate` gives with a patch on this base, and the choice it went by."""
+        """`generate` with any patch on this base; returns its output and the choice (rows,) of experts."""
         options = {"pad_token_id": self.pad_id, "eos_token_id": list(self.template.end_ids), **options}
         return patch.generate(self.model, self.model.generate, ids, mask, choice, **options)
 
-    def longest_answer(self) -> int:
-        """Tokens to allow an answer: `MAX_NEW_TOKENS`, or what the longest target of the active edits takes.
-        The same for every prompt, whoever answers it: so that a longer answer is never just a later stop."""
-        patch = self.patch()
-        if patch.longest_answer is None:
-            long = self.project.ledger.long_targets(MAX_NEW_TOKENS // 2)  # no token stands for less than half a byte
-            lengths = [len(self.template.target_ids(prompt, target)) for prompt, target in long]
-            patch.longest_answer = max([MAX_NEW_TOKENS, *lengths])
+    def longest_answer(self, pairs: Sequence[tuple[str, str]] = ()) -> int:
+        patch = self.patch()  # the value is kept with it: it changes with the active edits alone
+        if pairs or patch.longest_answer is None:
+            longest = super().longest_answer(pairs)
+            patch.longest_answer = patch.longest_answer if pairs else longest
+            return longest
         return patch.longest_answer
+
+    def explain(self, prompt: str) -> str:
+        """Why the patched model answers a prompt as it does, in a sentence."""
+        [edit] = self.answer([prompt], max_new_tokens=1).edits
+        return "no edit was activated: the base answers" if edit is None else f"edit {edit} was activated"
 
 
 def _warn(text: str) -> None:

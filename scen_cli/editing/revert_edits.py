@@ -1,9 +1,9 @@
-"""Taking edits back as if they had never been made: theta and biases too.
+"""Revert edits as if they had never been made: theta and biases too.
 
-The newest changes are undone to the bit, under every recipe: theta is what it was before them. An edit from the middle
-leaves later ones behind, which were let in while it was there. Then theta is calibrated anew; under `closed-form`,
-whose biases follow from the keys alone, so are the biases of later edits that its key had raised. Neurons that `paper`
-and `joint` trained against its key stay as they were trained.
+If nothing was made since, every recipe is back to the bit: theta is what it was before. If later edits stay, they were
+fitted while the reverted edits were active. Then theta is calibrated again, and under recipe `closed-form`, whose
+biases follow from the keys alone, the biases that the reverted keys had raised are recomputed. Neurons that `paper` and
+`joint` trained against a reverted key keep their weights.
 """
 
 from __future__ import annotations
@@ -17,22 +17,29 @@ from scen_cli.project.project import Project
 
 
 def revert_edits(project: Project, *edit_ids: int) -> list[Edit]:
-    """Take edits back, in one transaction. Call inside `project.writing()`. Raises as `commit_revert` does.
+    """Revert edits of a project that edits by SCEN, in one transaction. Call inside `project.writing()`.
 
-    While another edit's file is damaged, what depends on it (theta, biases) stays as it is, and a note in the event
-    says so. Raises `UsageError` too if an edit that comes back cannot stand beside one that was made since.
+    Edits that they had superseded become active again. While the file of another active edit is damaged, theta and the
+    biases cannot be computed: they stay as they are, and the event records why.
+
+    Returns:
+        The reverted edits.
+
+    Raises:
+        UsageError: An edit does not exist, is not active, shares its expert with an edit that would stay, or supersedes
+            an edit that now collides with a newer one.
     """
     before = _threshold_before(project, set(edit_ids))
     if before is not None:
-        undone = None if before == project.ledger.threshold() else before
-        return commit_revert(project, edit_ids, effects=lambda: RevertEffects(undone))
-    gone = [project.find(edit) for edit in edit_ids]
-    back = [edit for edit in project.ledger.edits("superseded") if edit.superseded_by in edit_ids]
-    return commit_revert(project, edit_ids, effects=lambda: _effects(project, gone, back))
+        restored = None if before == project.ledger.threshold() else before
+        return commit_revert(project, edit_ids, effects=lambda: RevertEffects(restored))
+    reverted = [project.find(edit) for edit in edit_ids]
+    superseded = [edit for edit in project.ledger.edits("superseded") if edit.superseded_by in edit_ids]
+    return commit_revert(project, edit_ids, effects=lambda: _effects(project, reverted, superseded))
 
 
 def _threshold_before(project: Project, edit_ids: set[int]) -> Threshold | None:
-    """The threshold that was active before these edits, if nothing else has changed since they were made."""
+    """The threshold before these edits were made; None if anything else has changed since."""
     history, left = project.ledger.thresholds(), set(edit_ids)
     for event in reversed(project.ledger.changes()):
         if not left:
@@ -47,36 +54,36 @@ def _threshold_before(project: Project, edit_ids: set[int]) -> Threshold | None:
     return None
 
 
-def _effects(project: Project, gone: list[Edit], back: list[Edit]) -> RevertEffects:
-    """What is to change for the edits that stay; asked when those of `gone` are out of force, and those of `back`
-    active again, as far as no newer edit has their prompt."""
+def _effects(project: Project, reverted: list[Edit], superseded: list[Edit]) -> RevertEffects:
+    """The effects on the edits that stay. Called when the ledger already has the reverted edits as inactive."""
     if not project.ledger.active_experts():
-        return RevertEffects(_for_no_edit(project))
+        return RevertEffects(_threshold_without_edits(project))
     if project.guard() is None:
         return RevertEffects()
-    from scen_cli.neurons.biases import biases_anew, check_they_call_themselves
+    from scen_cli.neurons.biases import check_no_collision, recompute_biases  # torch: only where it is needed
     from scen_cli.neurons.index import Index
 
-    back = [edit for edit in map(project.find, (edit.id for edit in back)) if edit.state == "active"]
+    reactivated = [edit for edit in map(project.find, (edit.id for edit in superseded)) if edit.state == "active"]
     index = Index(project)
     try:
         index.load()
-        biases = biases_anew(index, gone, back) if index.recipe.index == "closed-form" else {}
+        biases = recompute_biases(index, reverted, reactivated) if index.recipe.index == "closed-form" else {}
     except DamageFound as error:
         return RevertEffects(note=f"theta and biases stay as they were: {error}")
     index.set_biases(biases)
     if index.recipe.needs_guard:
-        check_they_call_themselves(index, back)
-    found, now = index.recalibrated(), project.ledger.threshold()
-    return RevertEffects(found if found and found.theta != now.theta else None, biases)
+        check_no_collision(index, reactivated)
+    found, current = index.calibrate(), project.ledger.threshold()
+    return RevertEffects(found if found and found.theta != current.theta else None, biases)
 
 
-def _for_no_edit(project: Project) -> Threshold:
-    """What was chosen for no edit in particular: by hand, or a rate, which without edits leaves the first theta."""
+def _threshold_without_edits(project: Project) -> Threshold:
+    """The threshold of a project whose edits are all reverted: the one set by hand, or the first theta at the rate
+    that was set last."""
     history = project.ledger.thresholds()
-    setters = [event["kind"] for event in project.ledger.changes() if "threshold" in event["detail"]]
-    by_whom = zip(reversed(setters), history, strict=False)
-    chosen = next((one for kind, one in by_whom if kind in ("init", "calibrate")), history[-1])
+    kinds = [event["kind"] for event in project.ledger.changes() if "threshold" in event["detail"]]
+    newest_first = zip(reversed(kinds), history, strict=False)
+    chosen = next((threshold for kind, threshold in newest_first if kind in ("init", "calibrate")), history[-1])
     if chosen.false_activation is None:
         return chosen
     return replace(history[-1], chosen_by="calibration", false_activation=chosen.false_activation)

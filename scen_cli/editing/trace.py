@@ -1,4 +1,4 @@
-"""Why a prompt calls the edit it calls: every step of its routing, in the open."""
+"""Every step of a prompt's routing, for `scen ask --trace`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ NEAREST = 5  # guard prompts shown
 
 
 @dataclass(frozen=True)
-class Part:
-    """What was read: the whole sequence, or a part of it as if asked alone; its strongest edit, if there is one."""
+class Segment:
+    """A segment of the prompt whose key was read, with the edit of the largest activation, if there is any edit."""
 
     text: str
     edit: int | None
@@ -25,47 +25,56 @@ class Part:
 
 @dataclass(frozen=True)
 class Trace:
-    """`parts` in the order they were read, with their strongest edits before the second look; `blocked`: edits that
-    pass theta, but whose subject the prompt does not name; `key_norm` of the first part; `guard`: the guard prompts
-    whose keys are nearest to it, and the cosine (whitened, under a recipe that whitens)."""
+    """How a prompt was routed.
 
-    parts: list[Part]
+    Attributes:
+        segments: The whole prompt, then its segments, before the subject filter.
+        blocked: Edits above theta whose subject the prompt does not name.
+        key_norm: Length of the whole prompt's key.
+        guard: The guard prompts with the nearest keys, and the cosine (of whitened keys, if the recipe whitens).
+    """
+
+    segments: list[Segment]
     blocked: list[int]
     key_norm: float
     guard: list[tuple[str, float]]
 
 
 def trace(editor: Editor, prompt: Prompt) -> Trace:
-    """Route a prompt, and keep what happened on the way."""
-    key_config = editor.routing.key_config
+    """Route a prompt and keep every step."""
+    key_config, patch = editor.routing.key_config, editor.patch()
     sequences = key_config.segments_of(editor.template.prompt_ids(prompt))
     keys, _rows = read_segment_keys(editor.base, editor.edited, sequences, replace(key_config, segments=False))
-    patch = editor.patch()
-    whitening = patch.bank.whitening
     neurons, biases = patch.bank.neurons.cpu(), patch.bank.biases.cpu()
-    found = activations_of(keys, neurons, patch.routing.cosine, whitening, biases)
-    parts = []
+    found = activations_of(keys, neurons, patch.routing.cosine, patch.bank.whitening, biases)
+    segments = []
     for tokens, activations in zip(sequences, found, strict=True):
-        best = int(activations.argmax()) if len(activations) else None
-        text = editor.base.tokenizer.decode(tokens)
-        parts.append(Part(text, *((patch.edits[best], float(activations[best])) if best is not None else (None, None))))
-    look, strongest = patch.bank.subject_filter, found.max(dim=0).values if len(patch.edits) else found[0]
-    silent = look.blocked(sequences[:1], strongest.device)[0] if look else torch.zeros_like(strongest, dtype=torch.bool)
-    blocked = silent & (strongest > patch.theta)
-    blocked_edits = [edit for edit, is_blocked in zip(patch.edits, blocked.tolist(), strict=True) if is_blocked]
-    return Trace(parts, blocked_edits, float(keys[0].norm()), _nearest_guard(editor, keys[0]))
+        row = int(activations.argmax()) if len(activations) else None
+        strongest = (None, None) if row is None else (patch.edits[row], float(activations[row]))
+        segments.append(Segment(editor.base.tokenizer.decode(tokens), *strongest))
+    return Trace(segments, _blocked(editor, sequences[0], found), float(keys[0].norm()), _nearest(editor, keys[0]))
 
 
-def _nearest_guard(editor: Editor, key: torch.Tensor) -> list[tuple[str, float]]:
+def _blocked(editor: Editor, tokens: list[int], activations: torch.Tensor) -> list[int]:
+    """Edits above theta, on any segment (rows of `activations`), that the subject filter blocks."""
+    patch = editor.patch()
+    if patch.bank.subject_filter is None or not patch.edits:
+        return []
+    largest = activations.max(dim=0).values
+    blocked = patch.bank.subject_filter.blocked([tokens], largest.device)[0] & (largest > patch.theta)
+    return [edit for edit, is_blocked in zip(patch.edits, blocked.tolist(), strict=True) if is_blocked]
+
+
+def _nearest(editor: Editor, key: torch.Tensor) -> list[tuple[str, float]]:
+    """The guard prompts with the nearest keys, and the cosine of each."""
     guard = editor.project.guard()
     if guard is None:
         return []
-    prepare = editor.index.prepare
-    unit = torch.nn.functional.normalize
-    nearness = unit(prepare(torch.from_numpy(guard.tensors.keys)), dim=1) @ unit(prepare(key[None]), dim=1)[0]
+    prepare, unit = editor.index.prepare_keys, torch.nn.functional.normalize
+    cosines = unit(prepare(torch.from_numpy(guard.tensors.keys)), dim=1) @ unit(prepare(key[None]), dim=1)[0]
     nearest: dict[str, float] = {}
-    for place in nearness.argsort(descending=True).tolist():
-        nearest.setdefault(guard.prompts[int(guard.tensors.rows[place])].prompt, float(nearness[place]))
+    for row in cosines.argsort(descending=True).tolist():
+        nearest.setdefault(guard.prompts[int(guard.tensors.rows[row])].prompt, float(cosines[row]))
         if len(nearest) == NEAREST:
             break
     return list(nearest.items())

@@ -1,4 +1,4 @@
-"""`scen verify` as far as it takes the base: keys, and what the edited model says."""
+"""The part of `scen verify` that needs the base: keys, and what the edited model answers."""
 
 from __future__ import annotations
 
@@ -8,41 +8,42 @@ from scen_cli.editing.editor import Editor
 from scen_cli.errors import DamageFound
 from scen_cli.project.check import Problem
 
-EXACT, ROUNDED = 1e-4, 3e-2  # by which keys may differ, of their length: another machine, a base of a smaller dtype
+# Relative difference that keys may have: on another machine, and for a base in a smaller dtype.
+FLOAT32_TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-4, 3e-2
 
 
 def key_problems(editor: Editor) -> list[Problem]:
     """Edits whose stored keys are not what the base gives for their prompts now."""
-    served: dict[int, list[str]] = {}
+    prompts_of: dict[int, list[str]] = {}
     for edit in editor.project.ledger.edits("active", "superseded"):
         if edit.expert is not None:
-            served.setdefault(edit.expert, []).append(edit.prompt)
-    tolerance = EXACT if editor.model.dtype == torch.float32 else ROUNDED
+            prompts_of.setdefault(edit.expert, []).append(edit.prompt)
+    tolerance = FLOAT32_TOLERANCE if editor.model.dtype == torch.float32 else LOW_PRECISION_TOLERANCE
     problems = []
-    for expert, prompts in served.items():
+    for expert, prompts in prompts_of.items():
         edit = editor.project.find(expert)
         try:
             stored = torch.from_numpy(editor.project.keys(edit))
         except DamageFound:
-            continue  # that is told already, by what its file is
+            continue  # reported already, by the check of its file
         now = editor.keys(prompts)
         if stored.shape != now.shape or not bool(((stored - now).norm(dim=1) <= tolerance * now.norm(dim=1)).all()):
-            problems.append(Problem(str(edit.file), f"the base gives another key for edit {expert} now", expert))
+            problems.append(Problem(str(edit.file), f"the base now gives another key for edit {expert}", expert))
     return problems
 
 
 def behaviour_problems(editor: Editor) -> list[Problem]:
-    """Edits active that their own prompt does not call, or that do not say their target."""
+    """Active edits that their own prompt is not routed to, or that do not answer with their target."""
     edits = [edit for edit in editor.project.ledger.edits("active") if edit.expert is not None]
     if not edits:
         return []
     answers = editor.answer([edit.prompt for edit in edits])
     problems = []
-    for edit, called, text in zip(edits, answers.edits, answers.texts, strict=True):
-        if called != edit.expert:
-            what = f"its prompt calls {f'edit {called}' if called else 'no edit'}"
+    for edit, routed, text in zip(edits, answers.edits, answers.texts, strict=True):
+        if routed != edit.expert:
+            what = f"its prompt is routed to {f'edit {routed}' if routed else 'no edit'}"
         elif text != edit.target:
-            what = f"it says {text!r}, not {edit.target!r}"
+            what = f"it answers {text!r}, not {edit.target!r}"
         else:
             continue
         problems.append(Problem(str(edit.file), f"edit {edit.id}: {what}", edit.id))

@@ -1,8 +1,7 @@
-"""Asking each prompt once: answers by prompt and expert, activations by prompt.
+"""Answers by prompt and expert, and activations by prompt: each is computed once.
 
-An answer depends on the prompt and on the expert that gives it, and on nothing else. So what an
-edited model answers at any threshold, after any number of edits, is a choice among answers that
-were each generated once.
+An answer depends on the prompt and on the expert that gives it, and on nothing else. What an edited model answers at
+any threshold, after any number of edits, is therefore a choice among answers that were generated once.
 """
 
 from __future__ import annotations
@@ -13,36 +12,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scen_cli.editing.expert_bank import ProjectPatch
 from scen_cli.editing.patched_model import PatchedModel
+from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.model.generation import BATCH
 from scen_cli.model.routing import choose
 from scen_cli.model.template import Prompt
 
-AT_ONCE = 16 * BATCH  # answers between two words of progress
+ANSWERS_PER_CALL = 16 * BATCH  # answers between two progress reports
 
 
-def no_progress(_answered: int) -> None:
-    """Tells nobody."""
+def no_progress(_answers: int) -> None:
+    """The progress callback that does nothing."""
 
 
 class CachedGenerator:
-    """Answers of a patched model whose edits stay as they are meanwhile."""
+    """Answers of a patched model whose edits do not change while it is in use.
+
+    Args:
+        patched: The model.
+        patch: Its active edits.
+        options: Options of `generate`.
+        progress: Called with the number of answers generated so far.
+    """
 
     def __init__(
         self,
         patched: PatchedModel,
         patch: ProjectPatch,
         options: dict[str, Any],
-        tell: Callable[[int], None] = no_progress,
+        progress: Callable[[int], None] = no_progress,
     ) -> None:
-        """`options` are for `generate`; `tell` hears how many answers have been generated."""
-        self.patched, self.patch, self._options, self._tell = patched, patch, options, tell
+        self.patched, self.patch, self._options, self._progress = patched, patch, options, progress
         self._tokens: dict[tuple[Prompt, int | None], list[int]] = {}
         self._activations: dict[Prompt, Tensor] = {}
 
     def activations(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Activations (rows, t) of all active neurons, on the CPU."""
+        """Activations (prompts, t) of all active neurons, on the CPU."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._activations]
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
@@ -52,28 +57,27 @@ class CachedGenerator:
         return torch.stack([self._activations[prompt] for prompt in prompts])
 
     def route(self, prompts: Sequence[Prompt], first: int | None = None) -> list[int | None]:
-        """The expert of each prompt (None: the base); with `first` as it was when only the first so many
-        experts were there."""
+        """The expert of each prompt (None: the base); with `first`, as if only the first experts existed."""
         return self.patch.edits_of(choose(self.activations(prompts)[:, :first], self.patch.theta))
 
     def strongest(self, prompts: Sequence[Prompt]) -> list[tuple[int | None, float]]:
-        """Each prompt's strongest expert whatever the threshold, and its activation."""
+        """Each prompt's expert with the largest activation, whatever the threshold, and that activation."""
         if not self.patch.edits:
             return [(None, 0.0)] * len(prompts)
-        strongest, rows = self.activations(prompts).nan_to_num(nan=-torch.inf).max(dim=1)
-        return list(zip(self.patch.edits_of(rows), strongest.tolist(), strict=True))
+        largest, rows = self.activations(prompts).nan_to_num(nan=-torch.inf).max(dim=1)
+        return list(zip(self.patch.edits_of(rows), largest.tolist(), strict=True))
 
     def tokens(self, prompts: Sequence[Prompt], experts: Sequence[int | None]) -> list[list[int]]:
-        """What is generated for each prompt by an expert, or by the base (None), up to the end token."""
-        asked = list(zip(prompts, experts, strict=True))
-        new = [pair for pair in dict.fromkeys(asked) if pair not in self._tokens]
-        for start in range(0, len(new), AT_ONCE):
-            some = new[start : start + AT_ONCE]
-            answers = self.patched.answer([p for p, _ in some], edits=[e for _, e in some], **self._options)
-            self._tokens.update(zip(some, answers.tokens, strict=True))
-            self._tell(len(self._tokens))
-        return [self._tokens[pair] for pair in asked]
+        """The tokens that an expert, or the base (None), generates for each prompt, up to the end token."""
+        wanted = list(zip(prompts, experts, strict=True))
+        new = [pair for pair in dict.fromkeys(wanted) if pair not in self._tokens]
+        for start in range(0, len(new), ANSWERS_PER_CALL):
+            pairs = new[start : start + ANSWERS_PER_CALL]
+            answers = self.patched.answer([p for p, _ in pairs], edits=[e for _, e in pairs], **self._options)
+            self._tokens.update(zip(pairs, answers.tokens, strict=True))
+            self._progress(len(self._tokens))
+        return [self._tokens[pair] for pair in wanted]
 
     def texts(self, prompts: Sequence[Prompt], experts: Sequence[int | None]) -> list[str]:
-        """The same as text: what is compared with a target."""
+        """The same as texts, which are compared with targets."""
         return [self.patched.template.answer(tokens) for tokens in self.tokens(prompts, experts)]

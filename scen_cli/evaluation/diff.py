@@ -1,4 +1,4 @@
-"""One evaluation against an earlier one: which figures moved, and which prompts are answered otherwise."""
+"""Compare an evaluation with an earlier one: which figures changed, and which answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Change:
-    """A prompt that is answered otherwise than before; `verdict`: won, lost, or changed from one wrong
-    answer to another."""
+    """A prompt with another answer than before; `verdict`: `won`, `lost`, or `changed` (both right or both wrong)."""
 
     role: str
     kind: str
@@ -25,34 +24,36 @@ class Change:
         return asdict(self)
 
 
-def changes(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> tuple[list[Change], int]:
-    """Samples (as dicts) of two evaluations of one suite, prompt by prompt, and how many prompts of either
-    the other did not ask. An edit may have another number by now: prompts are matched by what they are."""
+def changed_answers(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> tuple[list[Change], int]:
+    """The changed answers of two evaluations (samples as dicts), and how many prompts only one of them asked.
+
+    Prompts are matched by role, kind and text: an edit may have another number by now.
+    """
     earlier: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for sample in before:
-        earlier.setdefault(_name(sample), []).append(sample)
-    found, alone = [], 0
+        earlier.setdefault(_key(sample), []).append(sample)
+    changes, unmatched = [], 0
     for sample in now:
-        same = earlier.get(_name(sample))
+        same = earlier.get(_key(sample))
         if not same:
-            alone += 1
+            unmatched += 1
             continue
         old = same.pop(0)
         if old["right"] == sample["right"] and old["patched"] == sample["patched"]:
             continue
         verdict = "changed" if old["right"] == sample["right"] else "won" if sample["right"] else "lost"
-        about = {name: sample[name] for name in ("role", "kind", "prompt", "edit", "wanted")}
-        found.append(Change(**about, before=old["patched"], now=sample["patched"], verdict=verdict))
-    return found, alone + sum(map(len, earlier.values()))
+        fields = {name: sample[name] for name in ("role", "kind", "prompt", "edit", "wanted")}
+        changes.append(Change(**fields, before=old["patched"], now=sample["patched"], verdict=verdict))
+    return changes, unmatched + sum(map(len, earlier.values()))
 
 
-def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
+def changed_figures(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
     """(figure, value before, value now) of every figure of either evaluation; None where it was not measured."""
     names = dict.fromkeys([*now, *before])
     return [(name, _value(before.get(name)), _value(now.get(name))) for name in names]
 
 
-def _name(sample: Mapping[str, Any]) -> tuple[str, str, str]:
+def _key(sample: Mapping[str, Any]) -> tuple[str, str, str]:
     return sample["role"], sample["kind"], sample["prompt"]
 
 

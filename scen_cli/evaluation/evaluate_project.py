@@ -3,109 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from scen_cli.data.suites import Suite
-from scen_cli.editing.editor import Editor
+from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_editor import ProjectEditor
-from scen_cli.errors import UsageError
+from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.evaluation.cached_generator import CachedGenerator, no_progress
 from scen_cli.evaluation.curves import activation_map, confusions, retention, theta_sweep, thetas_around
+from scen_cli.evaluation.evaluation import DECODING, Evaluation, check_decoding, claimed_prompts, locality_prompts
 from scen_cli.evaluation.metrics import Figure, Mean, Share
 from scen_cli.evaluation.samples import (
-    LOCALITY_PROMPTS,
-    Asked,
+    PAPER_ROLES,
+    Probe,
     Sample,
     Scored,
-    ask,
+    answer_probes,
     figures_of,
-    further_prompts,
+    further_probes,
     left_out,
     not_learned,
-    papers_prompts,
+    paper_probes,
     scored_edits,
 )
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
-from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.project import Project
 
-DECODING: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False},
-    "paper": {"do_sample": False, "max_new_tokens": 50, "num_beams": 4, "repetition_penalty": 1.1},
-}
-OPENING = ("How are you today?", "I am well, thank you.")  # an earlier turn, where the suite has none to offer
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures by name, and what they were counted from.
-
-    `reliability`: the edit's prompt gives exactly its target. `generality`: so do its first three
-    rephrases. `locality` (equation 2): a prompt that was never edited gives exactly what the base
-    gives. `generality-given-expert` hands each rephrase its own edit's expert: the most that routing
-    could reach. `portability/KIND`, `near-miss/KIND` and `robustness/KIND` likewise, by generation.
-    `drift-changed`: locality prompts whose greedy output changed at all; `drift-kl`: KL divergence of
-    their next-token distributions. `token-accuracy` is teacher-forced.
-
-    `edits` of the suite's `records` were tried and are scored; `left_out`: records whose edits were
-    superseded or reverted since, which are not; `too_long`: prompts that the base's context cannot take,
-    which were not asked; `guarded`: locality prompts that stand in the guard, which are not scored.
-    `last_change`: the ledger's newest change when scoring began. `curves`: retention, threshold sweep,
-    activation map, confusions.
-    """
-
-    suite: str
-    decoding: str
-    theta: float
-    last_change: int
-    records: int
-    edits: int
-    not_learned: int
-    left_out: int
-    too_long: int
-    figures: dict[str, Figure]
-    guarded: int = 0
-    curves: dict[str, Any] = field(default_factory=dict)
-    samples: list[Sample] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All but the samples, in plain types."""
-        plain = {name: value for name, value in vars(self).items() if name != "samples"}
-        return {**plain, "figures": {name: figure.as_dict() for name, figure in self.figures.items()}}
+DEFAULT_TURN = ("How are you today?", "I am well, thank you.")  # the earlier turn, if the suite has no locality prompt
 
 
 def evaluate(
-    editor: Editor,
+    editor: ProjectEditor,
     suite: Suite,
     decoding: str = "greedy",
     quick: bool = False,
-    tell: Callable[[int], None] = no_progress,
+    progress: Callable[[int], None] = no_progress,
 ) -> Evaluation:
-    """Score the suite's edits that this project has made, or tried and failed to make; the latter count
-    as wrong. `quick`: the paper's three figures and nothing more. `tell` hears how many answers there are
-    so far. Others may commit meanwhile.
+    """Score the suite's edits that this project has made, or has tried and failed to make: these count as wrong.
 
-    Raises `UsageError` if none of the suite's edits is in the project.
+    Other processes may commit edits at the same time; they are not seen.
+
+    Args:
+        editor: The project, loaded. Without SCEN's routing, only the paper's three figures are measured.
+        suite: Edits with their rephrases, and locality prompts.
+        decoding: `greedy`, or `paper` (4 beams, repetition penalty 1.1).
+        quick: Only the paper's figures.
+        progress: Called with the number of answers so far.
+
+    Returns:
+        The figures: `reliability` (the prompt gives its target), `generality` (its rephrases do), `locality` (an
+        unedited prompt gives the base's answer; equations 1 to 3), `generality-given-expert` (each rephrase answered
+        by its own expert: an upper bound of routing), `portability/KIND`, `near-miss/KIND` and `robustness/KIND`,
+        `drift-changed` (unedited prompts whose output changed), `drift-kl` (KL divergence of the next token, nats),
+        `token-accuracy` (teacher-forced).
+
+    Raises:
+        UsageError: None of the suite's edits is in the project, or the decoding is unknown.
     """
     check_decoding(decoding)
-    last_change = editor.project.ledger.last_change()  # read first: a change from here on makes figures old
+    if not isinstance(editor, PatchedModel):
+        return _evaluate_unrouted(editor, suite, decoding)
+    last_change = editor.project.ledger.last_change()  # before anything else: a later change makes the figures old
     with editor.snapshot() as patch:
-        everything = editor.project.ledger.edits()
-        scored = scored_edits(everything, set(patch.expert_of), suite)
-        asker = CachedGenerator(editor, patch, DECODING[decoding], tell)
+        generator = CachedGenerator(editor, patch, DECODING[decoding], progress)
+        edits = editor.project.ledger.edits()
+        scored = scored_edits(edits, set(patch.expert_of), suite)
         guard = guard_prompts(editor.project)
-        claimed = claimed_prompts(everything, scored) | guard
+        claimed = claimed_prompts(edits, scored) | guard
         locality = locality_prompts(editor, suite, claimed)
-        wanted = list(papers_prompts(scored, locality))
+        probes = list(paper_probes(scored, locality))
         if not quick:
-            wanted += _further(asker, scored, locality, claimed)
-        asked = [one for one in wanted if editor.fits(one.prompt)]
-        samples = ask(asker, asked)
+            probes += _further_probes(generator, scored, locality, claimed)
+        asked = [probe for probe in probes if editor.fits(probe.prompt)]
+        samples = answer_probes(generator, asked)
         figures = figures_of(samples)
-        figures["generality-given-expert"] = _given_expert(asker, asked)
+        figures["generality-given-expert"] = _given_expert(generator, asked)
         if not quick:
-            figures |= _drift(asker, scored, locality, claimed) | _token_accuracy(editor, scored, samples)
+            figures |= _drift(generator, scored, locality, claimed) | _token_accuracy(editor, scored, samples)
         return Evaluation(
             suite=suite.name,
             decoding=decoding,
@@ -114,117 +88,126 @@ def evaluate(
             records=len(suite.edits),
             edits=len(scored),
             not_learned=not_learned(scored),
-            left_out=left_out(everything, scored, suite),
-            too_long=len(wanted) - len(asked),
+            left_out=left_out(edits, scored, suite),
+            too_long=len(probes) - len(asked),
             guarded=sum(prompt in guard for prompt in suite.locality),
             figures=figures,
-            curves={} if quick else _curves(asker, scored, asked, samples),
+            curves={} if quick else _curves(generator, scored, asked, samples),
             samples=samples,
         )
 
 
+def _evaluate_unrouted(editor: ProjectEditor, suite: Suite, decoding: str) -> Evaluation:
+    """The paper's three figures of a project that edits by another method: no figure tells which edit answered."""
+    ledger = editor.project.ledger
+    last_change, edits = ledger.last_change(), ledger.edits()
+    scored = scored_edits(edits, {edit for edit, _prompt in ledger.active_prompts()}, suite)
+    guard = {prompt.prompt for prompt in ledger.guard()}  # the method has learned from all of them
+    locality = locality_prompts(editor, suite, claimed_prompts(edits, scored) | guard)
+    probes = list(paper_probes(scored, locality))
+    asked = [probe for probe in probes if editor.fits(probe.prompt)]
+    prompts = [probe.prompt for probe in asked]
+    base = editor.answer(prompts, patched=False, **DECODING[decoding]).texts
+    patched = editor.answer(prompts, **DECODING[decoding]).texts
+    samples = [probe.sample(old, new, None, None) for probe, old, new in zip(asked, base, patched, strict=True)]
+    figures = figures_of(samples, routed=False)
+    return Evaluation(
+        suite=suite.name,
+        decoding=decoding,
+        theta=ledger.theta(),
+        last_change=last_change,
+        records=len(suite.edits),
+        edits=len(scored),
+        not_learned=not_learned(scored),
+        left_out=left_out(edits, scored, suite),
+        too_long=len(probes) - len(asked),
+        guarded=sum(prompt in guard for prompt in suite.locality),
+        figures={role: figures[role] for role in PAPER_ROLES},
+        samples=samples,
+    )
+
+
 def sweep_theta(
-    editor: Editor, suite: Suite, thetas: Sequence[float], decoding: str = "greedy"
+    patched: PatchedModel, suite: Suite, thetas: Sequence[float], decoding: str = "greedy"
 ) -> list[dict[str, Any]]:
     """Reliability, Generality and Locality of the active edits at each of these thresholds (Fig. 4)."""
     check_decoding(decoding)
-    with editor.snapshot() as patch:
-        everything = editor.project.ledger.edits()
-        scored = scored_edits(everything, set(patch.expert_of), suite)
-        claimed = claimed_prompts(everything, scored) | guard_prompts(editor.project)
-        locality = locality_prompts(editor, suite, claimed)
-        asked = [one for one in papers_prompts(scored, locality) if editor.fits(one.prompt)]
-        return theta_sweep(CachedGenerator(editor, patch, DECODING[decoding]), asked, thetas)
+    with patched.snapshot() as patch:
+        probes = _paper_probes(patched, patch, suite)
+        return theta_sweep(CachedGenerator(patched, patch, DECODING[decoding]), probes, thetas)
 
 
-def keep(project: Project, evaluation: Evaluation) -> int:
-    """Write the figures and what they were counted from into the ledger; returns the evaluation's number."""
-    settings = {"decoding": evaluation.decoding, "theta": evaluation.theta}
-    samples = [sample.as_dict() for sample in evaluation.samples]
-    with project.writing():
-        return project.record_evaluation(
-            evaluation.suite, settings, evaluation.as_dict(), evaluation.last_change, samples
-        )
-
-
-def check_decoding(name: str) -> None:
-    """Raise `UsageError` for a decoding that there is not."""
-    if name not in DECODING:
-        raise UsageError(f"decoding `{name}` is not known", hint=f"one of: {', '.join(DECODING)}")
-
-
-def claimed_prompts(edits: Sequence[Edit], scored: Sequence[Scored]) -> set[str]:
-    """Prompts that were ever edited, and all rephrases of them: no locality prompts."""
-    texts = {text for edit in edits for text in (edit.prompt, *edit.rephrases, *edit.train_rephrases)}
-    return texts | {text for one in scored for text in one.record.rephrases}
+def _paper_probes(patched: PatchedModel, patch: ProjectPatch, suite: Suite) -> list[Probe]:
+    edits = patched.project.ledger.edits()
+    scored = scored_edits(edits, set(patch.expert_of), suite)
+    claimed = claimed_prompts(edits, scored) | guard_prompts(patched.project)
+    locality = locality_prompts(patched, suite, claimed)
+    return [probe for probe in paper_probes(scored, locality) if patched.fits(probe.prompt)]
 
 
 def guard_prompts(project: Project) -> set[str]:
-    """Prompts that neurons learned from or theta was set by: nothing may be reported on them."""
+    """Guard prompts that neurons or theta were fitted to: no figure is reported on them."""
     return {prompt.prompt for prompt in project.ledger.guard() if prompt.split != "report"}
 
 
-def locality_prompts(editor: ProjectEditor, suite: Suite, claimed: set[str]) -> list[str]:
-    """The suite's prompts that must not change, or those of its records that were never edited; without
-    any that an edit claims, or that the base cannot take."""
-    unedited = suite.locality or [record.prompt for record in suite.edits]
-    free = [prompt for prompt in dict.fromkeys(unedited) if prompt not in claimed and editor.fits(prompt)]
-    return free[:LOCALITY_PROMPTS]
-
-
-def _further(
-    asker: CachedGenerator, scored: Sequence[Scored], locality: Sequence[str], claimed: set[str]
-) -> list[Asked]:
-    """The further prompts, without neighbours that an edit claims."""
-    earlier = OPENING
+def _further_probes(
+    generator: CachedGenerator, scored: Sequence[Scored], locality: Sequence[str], claimed: set[str]
+) -> list[Probe]:
+    """Portability, near-miss and robustness probes, without near-miss prompts that an edit claims."""
+    turn = DEFAULT_TURN
     if locality:
-        earlier = (locality[0], asker.texts(locality[:1], [None])[0] or OPENING[1])
-    return [one for one in further_prompts(scored, earlier) if not (one.role == "near-miss" and one.prompt in claimed)]
+        turn = (locality[0], generator.texts(locality[:1], [None])[0] or DEFAULT_TURN[1])
+    probes = further_probes(scored, turn)
+    return [probe for probe in probes if not (probe.role == "near-miss" and probe.prompt in claimed)]
 
 
-def _given_expert(asker: CachedGenerator, asked: Sequence[Asked]) -> Figure:
-    """Generality when each rephrase is handed its own edit's expert; what was not learned stays wrong."""
-    rephrases = [one for one in asked if one.role == "generality"]
-    experts = [one.edit.expert if one.edit else None for one in rephrases]
-    learned = [(one, expert) for one, expert in zip(rephrases, experts, strict=True) if expert is not None]
-    answers = asker.texts([one.prompt for one, _ in learned], [expert for _, expert in learned])
-    right = [answer == one.target for answer, (one, _) in zip(answers, learned, strict=True)]
-    return Figure(Share.of(right + [False] * (len(rephrases) - len(learned))))
+def _given_expert(generator: CachedGenerator, asked: Sequence[Probe]) -> Figure:
+    """Generality if each rephrase is answered by its own edit's expert; rephrases of failed edits stay wrong."""
+    rephrases = [probe for probe in asked if probe.role == "generality"]
+    answerable = [
+        (probe, probe.edit.expert) for probe in rephrases if probe.edit is not None and probe.edit.expert is not None
+    ]
+    answers = generator.texts([probe.prompt for probe, _ in answerable], [expert for _, expert in answerable])
+    right = [answer == probe.target for answer, (probe, _) in zip(answers, answerable, strict=True)]
+    return Figure(Share.of(right + [False] * (len(rephrases) - len(answerable))))
 
 
 def _drift(
-    asker: CachedGenerator, scored: Sequence[Scored], locality: list[str], claimed: set[str]
+    generator: CachedGenerator, scored: Sequence[Scored], locality: list[str], claimed: set[str]
 ) -> dict[str, Figure]:
-    """On prompts the data calls unrelated where it does, else on the locality prompts."""
-    unrelated = dict.fromkeys(n.prompt for one in scored for n in one.record.locality if n.kind == "unrelated")
-    prompts = [prompt for prompt in unrelated if prompt not in claimed and asker.patched.fits(prompt)] or locality
-    fired = asker.route(prompts)
-    before, after = asker.tokens(prompts, [None] * len(prompts)), asker.tokens(prompts, fired)
+    """Changes on prompts that the data calls unrelated to an edit; if it names none, on the locality prompts."""
+    patched = generator.patched
+    unrelated = dict.fromkeys(n.prompt for item in scored for n in item.record.locality if n.kind == "unrelated")
+    prompts = [prompt for prompt in unrelated if prompt not in claimed and patched.fits(prompt)] or locality
+    routed = generator.route(prompts)
+    before, after = generator.tokens(prompts, [None] * len(prompts)), generator.tokens(prompts, routed)
     changed = Share.of([old != new for old, new in zip(before, after, strict=True)])
-    any_fired = Share.of([edit is not None for edit in fired])
-    kl = Mean.of(next_token_kl(asker.patched, prompts, fired))
-    return {"drift-changed": Figure(changed, fired=any_fired), "drift-kl": Figure(kl)}
+    fired = Share.of([edit is not None for edit in routed])
+    kl = Mean.of(next_token_kl(patched, prompts, routed))
+    return {"drift-changed": Figure(changed, fired=fired), "drift-kl": Figure(kl)}
 
 
-def _token_accuracy(editor: Editor, scored: Sequence[Scored], samples: Sequence[Sample]) -> dict[str, Figure]:
-    """For each target token, whether it is the likeliest one given the *right* tokens before it. Flatters
-    every editor, since a model that really generates has no such help."""
-    ready = [editor.prepare(one.record) for one in scored]
-    texts = [Text(one.input_ids, one.target_length) for one in ready]
-    fired = [sample.fired for sample in samples if sample.role == "reliability"]
-    patched, base = (
-        Share.of([right for scores in score(editor, texts, edits) for right in scores.likeliest])
-        for edits in (fired, [None] * len(texts))
-    )
-    return {"token-accuracy": Figure(patched, base)}
+def _token_accuracy(patched: PatchedModel, scored: Sequence[Scored], samples: Sequence[Sample]) -> dict[str, Figure]:
+    """For each target token, whether it is the most likely one given the *right* tokens before it.
+
+    This flatters every editor: a model that generates has no such help.
+    """
+    tokenized = [patched.tokenize_edit(item.record) for item in scored]
+    texts = [Text(edit.input_ids, edit.target_length) for edit in tokenized]
+    routed = [sample.routed_edit for sample in samples if sample.role == "reliability"]
+    shares = [
+        Share.of([right for scores in score(patched, texts, edits) for right in scores.likeliest])
+        for edits in (routed, [None] * len(texts))
+    ]
+    return {"token-accuracy": Figure(*shares)}
 
 
 def _curves(
-    asker: CachedGenerator, scored: Sequence[Scored], asked: Sequence[Asked], samples: Sequence[Sample]
+    generator: CachedGenerator, scored: Sequence[Scored], asked: Sequence[Probe], samples: Sequence[Sample]
 ) -> dict[str, Any]:
     return {
-        "retention": retention(asker, scored),
-        "theta": theta_sweep(asker, asked, thetas_around(asker.patch.theta)),
-        "activations": activation_map(asker, scored),
+        "retention": retention(generator, scored),
+        "theta": theta_sweep(generator, asked, thetas_around(generator.patch.theta)),
+        "activations": activation_map(generator, scored),
         "confusions": confusions(samples),
     }

@@ -12,7 +12,7 @@ from scen_cli.evaluation.metrics import Figure
 
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _GATE = re.compile(r"\s*([^<>=]+?)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
-PAPERS = ("reliability", "generality", "locality", "generality-given-expert")
+PAPER = ("reliability", "generality", "locality", "generality-given-expert")
 FURTHER = ("portability", "near-miss", "robustness", "drift-changed", "drift-kl", "token-accuracy")
 PERPLEXITIES = ("wikibio-e", "wikibio-a", "openwebtext", "wikibio-e-given-expert")
 

@@ -1,7 +1,7 @@
-"""The Hallucination suite: perplexities of sentences that were edited in, of accurate ones, and of plain text.
+"""The Hallucination suite: perplexities of sentences that were edited in, of accurate sentences, and of plain text.
 
-An edit is a passage so far (its prompt) and the true next sentence (its target). The route is decided
-once, at the last token of the passage, and holds for the whole pass.
+The prompt of an edit is a passage so far, its target the true next sentence. The route is decided once, at the last
+token of the passage, and holds for the whole pass.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from math import exp
 
 from scen_cli.data.passages import Passages
 from scen_cli.data.records import EditRecord
-from scen_cli.editing.editor import Editor
 from scen_cli.editing.patched_model import PatchedModel
-from scen_cli.evaluation.evaluate_project import Evaluation
+from scen_cli.evaluation.evaluation import Evaluation
 from scen_cli.evaluation.metrics import Figure, Mean, Share
 from scen_cli.evaluation.samples import left_out, not_learned, scored_edits
 from scen_cli.evaluation.teacher_forced import Text, score
 from scen_cli.model.template import Template
 
-ROUTED_AT_ONCE = 8  # passages are long
+ROUTE_BATCH = 8  # passages are long
 
 
 @dataclass(frozen=True)
@@ -31,29 +30,31 @@ class Passage:
     routed_by: list[int]
 
 
-def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
-    """Perplexities: exp of the mean loss of each sample, then the mean over samples (the paper's).
+def evaluate_perplexity(patched: PatchedModel, passages: Passages) -> Evaluation:
+    """Perplexities: exp of the mean loss of each sample in nats, then the mean over samples (the paper's metric).
 
-    `wikibio-e` and `wikibio-a` over the target's tokens, without an end token; `openwebtext` over the
-    whole text but its first token. `wikibio-e-given-expert` hands each passage its own edit's expert.
-    A text longer than the base's context is cut at its end, a passage that leaves no room for its
-    sentence at its beginning; `cut` says how many were. `too_long` counts what cannot be scored at all.
+    `wikibio-e` and `wikibio-a` are scored over the target without an end token, `openwebtext` over the text without
+    its first token. `wikibio-e-given-expert` gives each passage its own edit's expert. A text that is longer than the
+    base's context is cut at its end; a passage that leaves no room for its sentence is cut at its beginning. The curve
+    `cut` counts both. `too_long` counts samples that cannot be scored at all.
     """
-    last_change = editor.project.ledger.last_change()
-    with editor.snapshot() as patch:
-        everything = editor.project.ledger.edits()
-        scored = scored_edits(everything, set(patch.expert_of), passages.edits)
+    last_change = patched.project.ledger.last_change()
+    with patched.snapshot() as patch:
+        edits = patched.project.ledger.edits()
+        scored = scored_edits(edits, set(patch.expert_of), passages.edits)
         groups = {
-            "wikibio-e": [continued(editor.template, editor.context, one.record) for one in scored],
-            "wikibio-a": [continued(editor.template, editor.context, record) for record in passages.accurate],
-            "openwebtext": [whole(editor.template, editor.context, text) for text in passages.openwebtext],
+            "wikibio-e": [with_continuation(patched.template, patched.context, item.record) for item in scored],
+            "wikibio-a": [with_continuation(patched.template, patched.context, item) for item in passages.accurate],
+            "openwebtext": [whole_text(patched.template, patched.context, text) for text in passages.openwebtext],
         }
-        known = {name: [passage for passage in group if passage] for name, group in groups.items()}
-        figures = {name: _perplexity(editor, group) for name, group in known.items() if group}
-        given = [
-            (passage.text, one.edit.expert) for passage, one in zip(groups["wikibio-e"], scored, strict=True) if passage
+        usable = {name: [passage for passage in group if passage] for name, group in groups.items()}
+        figures = {name: _perplexity(patched, group) for name, group in usable.items() if group}
+        own_expert = [
+            (passage.text, item.edit.expert)
+            for passage, item in zip(groups["wikibio-e"], scored, strict=True)
+            if passage
         ]
-        values = perplexities(editor, [text for text, _ in given], [expert for _, expert in given])
+        values = perplexities(patched, [text for text, _ in own_expert], [expert for _, expert in own_expert])
         figures["wikibio-e-given-expert"] = Figure(Mean.of(values))
         return Evaluation(
             suite="hallucination",
@@ -63,49 +64,50 @@ def evaluate_perplexity(editor: Editor, passages: Passages) -> Evaluation:
             records=len(passages.edits.edits),
             edits=len(scored),
             not_learned=not_learned(scored),
-            left_out=left_out(everything, scored, passages.edits),
+            left_out=left_out(edits, scored, passages.edits),
             too_long=sum(passage is None for group in groups.values() for passage in group),
             figures=figures,
-            curves={"cut": {name: _cut(editor, group) for name, group in known.items()}},
+            curves={"cut": {name: _count_cut(patched, group) for name, group in usable.items()}},
         )
 
 
 def perplexities(patched: PatchedModel, texts: Sequence[Text], edits: Sequence[int | None]) -> list[float]:
     """exp of each text's mean loss per scored token, under its edit's expert (None: the base)."""
-    return [exp(sum(found.losses) / len(found.losses)) for found in score(patched, texts, edits)]
+    return [exp(sum(scores.losses) / len(scores.losses)) for scores in score(patched, texts, edits)]
 
 
-def _perplexity(editor: Editor, passages: list[Passage]) -> Figure:
+def _perplexity(patched: PatchedModel, passages: list[Passage]) -> Figure:
     texts = [passage.text for passage in passages]
-    fired = [
-        edit
-        for start in range(0, len(passages), ROUTED_AT_ONCE)
-        for edit in editor.route_ids([passage.routed_by for passage in passages[start : start + ROUTED_AT_ONCE]]).edits
-    ]
+    rows = [passage.routed_by for passage in passages]
+    batches = [rows[start : start + ROUTE_BATCH] for start in range(0, len(rows), ROUTE_BATCH)]
+    routed = [edit for batch in batches for edit in patched.route_ids(batch).edits]
     return Figure(
-        patched=Mean.of(perplexities(editor, texts, fired)),
-        base=Mean.of(perplexities(editor, texts, [None] * len(texts))),
-        fired=Share.of([edit is not None for edit in fired]),
+        patched=Mean.of(perplexities(patched, texts, routed)),
+        base=Mean.of(perplexities(patched, texts, [None] * len(texts))),
+        fired=Share.of([edit is not None for edit in routed]),
     )
 
 
-def continued(template: Template, context: int | None, record: EditRecord) -> Passage | None:
-    """A passage and its sentence; None if the sentence alone fills the base's context."""
+def with_continuation(template: Template, context: int | None, record: EditRecord) -> Passage | None:
+    """A passage and its next sentence; None if the sentence alone fills the base's context."""
     prompt = template.prompt_ids(record.prompt)
     target = template.target_ids(record.prompt, record.target)[:-1]
-    room = (context or 10**9) - len(target)
-    if not target or not prompt or room < 1:
+    if not target or not prompt:
         return None
-    prompt = prompt if len(prompt) <= room else prompt[-room:]
+    if context is not None:
+        room = context - len(target)
+        if room < 1:
+            return None
+        prompt = prompt[-room:]
     return Passage(Text(prompt + target, len(target)), prompt)
 
 
-def whole(template: Template, context: int | None, text: str) -> Passage | None:
-    """A whole text; None if it is one token, of which nothing can be foretold."""
+def whole_text(template: Template, context: int | None, text: str) -> Passage | None:
+    """A text, scored from its second token on; None if it has only one."""
     ids = template.prompt_ids(text)[:context]
     return Passage(Text(ids, len(ids) - 1), ids) if len(ids) > 1 else None
 
 
-def _cut(editor: Editor, passages: list[Passage]) -> int:
-    """How many of these fill the base's context to the last token: those that had to be cut."""
-    return sum(len(passage.text.ids) == editor.context for passage in passages)
+def _count_cut(patched: PatchedModel, passages: list[Passage]) -> int:
+    """How many passages were cut: those that fill the base's context to the last token."""
+    return sum(len(passage.text.ids) == patched.context for passage in passages)

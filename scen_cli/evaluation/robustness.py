@@ -1,4 +1,4 @@
-"""The same question otherwise put: behind another sentence, in a second turn, mistyped, in small letters."""
+"""Perturbed prompts: behind another sentence, in a second turn, with a typing error, in lower case."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ PREFIXES = (
 )
 
 
-def variants(prompt: str, number: int, earlier: tuple[str, str]) -> Iterator[tuple[str, Prompt]]:
-    """(kind, prompt) of each variant. `number` picks the sentence and seeds the typing error; `earlier` is
-    a question and its answer, for the turn before. A variant that would be the prompt itself is left out."""
-    yield "prefix", f"{PREFIXES[number % len(PREFIXES)]} {prompt}"
-    yield "second-turn", SecondTurn(*earlier, prompt)
-    mistyped = typing_error(prompt, number)
+def perturbed_prompts(prompt: str, seed: int, earlier_turn: tuple[str, str]) -> Iterator[tuple[str, Prompt]]:
+    """(kind, prompt) of each perturbation that changes the prompt.
+
+    Args:
+        prompt: The edit's own prompt.
+        seed: Chooses the prefix and the typing error.
+        earlier_turn: Question and answer of the turn before.
+    """
+    yield "prefix", f"{PREFIXES[seed % len(PREFIXES)]} {prompt}"
+    yield "second-turn", SecondTurn(*earlier_turn, prompt)
+    mistyped = typing_error(prompt, seed)
     if mistyped != prompt:
         yield "typo", mistyped
     if prompt.lower() != prompt:
@@ -27,13 +32,9 @@ def variants(prompt: str, number: int, earlier: tuple[str, str]) -> Iterator[tup
 
 
 def typing_error(prompt: str, seed: int) -> str:
-    """The prompt with two neighbouring letters exchanged, inside one word of four letters or more."""
-    places = [
-        place
-        for place in range(1, len(prompt) - 2)
-        if prompt[place - 1 : place + 3].isalpha() and prompt[place] != prompt[place + 1]
-    ]
-    if not places:
+    """The prompt with two neighbouring letters exchanged, inside a word of at least four letters."""
+    positions = [i for i in range(1, len(prompt) - 2) if prompt[i - 1 : i + 3].isalpha() and prompt[i] != prompt[i + 1]]
+    if not positions:
         return prompt
-    place = random.Random(seed).choice(places)
-    return prompt[:place] + prompt[place + 1] + prompt[place] + prompt[place + 2 :]
+    i = random.Random(seed).choice(positions)
+    return prompt[:i] + prompt[i + 1] + prompt[i] + prompt[i + 2 :]

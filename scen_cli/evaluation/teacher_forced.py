@@ -1,7 +1,7 @@
-"""What the model makes of a text that is given to it: losses, token accuracy, next-token distributions.
+"""Losses, token accuracy and next-token distributions on given texts: nothing here is generation.
 
-Nothing here is generation. It serves the perplexities of the Hallucination suite, the drift of
-unrelated prompts, and the teacher-forced token accuracy that others report.
+Used for the perplexities of the Hallucination suite, the drift of unedited prompts, and the teacher-forced token
+accuracy that other tools report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.keys import positions_of
 
-LOGITS_AT_ONCE = 1 << 26  # numbers of logits in memory: 256 MB
+MAX_LOGITS = 1 << 26  # logits in memory at once: 256 MB in float32
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each scored token: its negative log-likelihood in nats, and whether it was the likeliest."""
+    """For each scored token: its negative log-likelihood in nats, and whether it was the most likely token."""
 
     losses: list[float]
     likeliest: list[bool]
@@ -36,35 +36,37 @@ class Scores:
 
 @torch.no_grad()
 def score(patched: PatchedModel, texts: Sequence[Text], edits: Sequence[int | None]) -> list[Scores]:
-    """Score each text under its edit's expert (None: the base), in batches of like lengths."""
+    """Score each text under its edit's expert (None: the base), in batches of similar lengths."""
     scores: dict[int, Scores] = {}
     for rows in _batches(patched, [len(text.ids) for text in texts]):
         logits = _logits(patched, [texts[row].ids for row in rows], [edits[row] for row in rows])
-        for row, of_row in zip(rows, logits, strict=True):
+        for row, row_logits in zip(rows, logits, strict=True):
             text = texts[row]
-            target = torch.tensor(text.ids[-text.scored :], device=of_row.device)
-            before = of_row[-text.scored - 1 : -1].float()
-            losses = nn.functional.cross_entropy(before, target, reduction="none")
-            scores[row] = Scores(losses.tolist(), (before.argmax(dim=-1) == target).tolist())
+            target = torch.tensor(text.ids[-text.scored :], device=row_logits.device)
+            predictions = row_logits[-text.scored - 1 : -1].float()
+            losses = nn.functional.cross_entropy(predictions, target, reduction="none")
+            scores[row] = Scores(losses.tolist(), (predictions.argmax(dim=-1) == target).tolist())
     return [scores[row] for row in range(len(texts))]
 
 
 @torch.no_grad()
 def next_token_kl(patched: PatchedModel, prompts: Sequence[str], edits: Sequence[int | None]) -> list[float]:
-    """KL divergence (nats) of the next-token distribution after each prompt: base from patched.
-    It is zero where no edit fired, since nothing was computed otherwise."""
+    """KL divergence (base || patched, nats) of the next-token distribution after each prompt.
+
+    It is zero where no edit was activated: there the base itself answers.
+    """
     divergences = [0.0] * len(prompts)
-    fired = [row for row, edit in enumerate(edits) if edit is not None]
-    ids = [patched.template.prompt_ids(prompts[row]) for row in fired]
+    routed = [row for row, edit in enumerate(edits) if edit is not None]
+    ids = [patched.template.prompt_ids(prompts[row]) for row in routed]
     for batch in _batches(patched, [len(tokens) for tokens in ids]):
-        tokens = [ids[place] for place in batch]
-        of_base, of_patched = (
-            _logits(patched, tokens, under)[:, -1].cpu().double().log_softmax(dim=-1)
-            for under in ([None] * len(batch), [edits[fired[place]] for place in batch])
+        tokens = [ids[i] for i in batch]
+        base, edited = (
+            _logits(patched, tokens, experts)[:, -1].cpu().double().log_softmax(dim=-1)
+            for experts in ([None] * len(batch), [edits[routed[i]] for i in batch])
         )
-        apart = (of_base.exp() * (of_base - of_patched)).sum(dim=-1).clamp(min=0)
-        for place, divergence in zip(batch, apart.tolist(), strict=True):
-            divergences[fired[place]] = divergence
+        kl = (base.exp() * (base - edited)).sum(dim=-1).clamp(min=0)
+        for i, divergence in zip(batch, kl.tolist(), strict=True):
+            divergences[routed[i]] = divergence
     return divergences
 
 
@@ -79,11 +81,11 @@ def _logits(patched: PatchedModel, rows: list[list[int]], edits: Sequence[int | 
 
 
 def _batches(patched: PatchedModel, lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows in batches of like lengths whose logits fit in memory."""
+    """Rows in batches of similar lengths whose logits fit in memory."""
     vocabulary = patched.model.get_output_embeddings().weight.shape[0]
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if batch and (len(batch) + 1) * lengths[row] * vocabulary > LOGITS_AT_ONCE:
+        if batch and (len(batch) + 1) * lengths[row] * vocabulary > MAX_LOGITS:
             yield batch
             batch = []
         batch.append(row)
