@@ -1,59 +1,60 @@
-"""Every method there is, by name, and how one is made."""
+"""All methods by name, and how one is made."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from scen_cli.baselines import (
-    comeba_hk,
-    fine_tuning,
-    grace,
-    in_context,
-    melo,
-    memit,
-    mend,
-    scen_method,
-    serac,
-    t_patcher,
-    ultra_edit,
-)
-from scen_cli.baselines.method import Method, MethodContext, make_settings
+from scen_cli.baselines.comeba_hk import ComebaHK
+from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.fine_tuning import FineTuning, FineTuningKL, FineTuningTuned
+from scen_cli.baselines.grace import Grace
+from scen_cli.baselines.in_context import InContext
+from scen_cli.baselines.melo import Melo
+from scen_cli.baselines.memit import Memit
+from scen_cli.baselines.mend import Mend
+from scen_cli.baselines.method import Method, make_settings
+from scen_cli.baselines.scen_method import Scen
+from scen_cli.baselines.serac import Serac
+from scen_cli.baselines.t_patcher import TPatcher
+from scen_cli.baselines.ultra_edit import UltraEdit
 from scen_cli.errors import UsageError
 from scen_cli.model.quantization import is_whole
 
-_FILES = (scen_method, comeba_hk, melo, grace, fine_tuning, memit, in_context, ultra_edit, t_patcher, serac, mend)
-METHODS: dict[str, type[Method]] = {method.name: method for file in _FILES for method in file.METHODS}
+_FINE_TUNING = (FineTuning, FineTuningKL, FineTuningTuned)
+_CLASSES = (Scen, ComebaHK, Melo, Grace, *_FINE_TUNING, Memit, InContext, UltraEdit, TPatcher, Serac, Mend)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 
 
 def find_method(name: str) -> type[Method]:
-    """Raises `UsageError` for a method that there is not."""
+    """Raises `UsageError` for an unknown name."""
     if name not in METHODS:
         raise UsageError(f"there is no method `{name}`", hint=f"methods: {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def check_base(name: str, model: PreTrainedModel) -> None:
-    """Raise `UsageError` if a method cannot edit such a base."""
-    whole = is_whole(model) and len({one.device for one in model.parameters()}) == 1
+    """Raise `UsageError` if a method cannot edit this base."""
+    whole = is_whole(model) and len({parameter.device for parameter in model.parameters()}) == 1
     if not whole and not find_method(name).any_base:
         raise UsageError(
-            f"`{name}` needs a base that is whole on one device: this one is quantised or spread",
-            hint="SCEN itself edits it",
+            f"`{name}` needs an unquantised base on one device",
+            hint="SCEN itself edits quantised bases, and bases on several devices",
         )
 
 
-def make_method(name: str, given: MethodContext, changes: dict[str, Any] | None = None) -> Method:
-    """A method, new, with some of its settings changed. Raises `UsageError` for one that cannot be, or not on this
-    base."""
+def make_method(name: str, context: MethodContext, changes: Mapping[str, Any] | None = None) -> Method:
+    """A new method with some settings changed, for `load` or `prepare`. Raises `UsageError` for an unknown name, an
+    invalid setting, or a base that the method cannot edit."""
     method = find_method(name)
-    check_base(name, given.base.model)
-    return method(given, make_settings(method.settings_type, changes or {}))
+    check_base(name, context.base.model)
+    return method(context, make_settings(method.settings_type, changes or {}))
 
 
-def ready_method(name: str, given: MethodContext, changes: dict[str, Any] | None = None) -> Method:
-    """The same, prepared for its first edit."""
-    method = make_method(name, given, changes)
+def prepared_method(name: str, context: MethodContext, changes: Mapping[str, Any] | None = None) -> Method:
+    """`make_method`, then `prepare`: ready for its first edit."""
+    method = make_method(name, context, changes)
     method.prepare()
     return method

@@ -1,94 +1,91 @@
-"""COMEBA-HK (Li et al. 2024): edits in consecutive batches, in hook layers beside the base's own.
+"""COMEBA-HK (Li et al. 2024, "Consecutive Batch Model Editing with HooK Layers"): edits in consecutive batches.
 
-A hook layer is a copy of one layer's `down_proj` that alone is written to; here it is kept as what it adds to the
-base's. While a batch is learned its output always counts (a *temporary* hook). After that it counts at those tokens
-alone where it differs from the base's by far more than at the others (a *validated* hook): by z-scores over the prompt,
-whose mean and deviation hold for what follows it too.
+A hook layer is a copy of a layer's `down_proj`; edits change the copy only. Here it is stored as its difference from
+the base's. While a batch is written, the hook's output always counts (a *temporary* hook). Later it counts only at
+tokens where it differs from the base's output much more than at the prompt's other tokens (a *validated* hook): where
+the z-score of |O_t - P_t| is at least alpha. Mean and deviation come from the prompt and hold for generated tokens too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scen_cli.baselines.closed_form_memory import Contexts, second_moment
-from scen_cli.baselines.memit import read
-from scen_cli.baselines.method import HookMethod, Method, MethodContext, Settings, attached, per_row
-from scen_cli.baselines.target_values import ValueSettings, find_values
+from scen_cli.baselines.closed_form_memory import ClosedFormSettings, EditContexts, known_keys, layer_update
+from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.hook_method import HookMethod, per_row
+from scen_cli.baselines.method import attached
+from scen_cli.baselines.target_values import find_values
+from scen_cli.baselines.training_examples import run_texts
 from scen_cli.data.records import EditRecord
-from scen_cli.model.keys import positions_of
-from scen_cli.model.ridge_update import ridge_update
 
-START = 2.2  # alpha before the first edit
-SURE = 1e-3  # what rounding may take from a z-score
+FIRST_ALPHA = 2.2
+ROUNDING = 1e-3  # by which rounding may lower a z-score
 
 
-class ComebaSettings(ValueSettings):
+class ComebaSettings(ClosedFormSettings):
     """The paper's: batches of 30, lambda 15000 (GPT-J, h = 16384), alpha from 2.2 downwards."""
 
-    batch: int | None = Field(30, ge=1, description="edits fitted at once; none: all there are")
-    known: float = Field(15000, gt=0, description="lambda: the weight of the keys that are known")
-    alpha: float = Field(START, description="the z-score from which on a hook's output counts, before the first edit")
+    batch: int | None = Field(30, ge=1, description="edits fitted together; none: all of them")
+    alpha: float = Field(FIRST_ALPHA, description="z-score at which a hook's output counts, before the first edit")
 
 
 @dataclass
 class Spread:
-    """The prefill's statistics of one layer: mean and deviation (rows, 1) of |O_t - P_t| over a prompt's tokens."""
+    """Statistics of one layer over a prompt: mean and deviation (rows, 1) of |O_t - P_t|."""
 
     mean: Tensor
     deviation: Tensor
 
     @classmethod
-    def of(cls, moves: Tensor, mask: Tensor) -> Spread:
-        """Of `moves` (rows, tokens), where `mask` says which tokens are real."""
-        real = mask.to(moves.dtype)
+    def of(cls, distances: Tensor, mask: Tensor) -> Spread:
+        """Of distances (rows, tokens) at real tokens, by the attention mask."""
+        real = mask.to(distances.dtype)
         count = real.sum(dim=1, keepdim=True)
-        mean = (moves * real).sum(dim=1, keepdim=True) / count
-        squares = ((moves - mean) ** 2 * real).sum(dim=1, keepdim=True)
+        mean = (distances * real).sum(dim=1, keepdim=True) / count
+        squares = ((distances - mean) ** 2 * real).sum(dim=1, keepdim=True)
         return cls(mean, (squares / (count - 1).clamp(min=1)).sqrt())
 
-    def scores(self, moves: Tensor) -> Tensor:
-        """z (rows, tokens); of a prompt whose moves are all the same none stands out."""
-        mean, deviation = (per_row(one, len(moves)) for one in (self.mean, self.deviation))
-        return torch.where(deviation > 0, (moves - mean) / deviation.clamp(min=1e-30), -torch.inf)
+    def scores(self, distances: Tensor) -> Tensor:
+        """z-scores (rows, tokens); -inf for a prompt whose distances are all equal."""
+        mean, deviation = (per_row(one, len(distances)) for one in (self.mean, self.deviation))
+        return torch.where(deviation > 0, (distances - mean) / deviation.clamp(min=1e-30), -torch.inf)
 
 
-class _Measuring:
-    """A pass over whole prompts: each layer finds its statistics, and goes by them at once."""
+@dataclass
+class _PromptPass:
+    """A pass over whole prompts in which each layer computes its statistics, and uses them at once."""
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-        self.spreads: dict[int, Spread] = {}
-        self.highest: dict[int, Tensor] = {}
+    mask: Tensor
+    spreads: dict[int, Spread] = field(default_factory=dict)
+    highest: dict[int, Tensor] = field(default_factory=dict)  # the prompts' highest z-scores (rows,), by layer
 
 
 class ComebaHK(HookMethod):
-    """`deltas` (d, h), `c` (h, h) and `alphas`, one for each layer: their size does not depend on how many edits."""
+    """One of `deltas` (d, h), of `c` (h, h) and of `alphas` per layer: their size does not grow with the edits."""
 
     name = "comeba-hk"
-    settings_type: ClassVar[type[Settings]] = ComebaSettings
     settings: ComebaSettings
 
-    def __init__(self, given: MethodContext, settings: ComebaSettings) -> None:
-        super().__init__(given, settings)
-        self.layers = self.given.layers(settings.layers)
+    def __init__(self, context: MethodContext, settings: ComebaSettings) -> None:
+        super().__init__(context, settings)
+        self.layers = self.context.layers(settings.layers)
         self.c: list[Tensor] = []
-        self.deltas = [torch.zeros(one.projection_shape, device=self.base.device) for one in self.layers]
+        self.deltas = [torch.zeros(layer.projection_shape, device=self.base.device) for layer in self.layers]
         self.alphas = [settings.alpha] * len(self.layers)
         self.validated = [True] * len(self.layers)
 
     def prepare(self) -> None:
-        self.c = [self.settings.known * one for one in second_moment(self.given, self.layers)]
+        self.c = known_keys(self.context, self.layers, self.settings.known)
 
     def fit(self, edits: Sequence[EditRecord]) -> None:
-        config = self.settings
-        contexts = Contexts.of(self.given, edits, config.contexts, config.at == "subject")
+        contexts = EditContexts.of(self.context, edits, self.settings.contexts, self.settings.at == "subject")
         with attached(self):
             try:
                 self._write(edits, contexts)
@@ -96,91 +93,76 @@ class ComebaHK(HookMethod):
                 self.validated = [True] * len(self.layers)
             self._lower_alphas(edits)
 
-    def _write(self, edits: Sequence[EditRecord], contexts: Contexts) -> None:
-        """Find values with the hooks validated; then write them, layer by layer, with those above temporary."""
-        last = self.layers[-1]
-        values = find_values(self.model, self.template, last, contexts, edits, self.settings, self._texts)
+    def _write(self, edits: Sequence[EditRecord], contexts: EditContexts) -> None:
+        """Find values with validated hooks; then write layer by layer, while this and later hooks are temporary."""
+        values = find_values(self.context, self.layers[-1], contexts, edits, self.settings, self._texts)
         self.validated = [False] * len(self.layers)
-        for number, layer in enumerate(self.layers):
+        for index, c in enumerate(self.c):
             with self._texts(*contexts.examples.prompts):
-                keys, residual = read(self, contexts, layer.down_proj, last.layers[last.index], values)
-            delta = ridge_update(self.c[number], keys.T, residual.T / (len(self.layers) - number))
-            self.c[number] = self.c[number] + keys.T @ keys
-            self.deltas[number] = self.deltas[number] + delta.float()
-            self.validated[number] = True
+                keys, delta = layer_update(self.model, self.layers, index, c, contexts, values)
+            self.c[index] = c + keys.T @ keys
+            self.deltas[index] = self.deltas[index] + delta.float()
+            self.validated[index] = True
 
     def _lower_alphas(self, edits: Sequence[EditRecord]) -> None:
-        """So far that each of these edits' prompts has a token at which every layer's hook counts."""
-        for number in range(len(self.layers)):  # a layer's scores depend on what the layers below let through
-            measuring = self._measure(*self.encode([edit.prompt for edit in edits]))
-            highest = measuring.highest[number]
-            least = float(highest[highest.isfinite()].amin()) - SURE if bool(highest.isfinite().any()) else torch.inf
-            self.alphas[number] = min(self.alphas[number], least)
+        """Lower alphas until every layer's hook counts at a token of each of these edits' prompts."""
+        for index, alpha in enumerate(self.alphas):  # a layer's scores depend on the hooks of the layers below
+            highest = self._read_prompts(*self.encode([edit.prompt for edit in edits])).highest[index]
+            finite = highest[highest.isfinite()]
+            self.alphas[index] = min(alpha, float(finite.amin()) - ROUNDING if len(finite) else torch.inf)
 
     def why(self, prompt: str) -> str:
-        measuring = self._measure(*self.encode([prompt]))
-        found = [(layer.index, float(measuring.highest[n][0]), self.alphas[n]) for n, layer in enumerate(self.layers)]
-        told = [f"layer {at}: highest z-score {z:.3f}, alpha {alpha:.3f}" for at, z, alpha in found]
-        return "; ".join([*told, "the hooks count" if any(z >= alpha for _, z, alpha in found) else "the base answers"])
+        highest = self._read_prompts(*self.encode([prompt])).highest
+        scores = [float(highest[index][0]) for index in range(len(self.layers))]
+        rows = list(zip(self.layers, scores, self.alphas, strict=True))
+        parts = [f"layer {layer.index}: highest z-score {z:.3f}, alpha {alpha:.3f}" for layer, z, alpha in rows]
+        counts = any(z >= alpha for _layer, z, alpha in rows)
+        return "; ".join([*parts, "the hooks count" if counts else "the base answers"])
 
-    def hooks(self) -> list[Any]:
-        def hook_of(number: int) -> Any:
-            return lambda _module, args, output: self._output(number, args[0], output)
-
-        return [layer.down_proj.register_forward_hook(hook_of(n)) for n, layer in enumerate(self.layers)]
+    def hooked_modules(self) -> list[nn.Module]:
+        return [layer.down_proj for layer in self.layers]
 
     def decide(self, ids: Tensor, mask: Tensor) -> dict[int, Spread]:
-        return self._measure(ids, mask).spreads
+        return self._read_prompts(ids, mask).spreads
 
     @torch.no_grad()
-    def _measure(self, ids: Tensor, mask: Tensor) -> _Measuring:
-        measuring = _Measuring(mask)
-        with self.carrying(mask.sum(dim=1), measuring):
-            self.model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False)
-        return measuring
+    def _read_prompts(self, ids: Tensor, mask: Tensor) -> _PromptPass:
+        found = _PromptPass(mask)
+        with self.following(found):
+            run_texts(self.model, ids, mask)
+        return found
 
-    @contextmanager
-    def _texts(self, ids: Tensor, mask: Tensor) -> Iterator[None]:
-        """Texts that begin with these prompts, by the hooks as they are now, validated or temporary."""
-        with self.carrying(mask.sum(dim=1), self.decide(ids, mask)):
-            yield
+    def _texts(self, ids: Tensor, mask: Tensor) -> AbstractContextManager[None]:
+        """A block for texts that begin with these prompts, with each hook validated or temporary as it is now."""
+        return self.following(self.decide(ids, mask))
 
-    def _output(self, number: int, hidden: Tensor, output: Tensor) -> Tensor | None:
-        under_way = self.under_way()
-        if under_way is None:
-            return None
-        added = nn.functional.linear(hidden.float(), self.deltas[number])
-        if self.validated[number]:
-            counts = self._counts(number, added.norm(dim=-1), under_way.decided)
+    def edited_output(self, index: int, hidden: Tensor, output: Tensor, decision: Any) -> Tensor:
+        added = nn.functional.linear(hidden.float(), self.deltas[index])
+        if self.validated[index]:
+            counts = self._counts(index, added.norm(dim=-1), decision)
         else:
             counts = torch.ones_like(added[..., 0], dtype=torch.bool)
-        # Where a hook does not count the base's output stays as it is to the bit.
+        # Where a hook does not count, the base's output must stay the same to the bit.
         return torch.where(counts[..., None], (output.float() + added).to(output.dtype), output)
 
-    def _counts(self, number: int, moves: Tensor, decided: Any) -> Tensor:
-        if isinstance(decided, _Measuring):
-            spread = decided.spreads[number] = Spread.of(moves, decided.mask)
-            scores = spread.scores(moves)
-            decided.highest[number] = scores.masked_fill(decided.mask == 0, -torch.inf).amax(dim=1)
+    def _counts(self, index: int, distances: Tensor, decision: _PromptPass | dict[int, Spread]) -> Tensor:
+        """Whether (rows, tokens) a validated hook's output counts."""
+        if isinstance(decision, _PromptPass):
+            spread = decision.spreads[index] = Spread.of(distances, decision.mask)
+            scores = spread.scores(distances)
+            decision.highest[index] = scores.masked_fill(decision.mask == 0, -torch.inf).amax(dim=1)
         else:
-            scores = decided[number].scores(moves)
-        return scores >= self.alphas[number]
+            scores = decision[index].scores(distances)
+        return scores >= self.alphas[index]
 
     def state(self) -> dict[str, Tensor]:
-        named = {"alphas": torch.tensor(self.alphas, dtype=torch.float64)}
+        tensors = {"alphas": torch.tensor(self.alphas, dtype=torch.float64)}
         for layer, delta, c in zip(self.layers, self.deltas, self.c, strict=True):
-            named |= {f"{layer.index}.hook": delta, f"{layer.index}.c": c}
-        return named
+            tensors |= {f"{layer.index}.hook": delta, f"{layer.index}.c": c}
+        return tensors
 
     def load(self, state: dict[str, Tensor]) -> None:
-        shapes = [(state[f"{one.index}.hook"].shape, state[f"{one.index}.c"].shape) for one in self.layers]
-        if shapes != [(one.projection_shape, (one.ffn_width,) * 2) for one in self.layers] or state["alphas"].shape != (
-            len(self.layers),
-        ):
-            raise ValueError(f"its tensors have shapes {shapes}")
-        self.alphas = state["alphas"].tolist()
-        self.deltas = [state[f"{layer.index}.hook"].to(self.base.device) for layer in self.layers]
-        self.c = [state[f"{layer.index}.c"].to(self.base.device) for layer in self.layers]
-
-
-METHODS: list[type[Method]] = [ComebaHK]
+        [alphas] = self.loaded(state, {"alphas": (len(self.layers),)})
+        deltas = self.loaded(state, {f"{layer.index}.hook": layer.projection_shape for layer in self.layers})
+        self.c = self.loaded(state, {f"{layer.index}.c": (layer.ffn_width,) * 2 for layer in self.layers})
+        self.alphas, self.deltas = alphas.tolist(), deltas

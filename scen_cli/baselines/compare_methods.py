@@ -1,5 +1,6 @@
-"""A comparison: every row tuned by the same budget on development edits, then run on the suite's own, and scored after
-the last of them. What each row came to is kept in a file of its own, so that a comparison goes on where it stopped.
+"""`scen compare`: tune every variant with the same budget on tuning edits, then fit and score it on the test edits.
+
+The result of each variant is stored in its own file, so that an interrupted comparison continues.
 """
 
 from __future__ import annotations
@@ -15,106 +16,117 @@ from typing import Any
 
 import torch
 
-from scen_cli.baselines.catalogue import find_method, ready_method
-from scen_cli.baselines.method import Method, MethodContext, attached
-from scen_cli.baselines.result_rows import Row, with_choice
-from scen_cli.baselines.scoring import Answers, Scoring
+from scen_cli.baselines.catalogue import find_method, prepared_method
+from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.method import Method, attached, make_settings
+from scen_cli.baselines.method_variants import MethodVariant, Settings, with_choice
+from scen_cli.baselines.scoring import GenerationScoring, Scoring
 from scen_cli.data.records import EditRecord
 from scen_cli.data.write_records import digest, write_json
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.curves import RETENTION_AT
 from scen_cli.model.template import Template
 
-Tell = Callable[[str, str], None]
-WORST = -1e9  # what cannot even be scored comes to
+WORST = -1e9  # the average of settings that cannot be scored
+Progress = Callable[[str, str], None]
 TIMED_TOKENS, TIMED_PROMPTS, TIMED_ROUNDS = 32, 4, 4
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What all rows share: what they are given, how they are scored when they are tuned and when they are run, how many
-    settings of each may be tried, and the folder that results are kept in."""
+class Comparison:
+    """What all variants of a comparison share.
 
-    given: MethodContext
-    development: Scoring
+    Attributes:
+        context: The base and what methods may train on.
+        tuning: Scores settings when a variant is tuned.
+        test: Scores the tuned variant.
+        trials: How many settings of each variant may be tried.
+        metadata: Facts that the result depends on, as plain data.
+        folder: Holds one file of results per variant.
+        progress: Called with a message (or "") and the name of the current step.
+    """
+
+    context: MethodContext
+    tuning: Scoring
     test: Scoring
     trials: int
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     folder: Path
-    tell: Tell
+    progress: Progress
 
 
-def compare(bench: Bench, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What each row came to, in order; a row that was done before is read. Raises `UsageError` if the folder holds
-    another comparison's rows."""
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    return [_kept(bench, row) or _done(bench, row) for row in rows]
+def compare(comparison: Comparison, variants: Sequence[MethodVariant]) -> list[dict[str, Any]]:
+    """Results of the variants, in order; stored results are read. Raises `UsageError` if the folder holds results of
+    another comparison."""
+    comparison.folder.mkdir(parents=True, exist_ok=True)
+    return [_stored(comparison, variant) or _compute(comparison, variant) for variant in variants]
 
 
-def _kept(bench: Bench, row: Row) -> dict[str, Any] | None:
-    path = bench.folder / f"{row.name}.json"
+def _stored(comparison: Comparison, variant: MethodVariant) -> dict[str, Any] | None:
+    path = comparison.folder / f"{variant.name}.json"
     if not path.is_file():
         return None
     try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = kept["of"]
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        identity = stored["of"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"`{path}` is no row of a comparison", hint="remove it, and run again") from error
-    if known != _identity(bench, row):
-        raise UsageError(f"`{path}` is of another comparison", hint="remove it, or give another `--out`")
-    bench.tell(f"{row.name}: done before", row.name)
-    return kept
+        raise UsageError(f"`{path}` is not a result of a comparison", hint="remove it, and run again") from error
+    if identity != _identity(comparison, variant):
+        raise UsageError(f"`{path}` is from another comparison", hint="remove it, or give another `--out`")
+    comparison.progress(f"{variant.name}: done before", variant.name)
+    return stored
 
 
-def _identity(bench: Bench, row: Row) -> str:
-    """What a row's result hangs on: of anything else, another result."""
-    given = bench.given
-    training = [edit.as_json() for edit in given.development]
-    where = [str(given.base.model.dtype), given.base.device.type]
-    if (held := getattr(given.base.model.config, "quantization_config", None)) is not None:
-        where.append(str(held))
-    scored = [bench.development.about(), bench.test.about()]
-    return digest([bench.about, where, list(given.prompts), training, scored, asdict(row)])
+def _identity(comparison: Comparison, variant: MethodVariant) -> str:
+    """A digest of everything that the variant's result depends on."""
+    context = comparison.context
+    training = [edit.as_json() for edit in context.development]
+    base = [str(context.base.model.dtype), context.base.device.type]
+    if (quantization := getattr(context.base.model.config, "quantization_config", None)) is not None:
+        base.append(str(quantization))
+    scored = [comparison.tuning.inputs(), comparison.test.inputs()]
+    return digest([comparison.metadata, base, list(context.prompts), training, scored, asdict(variant)])
 
 
-def _done(bench: Bench, row: Row) -> dict[str, Any]:
+def _compute(comparison: Comparison, variant: MethodVariant) -> dict[str, Any]:
     started = time.perf_counter()
-    trials = tune(bench, row)
-    best = max(trials, key=lambda trial: trial["average"])  # of equals the first
-    tuned = time.perf_counter() - started
-    found = run(bench, row, best["settings"])
+    trials = tune(comparison, variant)
+    best = max(trials, key=_average)["settings"]
+    seconds = time.perf_counter() - started
     result = {
-        "row": row.name,
-        "of": _identity(bench, row),
-        "method": row.method,
-        "settings": _all_settings(row, best["settings"]),
-        **found,
-        "tuning": {"trials": trials, "seconds": round(tuned, 2), "edits": len(bench.development.edits)},
+        "row": variant.name,
+        "of": _identity(comparison, variant),
+        "method": variant.method,
+        "settings": make_settings(find_method(variant.method).settings_type, best).model_dump(),
+        **run(comparison, variant, best),
+        "tuning": {"trials": trials, "seconds": round(seconds, 2), "edits": len(comparison.tuning.edits)},
     }
-    write_json(bench.folder / f"{row.name}.json", result)
-    bench.tell(f"{row.name}: average {result['average']:.3f}", row.name)
+    write_json(comparison.folder / f"{variant.name}.json", result)
+    comparison.progress(f"{variant.name}: average {result['average']:.3f}", variant.name)
     return result
 
 
-def tune(bench: Bench, row: Row) -> list[dict[str, Any]]:
-    """Settings that were tried, at most `bench.trials`, each with its figures: the row's own first, then one choice
-    after another beside the best of those before it. What does no better does not take its place."""
-    trials = [_trial(bench, row, row.settings)]
-    best = trials[0]
-    for alternatives in row.choices:
-        before = best
-        for choice in alternatives[: bench.trials - len(trials)]:
-            trials.append(_trial(bench, row, with_choice(before["settings"], choice)))
-            bench.tell("", f"{row.name}: {len(trials)} settings tried")
-            best = max(best, trials[-1], key=lambda trial: float(trial["average"]))  # of equals the first
+def tune(comparison: Comparison, variant: MethodVariant) -> list[dict[str, Any]]:
+    """Try at most `comparison.trials` settings: the variant's own first, then each group of choices on top of the best
+    settings so far. Returns all trials; of equal averages the first is the best."""
+    trials = [_trial(comparison, variant, variant.settings)]
+    for choices in variant.choices:
+        best = max(trials, key=_average)["settings"]
+        for choice in choices[: comparison.trials - len(trials)]:
+            trials.append(_trial(comparison, variant, with_choice(best, choice)))
+            comparison.progress("", f"{variant.name}: {len(trials)} settings tried")
     return trials
 
 
-def _trial(bench: Bench, row: Row, settings: dict[str, Any]) -> dict[str, Any]:
-    """One setting's figures after the development edits. What cannot even be fitted comes last."""
-    scoring = bench.development
+def _average(trial: dict[str, Any]) -> float:
+    return float(trial["average"])
+
+
+def _trial(comparison: Comparison, variant: MethodVariant, settings: Settings) -> dict[str, Any]:
+    """The figures of one choice of settings after the tuning edits; `WORST` for settings that cannot be fitted."""
+    scoring = comparison.tuning
     try:
-        method, seconds, _curve = _fitted(bench.given, row, settings, scoring)
+        method, seconds, _retention = _fitted(comparison.context, variant, settings, scoring)
         with attached(method):
             figures = scoring.score(method)
     except (UsageError, torch.linalg.LinAlgError) as error:
@@ -124,15 +136,16 @@ def _trial(bench: Bench, row: Row, settings: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "average": average if isfinite(average) else WORST, **values, "seconds": seconds}
 
 
-def run(bench: Bench, row: Row, settings: dict[str, Any]) -> dict[str, Any]:
-    """Fit the suite's edits, score after the last, and measure what it costs."""
-    scoring = bench.test
-    anew = replace(bench.given, kept={"unedited": bench.given.unedited})  # all else is done again, and its time told
+def run(comparison: Comparison, variant: MethodVariant, settings: Settings) -> dict[str, Any]:
+    """Fit the test edits, score after the last one, and measure the costs."""
+    scoring = comparison.test
+    # An empty cache but for the base's answers: the time to compute the rest is measured.
+    context = replace(comparison.context, cache={"unedited": comparison.context.unedited})
     started = time.perf_counter()
-    empty = ready_method(row.method, anew, settings)
-    setup, fixed = time.perf_counter() - started, empty.cost()
+    empty = prepared_method(variant.method, context, settings)
+    setup_seconds, fixed = time.perf_counter() - started, empty.cost()
     del empty
-    method, seconds, curve = _fitted(anew, row, settings, scoring, bench.tell)
+    method, seconds, retention = _fitted(context, variant, settings, scoring, comparison.progress)
     with attached(method):
         figures = scoring.score(method)
     cost, edits = method.cost(), len(scoring.edits)
@@ -140,70 +153,64 @@ def run(bench: Bench, row: Row, settings: dict[str, Any]) -> dict[str, Any]:
         "edits": edits,
         "figures": {name: asdict(figure) for name, figure in figures.items()},
         "average": scoring.average(figures),
-        "retention": curve,
-        "setup_seconds": round(setup, 3),
+        "retention": retention,
+        "setup_seconds": round(setup_seconds, 3),
         "seconds_per_edit": seconds / edits,
         "fixed_bytes": fixed.bytes,
         "bytes_per_edit": (cost.bytes - fixed.bytes) / edits,
         "parameters": cost.parameters,
-        "milliseconds_per_token": _token_times(method, scoring.edits, bench.given),
+        "milliseconds_per_token": _token_times(method, scoring.edits, comparison.context),
     }
 
 
 def _fitted(
-    given: MethodContext, row: Row, settings: dict[str, Any], scoring: Scoring, tell: Tell | None = None
+    context: MethodContext,
+    variant: MethodVariant,
+    settings: Settings,
+    scoring: Scoring,
+    progress: Progress | None = None,
 ) -> tuple[Method, float, list[dict[str, Any]]]:
-    """A method that has fitted all edits, in its batches; the seconds that took, without its making; and Reliability
-    of edits 1..t when there were t, if there is somebody to `tell`."""
-    method = ready_method(row.method, given, settings)
-    size = method.settings.batch or len(scoring.edits)
-    seconds, curve = 0.0, []
-    for start in range(0, len(scoring.edits), size):
-        some = scoring.edits[start : start + size]
+    """Fit all edits in the method's batches. Returns the method, the seconds of `fit`, and, with `progress`, the
+    retention: Reliability of edits 1..t after t edits."""
+    method = prepared_method(variant.method, context, settings)
+    edits = scoring.edits
+    size = method.settings.batch or len(edits)
+    seconds, retention = 0.0, []
+    for start in range(0, len(edits), size):
+        batch = edits[start : start + size]
         started = time.perf_counter()
-        method.fit(some)
+        method.fit(batch)
         seconds += time.perf_counter() - started
-        done = start + len(some)
-        if tell is not None:
-            tell("", f"{row.name}: {done} of {len(scoring.edits)} edits")
-            at_end = done == len(scoring.edits)
-            if isinstance(scoring, Answers) and (at_end or any(start < mark <= done for mark in RETENTION_AT)):
+        done = start + len(batch)
+        if progress is not None:
+            progress("", f"{variant.name}: {done} of {len(edits)} edits")
+            at_mark = done == len(edits) or any(start < mark <= done for mark in RETENTION_AT)
+            if isinstance(scoring, GenerationScoring) and at_mark:
                 with attached(method):
-                    share = scoring.reliability(method, scoring.edits[:done])
-                curve.append({"edits": done, "reliability": asdict(share)})
-    return method, seconds, curve
+                    share = scoring.reliability(method, edits[:done])
+                retention.append({"edits": done, "reliability": asdict(share)})
+    return method, seconds, retention
 
 
-def _token_times(method: Method, edits: Sequence[EditRecord], given: MethodContext) -> dict[str, float]:
-    """Milliseconds for one token of one sequence, by the base and with the edits, in turns; medians. Half the prompts
-    are edits."""
-    prompts = [edit.prompt for edit in edits[: TIMED_PROMPTS // 2]] + list(given.prompts[: TIMED_PROMPTS // 2])
+def _token_times(method: Method, edits: Sequence[EditRecord], context: MethodContext) -> dict[str, float]:
+    """Median milliseconds per token of one sequence, for the base and with the edits, measured in turns. Half of the
+    prompts are edits'."""
+    prompts = [edit.prompt for edit in edits[: TIMED_PROMPTS // 2]] + list(context.prompts[: TIMED_PROMPTS // 2])
     times: dict[str, list[float]] = {"base": [], "edited": []}
-    for number in range(TIMED_ROUNDS * 2):
-        name = ("base", "edited")[number % 2]
-        with attached(method, name == "edited"):
-            for prompt in prompts:
-                times[name].append(_timed(method, given.template, prompt))
-    return {name: round(1000 * statistics.median(one), 4) for name, one in times.items()}
+    for _round in range(TIMED_ROUNDS):
+        for name, seconds in times.items():
+            with attached(method, name == "edited"):
+                seconds += [_seconds_per_token(method, context.template, prompt) for prompt in prompts]
+    return {name: round(1000 * statistics.median(seconds), 4) for name, seconds in times.items()}
 
 
 @torch.no_grad()
-def _timed(method: Method, template: Template, prompt: str) -> float:
+def _seconds_per_token(method: Method, template: Template, prompt: str) -> float:
     started = time.perf_counter()
     ids, mask = method.encode([prompt])
-    method.generate(
-        ids,
-        mask,
-        do_sample=False,
-        max_new_tokens=TIMED_TOKENS,
-        min_new_tokens=TIMED_TOKENS,
-        pad_token_id=template.end_id,
-        eos_token_id=list(template.end_ids),
-    )
+    lengths = {"max_new_tokens": TIMED_TOKENS, "min_new_tokens": TIMED_TOKENS}
+    ends = {"pad_token_id": template.end_id, "eos_token_id": list(template.end_ids)}
+    method.generate(ids, mask, do_sample=False, **lengths, **ends)
     if ids.device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / TIMED_TOKENS
-
-
-def _all_settings(row: Row, settings: dict[str, Any]) -> dict[str, Any]:
-    return find_method(row.method).settings_type.model_validate(settings).model_dump()

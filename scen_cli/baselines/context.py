@@ -1,18 +1,95 @@
-"""What methods are given before the first edit: a base, and prompts that no edit claims."""
+"""`MethodContext`: what a method has before its first edit, and what it computes once from that."""
 
 from __future__ import annotations
 
-from scen_cli.baselines.method import MethodContext
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from scen_cli.baselines.generate import answer
+from scen_cli.baselines.training_examples import Examples
+from scen_cli.data.records import EditRecord
 from scen_cli.editing.editor import Editor
+from scen_cli.errors import UsageError
+from scen_cli.model.base import Base
+from scen_cli.model.ffn import EditedLayer, find_layer
+from scen_cli.model.generation import context_length
+from scen_cli.model.template import Prompt, Template
 from scen_cli.neurons.build_guard import unedited_prompts
 
+T = TypeVar("T")
 
-def given_by(editor: Editor) -> MethodContext:
-    """By a project: its base, template, layer and seed, and the prompts of its guard, or some that the base writes.
 
-    Raises `UsageError` for a base that writes none.
+@dataclass(frozen=True)
+class MethodContext:
+    """What a method has before its first edit.
+
+    Attributes:
+        base: The base to edit.
+        template: How prompts are put to the base.
+        layer: The decoder layer to edit (0-based).
+        prompts: Prompts that no edit claims.
+        development: Edits to train on; none of them is edited later.
+        seed: Seeds all random numbers.
+        cache: Results that are the same for all edits, by key (see `cached`).
     """
+
+    base: Base
+    template: Template
+    layer: int
+    prompts: Sequence[str] = ()
+    development: Sequence[EditRecord] = ()
+    seed: int = 0
+    cache: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def cached(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What `compute` returns; computed once for each key."""
+        if key not in self.cache:
+            self.cache[key] = compute()
+        return self.cache[key]
+
+    @property
+    def unedited(self) -> list[tuple[str, str]]:
+        """`prompts` with the base's greedy answers, without the pairs that are too long for the base's context."""
+
+        def compute() -> list[tuple[str, str]]:
+            answers = answer(self.base, self.template, self.prompts)
+            return [pair for pair in zip(self.prompts, answers, strict=True) if self.has_room(*pair)]
+
+        return self.cached("unedited", compute)
+
+    @property
+    def answered(self) -> list[tuple[str, str]]:
+        """The pairs of `unedited` whose answer is not empty."""
+        return [pair for pair in self.unedited if pair[1]]
+
+    def check_training_data(self, method: str) -> None:
+        """Raise `UsageError` if there are no development edits or no unedited prompts with an answer."""
+        if not self.development or not self.answered:
+            raise UsageError(f"{method} is trained on development edits and unedited prompts: both are needed")
+
+    def examples(self, pairs: Sequence[tuple[Prompt, str]]) -> Examples:
+        """Prompts with their targets as training texts, on the base's device."""
+        return Examples.of(self.template, pairs, self.base.device)
+
+    def has_room(self, prompt: Prompt, target: str) -> bool:
+        """Whether a prompt and its target fit the base's context."""
+        tokens = len(self.template.prompt_ids(prompt)) + len(self.template.target_ids(str(prompt), target))
+        context = context_length(self.base.model)
+        return not context or tokens <= context
+
+    def layers(self, count: int) -> list[EditedLayer]:
+        """`count` consecutive decoder layers that end with the edited one. Raises `UsageError` if there are fewer."""
+        first = self.layer - count + 1
+        if first < 0:
+            raise UsageError(f"layers {first} to {self.layer} do not exist: layer {self.layer} is the last of {count}")
+        return [find_layer(self.base.model, index) for index in range(first, self.layer + 1)]
+
+
+def project_context(editor: Editor) -> MethodContext:
+    """The base, template, layer and seed of a project, with the prompts of its guard; without a guard, with prompts
+    that the base writes. Raises `UsageError` if the base writes none."""
     seed = int(editor.project.settings["seed"])
     guard = [prompt.prompt for prompt in editor.project.ledger.guard()]
     prompts = guard or unedited_prompts(editor.base, editor.template, seed, None)
-    return MethodContext(editor.base, editor.template, editor.edited.index, prompts, (), seed)
+    return MethodContext(editor.base, editor.template, editor.edited.index, prompts, seed=seed)

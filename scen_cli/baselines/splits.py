@@ -1,8 +1,8 @@
-"""A suite in three parts that share no edit: what is scored, what settings are tuned on, what methods may train on."""
+"""Three splits of a suite without a shared edit: to score, to tune settings on, and to train methods on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from scen_cli.data.records import EditRecord
@@ -10,14 +10,14 @@ from scen_cli.data.suites import Suite
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.samples import LOCALITY_PROMPTS
 
-TRAINING = 400  # edits that methods may train on before the first edit
-TUNING = 50  # edits that settings are tuned on, at most
-TUNING_LOCALITY = 100  # locality prompts, at most; and no more than a quarter of them
+TRAINING = 400  # most edits to train on
+TUNING = 50  # most edits to tune on
+TUNING_LOCALITY = 100  # most locality prompts to tune on, but at most a quarter of all
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Edits and locality prompts that are scored (`test`) and tuned on (`tuning`), and edits to train on."""
+class Splits:
+    """Edits and locality prompts to score (`test`) and to tune on (`tuning`), and edits to train on."""
 
     test: Sequence[EditRecord]
     test_locality: Sequence[str]
@@ -26,30 +26,44 @@ class Parts:
     training: Sequence[EditRecord]
 
 
-def split(suite: Suite, edits: int, unedited: Collection[str], fits: Callable[[EditRecord], bool]) -> Parts:
-    """The suite's first edits are scored; some of the others, at most half of them, are tuned on, and the rest is there
-    to train on. No prompt of the unedited ones is scored as locality, nor one that an edit claims; of an edit
-    that occurs more than once the first alone counts, and none whose rephrase is one of those prompts.
+def split_suite(suite: Suite, edits: int, unedited: Collection[str], fits: Callable[[EditRecord], bool]) -> Splits:
+    """Split a suite. Of edits with the same prompt the first counts.
 
-    Raises `UsageError` if there is nothing to tune on.
+    Args:
+        suite: Its first edits are scored; at most half of the others are tuned on, the rest is for training.
+        edits: How many edits to score.
+        unedited: Prompts that no edit claims. They are no locality prompts, and edits with one of them are left out.
+        fits: Whether the base can take an edit; others are left out.
+
+    Raises:
+        UsageError: No edit is left to tune on.
     """
     known: dict[str, EditRecord] = {}
     for record in suite.edits:
-        if fits(record) and not {record.prompt, *record.rephrases} & set(unedited):
+        if fits(record) and not _prompts([record]) & set(unedited):
             known.setdefault(record.prompt, record)
     records = list(known.values())
     test = records[:edits]
-    scored = {text for one in test for text in (one.prompt, *one.rephrases)}
-    rest = [one for one in records[edits:] if not {one.prompt, *one.rephrases} & scored]
-    tuned = min(TUNING, len(test), len(rest) // 2)
+    scored = _prompts(test)
+    others = [record for record in records[edits:] if not _prompts([record]) & scored]
+    tuned = min(TUNING, len(test), len(others) // 2)
     if not tuned:
         raise UsageError(
-            f"suite `{suite.name}` has {len(records)} edits: none is left to tune on beside the {len(test)} scored",
+            f"suite `{suite.name}` has {len(records)} edits: none is left to tune on besides the {len(test)} scored",
             hint="fewer `--edits`, or more data",
         )
-    tuning, training = rest[:tuned], rest[tuned : tuned + TRAINING]
-    claimed = {text for one in records for text in (one.prompt, *one.rephrases)} | set(unedited)
+    claimed = _prompts(records) | set(unedited)
     locality = [prompt for prompt in dict.fromkeys(suite.locality) if prompt not in claimed]
-    kept_back = min(TUNING_LOCALITY, len(locality) // 4)
-    test_locality = locality[: len(locality) - kept_back][:LOCALITY_PROMPTS]
-    return Parts(test, test_locality, tuning, locality[len(locality) - kept_back :], training)
+    scored_locality = len(locality) - min(TUNING_LOCALITY, len(locality) // 4)
+    return Splits(
+        test=test,
+        test_locality=locality[:scored_locality][:LOCALITY_PROMPTS],
+        tuning=others[:tuned],
+        tuning_locality=locality[scored_locality:],
+        training=others[tuned : tuned + TRAINING],
+    )
+
+
+def _prompts(records: Iterable[EditRecord]) -> set[str]:
+    """All prompts and rephrases of records."""
+    return {text for record in records for text in (record.prompt, *record.rephrases)}

@@ -1,44 +1,44 @@
-"""T-Patcher (Huang et al. 2023, "Transformer-Patcher: One Mistake Worth One Neuron"): neurons beside the last FFN.
+"""T-Patcher (Huang et al. 2023, "Transformer-Patcher: One Mistake Worth One Neuron"): neurons added to the last FFN.
 
-A patch is relu(x k + b) v, added to what the last decoder layer's FFN gives for x, its input. It is trained to be
-active where its own answer is predicted, and below zero wherever else an answer is: there it adds nothing at all.
+A patch adds relu(x k + b) v to the output of the last decoder layer's FFN for its input x. It is trained to be active
+where its own answer is predicted, and below zero where other answers are: there it adds exactly 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scen_cli.baselines.closed_form_memory import recorded
-from scen_cli.baselines.method import HookMethod, Method, MethodContext, Settings, attached
-from scen_cli.baselines.training_examples import IGNORED, Examples
+from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.hook_method import HookMethod
+from scen_cli.baselines.method import Settings, attached
+from scen_cli.baselines.module_hooks import recorded
+from scen_cli.baselines.training_examples import TEXTS_PER_PASS, Examples, batched, run_texts, take_step
+from scen_cli.baselines.vector_database import SAME
 from scen_cli.data.records import EditRecord
-from scen_cli.model.ffn import LOCATIONS, find_layer
+from scen_cli.model.ffn import ARCHITECTURES, find_layer
 
-AT_ONCE = 64  # texts run together
 HARDEST_OWN = 5  # of its own queries that a patch is trained to be active at
-SAME = 1e-4  # two queries nearer than this share of their length are of one text
 
 
 class TPatcherSettings(Settings):
-    """Defaults of the authors' code, but for `per`: they have a patch for each wrong token, SCEN's paper one an edit.
+    """Defaults of the authors' code, except `per`: they add a patch per wrong token, SCEN's paper one per edit.
 
-    One patch is one half-space and one direction for all of an answer's tokens. The queries of its last tokens lie
-    near those of other answers, which the memory losses keep out: it takes a large `activation` to hold them."""
+    One patch is one half-space and one direction for all tokens of an answer. The queries of its last tokens lie near
+    those of other answers, which the memory losses exclude: only a large `activation` keeps them active."""
 
-    per: str = Field("sample", pattern="^(sample|token)$", description="one patch an edit, or one for each wrong token")
-    lr: float = Field(1e-2, gt=0, description="Adam's rate")
-    steps: int = Field(2000, ge=1, description="Adam steps on an edit, at most")
+    per: str = Field("sample", pattern="^(sample|token)$", description="one patch per edit, or per wrong token")
+    lr: float = Field(1e-2, gt=0, description="Adam's learning rate")
+    steps: int = Field(2000, ge=1, description="most Adam steps on an edit")
     activation: float = Field(1.0, ge=0, description="weight of the activation loss")
     memory: float = Field(5.0, ge=0, description="weight of the two memory losses")
-    margin: float = Field(3.0, ge=0, description="how far memories are kept below zero, and below own queries")
-    hardest: int = Field(1000, ge=1, description="memories that the memory losses are the mean over")
-    stop: float = Field(0.1, ge=0, description="training ends at this activation loss, if no more is wrong")
+    margin: float = Field(3.0, ge=0, description="margin of memories below zero, and below own queries")
+    hardest: int = Field(1000, ge=1, description="memories that the memory losses average over")
+    stop: float = Field(0.1, ge=0, description="activation loss at which training ends if the answer is right")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Patches:
     values: Tensor
 
     def activation(self, queries: Tensor) -> Tensor:
-        """What (rows, n) enters the ReLU for queries (rows, d)."""
+        """The ReLU's input (rows, n) for queries (rows, d)."""
         return queries.float() @ self.keys.T + self.biases
 
     def output(self, queries: Tensor) -> Tensor:
@@ -64,21 +64,19 @@ class Patches:
 
 
 class TPatcher(HookMethod):
-    """`patches`, and `queries` (rows, d) of all edits there were: what entered the last FFN where it predicted them."""
+    """`patches`, and `queries` (rows, d): the inputs of the last FFN where it predicted the edits' answers."""
 
     name = "t-patcher"
-    settings_type: ClassVar[type[Settings]] = TPatcherSettings
     settings: TPatcherSettings
 
-    def __init__(self, given: MethodContext, settings: TPatcherSettings) -> None:
-        super().__init__(given, settings)
-        layers = getattr(self.model.base_model, LOCATIONS[self.model.config.model_type].layers)
-        last = find_layer(self.model, len(layers) - 1 if settings.layer is None else settings.layer)
-        self.ffn = self.model.get_submodule(last.down_proj_name.rpartition(".")[0])
-        d, device = last.projection_shape[0], self.base.device
+    def __init__(self, context: MethodContext, settings: TPatcherSettings) -> None:
+        super().__init__(context, settings)
+        layers = getattr(self.model.base_model, ARCHITECTURES[self.model.config.model_type].layers)
+        self.layer = find_layer(self.model, len(layers) - 1 if settings.layer is None else settings.layer)
+        self.ffn = self.model.get_submodule(self.layer.down_proj_name.rpartition(".")[0])
+        d, device = self.layer.projection_shape[0], self.base.device
         self.patches = Patches(*(torch.empty(shape, device=device) for shape in ((0, d), 0, (0, d))))
         self.queries = torch.empty(0, d, device=device)
-        self._kept = ("answer queries", last.index)
 
     def fit(self, edits: Sequence[EditRecord]) -> None:
         with attached(self):
@@ -86,24 +84,24 @@ class TPatcher(HookMethod):
                 self._fit(edit)
 
     def _fit(self, edit: EditRecord) -> None:
-        examples = Examples.of(self.template, [(edit.prompt, edit.target)], self.base.device)
-        queries = self._read([(edit.prompt, edit.target)])
+        examples = self.examples([edit])
+        queries = self._read_queries([(edit.prompt, edit.target)])
         memory = self._memory(queries)
         self.queries = torch.cat([self.queries, queries])
         with torch.no_grad():
             wrong = self._run(examples, self.patches).argmax(dim=-1) != examples.labels
-        wrong = wrong[examples.labels != IGNORED]
+        wrong = wrong[examples.scored]
         if not wrong.any():
             return  # no mistake, no neuron
         own = queries[None] if self.settings.per == "sample" else queries[wrong][:, None]
-        self.patches += self._trained(examples, own, memory)
+        self.patches += self._train(examples, own, memory)
 
-    def _trained(self, examples: Examples, own: Tensor, memory: Tensor) -> Patches:
-        """New patches, of which each is to be active at its `own` queries (n, queries, d) and at no `memory` (m, d)."""
+    def _train(self, examples: Examples, own: Tensor, memory: Tensor) -> Patches:
+        """Train n patches, each active at its `own` queries (n, queries, d) and at no query of `memory` (m, d)."""
         config = self.settings
         middle = own.mean(dim=1)
         start = (middle / (middle**2).sum(dim=1, keepdim=True), own.new_zeros(len(own)), torch.zeros_like(middle))
-        new = Patches(*(one.requires_grad_() for one in start))
+        new = Patches(*(tensor.requires_grad_() for tensor in start))
         optimizer = torch.optim.Adam(new.tensors(), lr=config.lr)
         for _ in range(config.steps):
             logits = self._run(examples, self.patches + new)
@@ -111,71 +109,64 @@ class TPatcher(HookMethod):
             others = new.activation(memory)
             activation = _hardest(-active, HARDEST_OWN)
             loss = examples.losses(logits).mean() + config.activation * activation
-            for above in (others, others - active.amin(dim=1)):
-                loss = loss + config.memory * _hardest(above + config.margin, config.hardest)
+            for excess in (others, others - active.amin(dim=1)):
+                loss = loss + config.memory * _hardest(excess + config.margin, config.hardest)
             if bool(examples.learned(logits).all()) and activation < config.stop and not (others > 0).any():
                 break
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return Patches(*(one.detach() for one in new.tensors()))
+            take_step(optimizer, loss)
+        return Patches(*(tensor.detach() for tensor in new.tensors()))
 
     def _memory(self, queries: Tensor) -> Tensor:
-        """Queries (m, d) at which a new patch is to be still: of unedited prompts and of earlier edits, but for those
-        that an edit of the same prompt takes the place of."""
+        """The queries (m, d) where a new patch must be inactive: of unedited prompts, and of earlier edits except those
+        of the same prompt."""
         apart = torch.cdist(self.queries, queries) > SAME * queries.norm(dim=1)
-        return torch.cat([self._unedited(), self.queries[apart.all(dim=1)]])
+        return torch.cat([self._unedited_queries(), self.queries[apart.all(dim=1)]])
 
-    def _unedited(self) -> Tensor:
-        """Queries (m, d) of the base's answers to unedited prompts, read when first needed."""
-        kept = self.given.kept
-        if self._kept not in kept:
+    def _unedited_queries(self) -> Tensor:
+        """Queries (m, d) of the base's answers to unedited prompts."""
+
+        def read() -> Tensor:
             with attached(self, False):
-                known = [pair for pair in self.given.unedited if pair[1]]
-                kept[self._kept] = torch.cat([self.queries[:0], *([self._read(known)] if known else [])])
-        queries: Tensor = kept[self._kept]
-        return queries
+                return self._read_queries(self.context.answered)
+
+        return self.context.cached(("answer queries", self.layer.index), read)
 
     @torch.no_grad()
-    def _read(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
-        """What (rows, d), float32, enters the FFN at the tokens that predict the targets."""
-        found = []
-        for start in range(0, len(pairs), AT_ONCE):
-            examples = Examples.of(self.template, pairs[start : start + AT_ONCE], self.base.device)
+    def _read_queries(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
+        """The FFN's input (rows, d), float32, at the tokens that predict the targets."""
+        queries = [self.queries[:0]]
+        for batch in batched(pairs, TEXTS_PER_PASS):
+            examples = self.context.examples(batch)
             with recorded(self.ffn) as seen:
-                self.model(input_ids=examples.ids, use_cache=False)
-            found.append(seen[self.ffn][0][examples.labels != IGNORED].float())
-        return torch.cat(found)
+                run_texts(self.model, examples.ids)
+            queries.append(seen[self.ffn][0][examples.scored].float())
+        return torch.cat(queries)
 
     def _run(self, examples: Examples, patches: Patches) -> Tensor:
-        with self.carrying(examples.lengths, patches):
-            logits: Tensor = self.model(input_ids=examples.ids, use_cache=False).logits
-        return logits
+        with self.following(patches):
+            return run_texts(self.model, examples.ids)
 
-    def hooks(self) -> list[Any]:
-        return [self.ffn.register_forward_hook(self._add)]
+    def hooked_modules(self) -> list[nn.Module]:
+        return [self.ffn]
 
     def decide(self, ids: Tensor, mask: Tensor) -> Patches:
-        return self.patches  # all of them, for every prompt: they decide by themselves
+        return self.patches  # all of them: each is active or inactive token by token
 
-    def _add(self, _module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
-        under_way = self.under_way()
-        if under_way is None:
-            return None
-        return (output.float() + under_way.decided.output(args[0])).to(output.dtype)
+    def edited_output(self, _index: int, hidden: Tensor, output: Tensor, patches: Patches) -> Tensor:
+        return (output.float() + patches.output(hidden)).to(output.dtype)
 
     def state(self) -> dict[str, Tensor]:
         return {**vars(self.patches), "queries": self.queries}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.patches = Patches(*(state[name].to(self.base.device) for name in ("keys", "biases", "values")))
-        self.queries = state["queries"].to(self.base.device)
+        (n, d), queries = state["keys"].shape, len(state["queries"])
+        shapes = {"keys": (n, self.queries.shape[1]), "biases": (n,), "values": (n, d), "queries": (queries, d)}
+        *patches, self.queries = self.loaded(state, shapes)
+        self.patches = Patches(*patches)
 
 
 def _hardest(excess: Tensor, count: int) -> Tensor:
-    """The mean of exp over the greatest `count` numbers of all."""
+    """The mean of exp over the `count` largest numbers."""
     each = excess.flatten()
-    return each.topk(min(count, len(each))).values.exp().sum() / max(min(count, len(each)), 1)
-
-
-METHODS: list[type[Method]] = [TPatcher]
+    count = min(count, len(each))
+    return each.topk(count).values.exp().sum() / max(count, 1)

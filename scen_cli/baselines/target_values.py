@@ -1,4 +1,7 @@
-"""The values that MEMIT and COMEBA-HK write: for each edit the hidden state that makes its target likely."""
+"""The values that MEMIT and COMEBA-HK write: for each edit, a hidden state that makes its target likely.
+
+Meng et al. 2023; `compute_z` in their code.
+"""
 
 from __future__ import annotations
 
@@ -7,57 +10,52 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from scen_cli.baselines.closed_form_memory import Contexts, at_places, place_of, recorded
-from scen_cli.baselines.method import Settings
+from scen_cli.baselines.closed_form_memory import ClosedFormSettings, EditContexts, edited_position
+from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.module_hooks import block_of, moved, recorded
+from scen_cli.baselines.training_examples import padded_right, run_texts, take_step
 from scen_cli.data.records import EditRecord
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.template import Template
 
-Around = Callable[[Tensor, Tensor], AbstractContextManager[Any]]  # a block for texts that begin with (ids, mask)
-LEARNED = 5e-2  # MEMIT's: an edit whose loss is below takes no more steps
-
-
-class ValueSettings(Settings):
-    """MEMIT's compute_z, with the values of its authors' GPT-J configuration where a number is given."""
-
-    layers: int = Field(1, ge=1, description="decoder layers in a row, up to the project's, that are written to")
-    at: str = Field("subject", pattern="^(subject|last)$", description="write at the subject's last token, or the last")
-    contexts: int = Field(4, ge=1, le=4, description="the prompt alone, and behind so many sentences less one")
-    value_steps: int = Field(25, ge=1, description="Adam steps for a value")
-    value_lr: float = Field(
-        0.5, gt=0, description="Adam's rate for a value, where a hidden state has length 1 a number"
-    )
-    decay: float = Field(0.5, ge=0, description="weight decay on the value's move")
-    kl: float = Field(0.0625, ge=0, description="weight of the KL divergence on `SUBJECT is a`")
-    clamp: float = Field(0.75, gt=0, description="the move's greatest length, in lengths of the hidden state")
+AnsweringBlock = Callable[[Tensor, Tensor], AbstractContextManager[Any]]  # see `Method.answering`
+LEARNED = 5e-2  # MEMIT's: an edit with a smaller loss takes no more steps
 
 
 def find_values(
-    model: PreTrainedModel,
-    template: Template,
+    context: MethodContext,
     layer: EditedLayer,
-    contexts: Contexts,
+    contexts: EditContexts,
     edits: Sequence[EditRecord],
-    settings: ValueSettings,
-    around: Around = lambda _ids, _mask: nullcontext(),
+    settings: ClosedFormSettings,
+    answering: AnsweringBlock = lambda _ids, _mask: nullcontext(),
 ) -> Tensor:
-    """The hidden states z (edits, d), float32, that the last edited layer is to give at each edit's place.
+    """Optimise the hidden states z that a decoder layer shall give at each edit's position.
 
-    All edits at once, each as if alone. The loss of one: the mean over its contexts of the target's, the KL divergence
-    from the base's next token after `SUBJECT is a`, and the decay of the move, whose length is clamped.
+    All edits run together, each independent of the others. The loss of an edit is the mean loss of its target over
+    its contexts, plus the KL divergence of the next token after `SUBJECT is a` from the base's, plus the squared
+    length of the move. The length of the move is clamped.
+
+    Args:
+        context: The base and the template.
+        layer: The last edited layer.
+        contexts: The edits' texts.
+        edits: The edits.
+        settings: Steps, rate and weights.
+        answering: A block for texts that begin with prompts (ids, mask).
+
+    Returns:
+        z (edits, d), float32.
     """
-    block = layer.layers[layer.index]
-    examples = contexts.examples
-    with torch.no_grad(), around(*examples.prompts), recorded(block) as seen:
-        model(input_ids=examples.ids, use_cache=False)
-    before = at_places(seen[block][1], contexts)[contexts.plain]
+    model, block, examples = context.base.model, block_of(layer), contexts.examples
+    with torch.no_grad(), answering(*examples.prompts), recorded(block) as seen:
+        run_texts(model, examples.ids)
+    before = contexts.at_position(seen[block][1])[contexts.plain]
     length = before.norm(dim=1, keepdim=True)
-    unit = length / before.shape[1] ** 0.5  # a rate that means the same on bases of all sizes
-    kept = _KeptMeaning(model, template, edits, settings.kl)
+    unit = length / before.shape[1] ** 0.5  # so that a learning rate means the same on bases of all sizes
+    subject_kl = _SubjectKL(context, edits, settings.kl)
     move = torch.zeros_like(before, requires_grad=True)
     optimizer = torch.optim.Adam([move], lr=settings.value_lr)
     share = 1 / torch.bincount(contexts.edit, minlength=len(edits))[contexts.edit]
@@ -65,80 +63,55 @@ def find_values(
     done = torch.zeros(len(edits), dtype=torch.bool, device=before.device)
     with torch.enable_grad():
         for step in range(settings.value_steps + 1):
-            with around(*examples.prompts), moved(block, contexts.place, (move * unit)[contexts.edit]):
-                logits = model(input_ids=examples.ids, use_cache=False).logits
-            losses = torch.zeros_like(unit[:, 0]).index_add(0, contexts.edit, examples.losses(logits) * share)
-            losses = losses + kept.losses(block, move * unit, around)
+            with answering(*examples.prompts), moved(block, contexts.position, (move * unit)[contexts.edit]):
+                target_losses = examples.losses(run_texts(model, examples.ids))
+            losses = torch.zeros_like(unit[:, 0]).index_add(0, contexts.edit, target_losses * share)
+            losses = losses + subject_kl.losses(block, move * unit, answering)
             losses = losses + settings.decay * ((move * unit) ** 2).sum(dim=1) / length[:, 0] ** 2
             with torch.no_grad():
                 best = torch.where(done[:, None], best, move * unit)
                 done = done | (losses < LEARNED)
             if step == settings.value_steps or bool(done.all()):
                 break
-            optimizer.zero_grad()
-            losses.sum().backward()
-            optimizer.step()
+            take_step(optimizer, losses.sum())
             with torch.no_grad():
                 room = settings.clamp * length / (move * unit).norm(dim=1, keepdim=True).clamp(min=1e-12)
                 move *= room.clamp(max=1)
     return before + best
 
 
-class _KeptMeaning:
-    """What the base says after `SUBJECT is a`, of edits that name their subject: it is to stay."""
+class _SubjectKL:
+    """Keeps the next token after `SUBJECT is a`, for the edits that name their subject."""
 
-    def __init__(self, model: PreTrainedModel, template: Template, edits: Sequence[EditRecord], weight: float) -> None:
-        self.model, self.weight = model, weight
-        self.edits = [number for number, edit in enumerate(edits) if edit.subject and weight]
-        if not self.edits:
+    def __init__(self, context: MethodContext, edits: Sequence[EditRecord], weight: float) -> None:
+        self.model, self.weight = context.base.model, weight
+        named = [(index, edit.subject) for index, edit in enumerate(edits) if edit.subject and weight]
+        self.edits = [index for index, _subject in named]
+        if not named:
             return
-        texts = [f"{edits[number].subject} is a" for number in self.edits]
+        template, device = context.template, self.model.device
         plain = Template(template.tokenizer, "none", template.end_id, template.end_ids)
-        rows = [plain.prompt_ids(text) for text in texts]
-        device = model.device
-        self.place = torch.tensor(
-            [place_of(plain, text, edits[n].subject) for text, n in zip(texts, self.edits, strict=True)], device=device
-        )
-        self.ids = torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows], device=device)
-        self.last = torch.tensor([len(row) - 1 for row in rows], device=device)
-        self.mask = (torch.arange(self.ids.shape[1], device=device) <= self.last[:, None]).long()
+        texts = [(f"{subject} is a", subject) for _index, subject in named]
+        self.ids, self.mask = padded_right([plain.prompt_ids(text) for text, _subject in texts], device)
+        self.position = torch.tensor([edited_position(plain, *pair) for pair in texts], device=device)
         self.before: Tensor | None = None
 
-    def losses(self, block: nn.Module, move: Tensor, around: Around) -> Tensor:
-        """The weighted divergences (edits,): zero for an edit without a subject."""
+    def losses(self, block: nn.Module, move: Tensor, answering: AnsweringBlock) -> Tensor:
+        """The weighted divergences (edits,), zero for an edit without a subject."""
         zero = torch.zeros(len(move), device=move.device)
         if not self.edits:
             return zero
-        mine = torch.tensor(self.edits, device=move.device)
-        with around(self.ids, self.mask):
+        rows = torch.tensor(self.edits, device=move.device)
+        with answering(self.ids, self.mask):
             if self.before is None:
                 with torch.no_grad():
                     self.before = self._next_token()
-            with moved(block, self.place, move[mine]):
+            with moved(block, self.position, move[rows]):
                 after = self._next_token()
-        apart = nn.functional.kl_div(after, self.before, log_target=True, reduction="none").sum(dim=1)
-        return zero.index_add(0, mine, self.weight * apart)
+        divergence = nn.functional.kl_div(after, self.before, log_target=True, reduction="none").sum(dim=1)
+        return zero.index_add(0, rows, self.weight * divergence)
 
     def _next_token(self) -> Tensor:
-        logits = self.model(input_ids=self.ids, use_cache=False).logits
-        return logits[torch.arange(len(self.ids), device=logits.device), self.last].float().log_softmax(dim=-1)
-
-
-class moved:  # noqa: N801 (a block, as `with recorded(...)` is)
-    """Inside this block a decoder layer's output is moved at one token of each row."""
-
-    def __init__(self, block: nn.Module, place: Tensor, move: Tensor) -> None:
-        self.block, self.place, self.move = block, place, move
-
-    def __enter__(self) -> None:
-        self.handle = self.block.register_forward_hook(self._move)
-
-    def __exit__(self, *_error: object) -> None:
-        self.handle.remove()
-
-    def _move(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        rows = torch.arange(len(hidden), device=hidden.device)
-        added = torch.zeros_like(hidden, dtype=torch.float32).index_put((rows, self.place), self.move)
-        moved = (hidden.float() + added).to(hidden.dtype)
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+        logits = run_texts(self.model, self.ids)
+        rows = torch.arange(len(self.ids), device=logits.device)
+        return logits[rows, self.mask.sum(dim=1) - 1].float().log_softmax(dim=-1)

@@ -11,12 +11,12 @@ from rich.console import RenderableType
 
 from scen_cli.cli.loaders import HERE, Device, Dir, open_editor
 from scen_cli.cli.output import Json, Output, Quiet, table
-from scen_cli.cli.study import divided
+from scen_cli.cli.study import split_questions
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from scen_cli.baselines.compare_methods import Bench
-    from scen_cli.baselines.result_rows import Row
+    from scen_cli.baselines.compare_methods import Comparison
+    from scen_cli.baselines.method_variants import MethodVariant
     from scen_cli.data.passages import Passages
     from scen_cli.data.records import EditRecord
     from scen_cli.data.suites import Suite
@@ -59,18 +59,18 @@ def compare(
     editor = open_editor(dir, device, out)
     from scen_cli.baselines.catalogue import check_base
     from scen_cli.baselines.compare_methods import compare as run
-    from scen_cli.baselines.result_rows import find_rows
-    from scen_cli.evaluation.evaluate_project import check_decoding
-    from scen_cli.studies.split_by_base import fitting
+    from scen_cli.baselines.method_variants import find_variants
+    from scen_cli.evaluation.evaluation import check_decoding
+    from scen_cli.studies.split_by_base import suite_warnings
 
     check_decoding(decoding)
-    rows = find_rows(names, editor.model.config.num_hidden_layers)
+    rows = find_variants(names, editor.model.config.num_hidden_layers)
     for row in rows:
         check_base(row.method, editor.model)
     folder = to or dir / "compare"
     if passages is None and suite != "demo":
-        found, _folder = divided(editor, loaded, decoding, folder, out)
-        for warning in fitting(found, 1):
+        found, _folder = split_questions(editor, loaded, decoding, folder, out)
+        for warning in suite_warnings(found, 1):
             out.warn(warning)
         loaded = replace(found, name=Path(loaded.name).stem)
     bench = _bench(editor, loaded, passages, (edits, trials, decoding), folder, out)
@@ -78,7 +78,7 @@ def compare(
         rows = [_even_if_not_learned(row) for row in rows]
     steps = len(rows) * (trials + len(bench.test.edits))
     with out.progress(steps, "comparing") as tell:
-        results = run(replace(bench, tell=tell), rows)
+        results = run(replace(bench, progress=tell), rows)
     _show(bench, results, out)
 
 
@@ -92,7 +92,7 @@ def _passages(suite: str, data: Path | None, accurate: Path | None, openwebtext:
     return load_passages(data, accurate, openwebtext)
 
 
-def _even_if_not_learned(row: Row) -> Row:
+def _even_if_not_learned(row: MethodVariant) -> MethodVariant:
     """Whole sentences are scored by perplexity: SCEN's experts count though they miss a token of them."""
     if row.method != "scen":
         return row
@@ -102,16 +102,16 @@ def _even_if_not_learned(row: Row) -> Row:
 
 def _bench(
     editor: Editor, suite: Suite, passages: Passages | None, asked: tuple[int, int, str], folder: Path, out: Output
-) -> Bench:
-    from scen_cli.baselines.compare_methods import Bench
-    from scen_cli.baselines.context import given_by
-    from scen_cli.baselines.scoring import Answers, Perplexities, Scoring
-    from scen_cli.baselines.splits import split
-    from scen_cli.evaluation.evaluate_project import DECODING
+) -> Comparison:
+    from scen_cli.baselines.compare_methods import Comparison
+    from scen_cli.baselines.context import project_context
+    from scen_cli.baselines.scoring import GenerationScoring, PerplexityScoring, Scoring
+    from scen_cli.baselines.splits import split_suite
+    from scen_cli.evaluation.evaluation import DECODING
 
     edits, trials, decoding = asked
-    given = given_by(editor)
-    parts = split(suite, edits, set(given.prompts), lambda record: _fits(editor, record))
+    given = project_context(editor)
+    parts = split_suite(suite, edits, set(given.prompts), lambda record: _fits(editor, record))
     if len(parts.test) < edits:
         out.warn(f"suite `{suite.name}` has {len(parts.test)} edits that the base can take: fewer than {edits}")
     given = replace(given, development=parts.training)
@@ -120,20 +120,22 @@ def _bench(
     test: Scoring
     if passages:
         kept_back = [len(some) - len(some) // 4 for some in (passages.accurate, passages.openwebtext)]
-        tuning = Perplexities(
+        tuning = PerplexityScoring(
             given, parts.tuning, passages.accurate[kept_back[0] :], passages.openwebtext[kept_back[1] :]
         )
-        test = Perplexities(given, parts.test, passages.accurate[: kept_back[0]], passages.openwebtext[: kept_back[1]])
+        test = PerplexityScoring(
+            given, parts.test, passages.accurate[: kept_back[0]], passages.openwebtext[: kept_back[1]]
+        )
     else:
         tuning, test = (
-            Answers(given, some, _answered(editor, locality, options), options)
+            GenerationScoring(given, some, _answered(editor, locality, options), options)
             for some, locality in ((parts.tuning, parts.tuning_locality), (parts.test, parts.test_locality))
         )
     settings = editor.project.settings
     about: dict[str, Any] = {"suite": suite.name, "edits": len(parts.test), "tuned on": len(parts.tuning)}
     about |= {"trained on": len(parts.training), "trials": trials, "decoding": decoding}
     about |= {name: settings[name] for name in ("model", "weights_digest", "layer", "template", "seed")}
-    return Bench(given, tuning, test, trials, about, folder / f"{suite.name}-{len(parts.test)}", lambda *_: None)
+    return Comparison(given, tuning, test, trials, about, folder / f"{suite.name}-{len(parts.test)}", lambda *_: None)
 
 
 def _answered(editor: Editor, prompts: Any, options: dict[str, Any]) -> list[tuple[str, str]]:
@@ -145,27 +147,27 @@ def _answered(editor: Editor, prompts: Any, options: dict[str, Any]) -> list[tup
 def _fits(editor: Editor, record: EditRecord) -> bool:
     """Whether the base can take the edit's prompt with its target, and its rephrases."""
     try:
-        editor.prepare(record)
+        editor.check_trainable(record)
     except UsageError:
         return False
     return all(editor.fits(text) for text in record.rephrases)
 
 
-def _machine(bench: Bench) -> dict[str, Any]:
+def _machine(bench: Comparison) -> dict[str, Any]:
     """Where times were taken."""
     import torch
 
-    device = bench.given.base.device
+    device = bench.context.base.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def _show(bench: Bench, results: list[dict[str, Any]], out: Output) -> None:
+def _show(bench: Comparison, results: list[dict[str, Any]], out: Output) -> None:
     from scen_cli.data.write_records import write_json
     from scen_cli.report.comparison import columns, lines, picture, retention
     from scen_cli.report.pictures import has_matplotlib
 
-    content = {**bench.about, "machine": _machine(bench), "rows": results}
+    content = {**bench.metadata, "machine": _machine(bench), "rows": results}
     path = bench.folder.with_suffix(".json")
     write_json(path, content)
     written = [path]
@@ -174,7 +176,7 @@ def _show(bench: Bench, results: list[dict[str, Any]], out: Output) -> None:
 
         written.append(bench.folder.with_suffix(".png"))
         save(picture(results), written[-1])
-    about = bench.about
+    about = bench.metadata
     title = f"{about['suite']}: {about['edits']} edits, scored after the last, {about['decoding']} decoding"
     budget = f"tuned on {about['tuned on']} other edits, {about['trials']} settings of each at most"
     shown: list[RenderableType] = [title, budget, table(columns(results), lines(results))]

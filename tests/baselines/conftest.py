@@ -1,4 +1,4 @@
-"""What all methods are given in tests: the demo base, prompts it wrote itself, development edits."""
+"""The context of all methods in tests: the demo base, prompts that it wrote, and development edits."""
 
 import pytest
 
@@ -6,8 +6,8 @@ PROMPTS = 400
 
 
 @pytest.fixture(scope="session")
-def given(demo_base):
-    from scen_cli.baselines.method import MethodContext
+def context(demo_base):
+    from scen_cli.baselines.context import MethodContext
     from scen_cli.data.suites import demo_edits
     from scen_cli.editing.create_project import DEFAULT_TEMPLATE
     from scen_cli.model.sample_prompts import sample_prompts

@@ -1,4 +1,4 @@
-"""Settings with which each method learns something on the demo base (d = 96), where its paper's are for billions."""
+"""Settings with which each method learns on the demo base (d = 96); the defaults are for billions of parameters."""
 
 FITS = {
     "scen": {},
@@ -12,6 +12,11 @@ FITS = {
     "in-context": {},
     "ultra-edit": {"eta": 1e-2},
     "t-patcher": {"per": "token", "lr": 0.05, "steps": 40, "memory": 1.0},
-    "serac": {"lr": 1e-3, "steps": 20, "mini_batch": 4, "classifier_steps": 60},  # learns to read an edit in 900 of 16
+    "serac": {
+        "lr": 1e-3,
+        "steps": 20,
+        "mini_batch": 4,
+        "classifier_steps": 60,
+    },  # enough for tests; it needs 900 steps of 16 to learn to read an edit
     "mend": {"rank": 64, "scale": 1e-3, "lr": 1e-3, "lr_scale": 1e-3, "steps": 100, "mini_batch": 8},
 }

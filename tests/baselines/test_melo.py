@@ -1,14 +1,13 @@
-"""MELO: the rules of its database against a literal oracle, blocks that stay as they are, the radius."""
+"""MELO: its database against a literal oracle, blocks that later batches do not change, the radius."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given as drawn
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scen_cli.baselines.catalogue import ready_method
+from scen_cli.baselines.catalogue import prepared_method
 from scen_cli.baselines.generate import answer
 from scen_cli.baselines.method import attached
 from scen_cli.baselines.vector_database import VectorDatabase, calibrated_radius
@@ -17,7 +16,7 @@ POINTS = st.tuples(st.integers(-6, 6), st.integers(-6, 6))
 
 
 class Oracle:
-    """The published rules, word by word, in plain Python."""
+    """The published rules in plain Python."""
 
     def __init__(self, r0):
         self.r0, self.rows = r0, []
@@ -25,7 +24,7 @@ class Oracle:
     def add(self, key, label, block):
         if not self.rows:
             return self._new(key, label, block, self.r0)
-        row = min(self.rows, key=lambda one: math.dist(one["center"], key))
+        row = min(self.rows, key=lambda row: math.dist(row["center"], key))
         d = math.dist(row["center"], key)
         if d > row["radius"] + self.r0:
             self._new(key, label, block, self.r0)
@@ -36,7 +35,7 @@ class Oracle:
         else:
             self._new(key, label, block, d / 2 + 1e-5)
             row["radius"] = d / 2 - 1e-5
-            row["points"] = [one for one in row["points"] if math.dist(one[0], row["center"]) <= row["radius"]]
+            row["points"] = [pair for pair in row["points"] if math.dist(pair[0], row["center"]) <= row["radius"]]
         return None
 
     def _new(self, key, label, block, radius):
@@ -45,37 +44,37 @@ class Oracle:
     def find(self, key):
         if not self.rows:
             return None
-        row = min(self.rows, key=lambda one: math.dist(one["center"], key))
+        row = min(self.rows, key=lambda row: math.dist(row["center"], key))
         if math.dist(row["center"], key) > row["radius"] or not row["points"]:
             return None
-        return min(row["points"], key=lambda one: math.dist(one[0], key))[1]
+        return min(row["points"], key=lambda pair: math.dist(pair[0], key))[1]
 
 
-@drawn(
+@given(
     st.lists(st.tuples(POINTS, st.integers(0, 2)), max_size=12), st.lists(POINTS, max_size=8), st.sampled_from([1, 3])
 )
 @settings(max_examples=200, deadline=None)
-def test_the_database_follows_the_published_rules(added, asked, r0):
-    # Off the grid by different amounts, so that no two distances are the same but for rounding.
-    def place(point, number):
+def test_the_database_follows_the_published_rules(added, queries, r0):
+    # Each point leaves the grid by another amount, so that no two distances are equal up to rounding.
+    def shifted(point, number):
         return (point[0] + 0.0137 * (number % 17), point[1] + 0.0071 * (number % 23))
 
     database, oracle = VectorDatabase(r0), Oracle(r0)
     for number, (point, label) in enumerate(added):
-        key = place(point, number)
+        key = shifted(point, number)
         database.add(torch.tensor(key, dtype=torch.float64), (label,), number)
         oracle.add(key, (label,), number)
-    assert [one.label[0] for one in database.clusters] == [row["label"][0] for row in oracle.rows]
-    for one, row in zip(database.clusters, oracle.rows, strict=True):
-        assert one.radius == pytest.approx(row["radius"], abs=1e-9)
-        assert one.center.tolist() == pytest.approx(list(row["center"]), abs=1e-9)
-        assert one.blocks == [block for _point, block in row["points"]]
-    for number, point in enumerate([*asked, *(point for point, _label in added)]):
-        key = place(point, number + 5)
+    assert [cluster.label[0] for cluster in database.clusters] == [row["label"][0] for row in oracle.rows]
+    for cluster, row in zip(database.clusters, oracle.rows, strict=True):
+        assert cluster.radius == pytest.approx(row["radius"], abs=1e-9)
+        assert cluster.center.tolist() == pytest.approx(list(row["center"]), abs=1e-9)
+        assert cluster.blocks == [block for _point, block in row["points"]]
+    for number, point in enumerate([*queries, *(point for point, _label in added)]):
+        key = shifted(point, number + 5)
         assert database.find(torch.tensor(key, dtype=torch.float64)) == oracle.find(key)
 
 
-def test_a_saved_database_is_the_same():
+def test_a_loaded_database_finds_the_same_blocks():
     database = VectorDatabase(1.0)
     random = torch.Generator().manual_seed(1)
     for number in range(30):
@@ -87,8 +86,8 @@ def test_a_saved_database_is_the_same():
         assert other.find(key) == database.find(key)
 
 
-def test_an_untouched_block_keeps_its_answers_to_the_bit_while_200_edits_are_made(given, edits):
-    method = ready_method("melo", given, {"lr": 0.03, "rank": 4, "batch": 10, "steps": 30})
+def test_an_earlier_block_keeps_its_logits_to_the_bit_after_200_edits(context, edits):
+    method = prepared_method("melo", context, {"lr": 0.03, "rank": 4, "batch": 10, "steps": 30})
     method.fit(edits[:10])
     a, b = method.a[0].clone(), method.b[0].clone()
     ids, mask = method.encode([edit.prompt for edit in edits[:10]])
@@ -100,20 +99,20 @@ def test_an_untouched_block_keeps_its_answers_to_the_bit_while_200_edits_are_mad
     assert torch.equal(method.a[0][: len(a)], a)
     assert torch.equal(method.b[0][: len(b)], b)
     with attached(method), torch.no_grad():
-        own = [carried.choice.tolist() for carried in method.decide(ids, mask)]
+        [blocks] = [route.choice.tolist() for route in method.decide(ids, mask)]
         after = method.logits((ids, mask), (ids, mask))
-    untouched = [row for row, block in enumerate(own[0]) if block == 0]
-    assert len(untouched) >= 8  # the others lost their place to a conflict
-    assert torch.equal(after[untouched], before[untouched])
+    routed = [row for row, block in enumerate(blocks) if block == 0]
+    assert len(routed) >= 8  # a conflict dropped the others
+    assert torch.equal(after[routed], before[routed])
     with attached(method):
-        found = answer(given.base, given.template, [edit.prompt for edit in edits[:200]], method)
-        stays = answer(given.base, given.template, list(given.prompts[:200]), method)
-    assert sum(text == edit.target for text, edit in zip(found, edits, strict=False)) >= 150
-    by_base = [text for _prompt, text in given.unedited[:200]]
-    assert sum(text == own for text, own in zip(stays, by_base, strict=True)) >= 190
+        edited = answer(context.base, context.template, [edit.prompt for edit in edits[:200]], method)
+        unedited = answer(context.base, context.template, list(context.prompts[:200]), method)
+    assert sum(text == edit.target for text, edit in zip(edited, edits, strict=False)) >= 150
+    by_base = [text for _prompt, text in context.unedited[:200]]
+    assert sum(text == base for text, base in zip(unedited, by_base, strict=True)) >= 190
 
 
-def test_the_radius_tells_own_from_others():
+def test_calibrated_radius_separates_own_from_other_distances():
     own, others = torch.tensor([0.5, 0.7, 1.0, 1.2]), torch.tensor([3.0, 3.5, 4.0])
     assert calibrated_radius(own, others) == pytest.approx((1.2 + 3.0) / 2)
     assert calibrated_radius(torch.empty(0), others) == pytest.approx(1.5)

@@ -18,9 +18,9 @@ SETTINGS = {"comeba-hk": {**FITS["comeba-hk"], "batch": 3}, "melo": {**FITS["mel
 
 
 @pytest.fixture
-def guard_file(tmp_path, given):
+def guard_file(tmp_path, context):
     path = tmp_path / "guard.jsonl"
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in given.prompts[:80]))
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in context.prompts[:80]))
     return path
 
 
@@ -52,12 +52,12 @@ def test_what_was_learned_is_there_when_the_project_is_opened_again(make, method
     rows = learn(editor, edits[:6])
     assert [row.state for row in rows] == ["active"] * 6
     prompts = [edit.prompt for edit in edits[:6]]
-    said = editor.answer(prompts)
-    assert said != editor.answer(prompts, patched=False)
+    said = editor.answer(prompts).texts
+    assert said != editor.answer(prompts, patched=False).texts
     for row, text, edit in zip(rows, said, edits, strict=False):
         assert bool(row.reason) == (text != edit.target)
     again = MethodEditor(Project(editor.project.folder), base=demo_base)
-    assert again.answer(prompts) == said
+    assert again.answer(prompts).texts == said
     assert verify(editor.project, deep=True) == []
 
 
@@ -88,15 +88,15 @@ def test_an_edit_of_the_same_prompt_takes_its_place_and_it_comes_back(make, meth
     learn(editor, [second])
     assert [edit.state for edit in editor.project.ledger.edits()] == ["superseded", "active"]
     if method == "in-context":
-        assert editor.why(first.prompt).endswith(second.target)
+        assert editor.explain(first.prompt).endswith(second.target)
     else:
-        assert editor.answer([first.prompt]) == [second.target]
+        assert editor.answer([first.prompt]).texts == [second.target]
     with editor.project.writing():
         editor.revert(2)
     assert [edit.state for edit in editor.project.ledger.edits()] == ["active", "reverted"]
     with editor.project.writing():
         editor.revert(1)
-    assert editor.answer([first.prompt]) == editor.answer([first.prompt], patched=False)
+    assert editor.answer([first.prompt]).texts == editor.answer([first.prompt], patched=False).texts
 
 
 def test_two_writers_keep_each_others_edits(make, edits, demo_base):
@@ -107,19 +107,19 @@ def test_two_writers_keep_each_others_edits(make, edits, demo_base):
     learn(two, edits[3:6])
     learn(one, edits[6:9])
     prompts = [edit.prompt for edit in edits[:9]]
-    right = [text == edit.target for text, edit in zip(two.answer(prompts), edits, strict=False)]
+    right = [text == edit.target for text, edit in zip(two.answer(prompts).texts, edits, strict=False)]
     assert [sum(right[start : start + 3]) >= 2 for start in (0, 3, 6)] == [True] * 3
     with two.project.writing():
         two.revert(1)
     learn(one, edits[9:12])
     again = MethodEditor(Project(one.project.folder), base=demo_base)
-    assert again.answer(prompts[:1]) == again.answer(prompts[:1], patched=False)
+    assert again.answer(prompts[:1]).texts == again.answer(prompts[:1], patched=False).texts
 
 
 def test_what_could_not_be_committed_is_forgotten(make, edits, monkeypatch):
     editor = make("melo")
     learn(editor, edits[:3])
-    before = editor.answer([edit.prompt for edit in edits[:6]])
+    before = editor.answer([edit.prompt for edit in edits[:6]]).texts
 
     def full(*_arguments):
         raise OSError(28, "No space left on device")
@@ -128,9 +128,9 @@ def test_what_could_not_be_committed_is_forgotten(make, edits, monkeypatch):
         patched.setattr("scen_cli.project.method_state.disk.write_durably", full)
         with pytest.raises(OSError, match="No space"):
             learn(editor, edits[3:6])
-    assert editor.answer([edit.prompt for edit in edits[:6]]) == before
+    assert editor.answer([edit.prompt for edit in edits[:6]]).texts == before
     learn(editor, edits[6:9])
-    assert editor.answer([edit.prompt for edit in edits[:6]]) == before
+    assert editor.answer([edit.prompt for edit in edits[:6]]).texts == before
     assert verify(editor.project, deep=True) == []
 
 
@@ -194,7 +194,7 @@ def test_a_file_that_no_row_names_is_swept(make, edits):
 def test_a_method_that_breaks_down_fails_that_edit_alone_and_keeps_what_it_knew(make, edits, monkeypatch):
     editor = make("ft", lr=1e-3)
     learn(editor, edits[:1])
-    said = editor.answer([edit.prompt for edit in edits[:4]])
+    said = editor.answer([edit.prompt for edit in edits[:4]]).texts
     fit = type(editor.method).fit
 
     def breaks_down(method, records):
@@ -207,7 +207,7 @@ def test_a_method_that_breaks_down_fails_that_edit_alone_and_keeps_what_it_knew(
         rows = editor.edit_batch([(edit, SourceLine("test", 1)) for edit in edits[1:4]])
     assert [row.state for row in rows] == ["active", "failed", "active"]
     assert "diverged" in rows[1].reason
-    assert editor.answer([edits[0].prompt]) == said[:1]
+    assert editor.answer([edits[0].prompt]).texts == said[:1]
     assert verify(editor.project, deep=True) == []
 
 
@@ -288,6 +288,6 @@ def test_any_method_can_edit_a_project(make, method, edits, demo_base):
     learn(editor, edits[:3])
     prompts = [edit.prompt for edit in edits[:3]]
     again = MethodEditor(Project(editor.project.folder), base=demo_base)
-    assert again.answer(prompts) == editor.answer(prompts)
-    assert again.why(prompts[0])
+    assert again.answer(prompts).texts == editor.answer(prompts).texts
+    assert again.explain(prompts[0])
     assert verify(editor.project, deep=True) == []

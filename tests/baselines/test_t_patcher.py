@@ -1,9 +1,9 @@
-"""T-Patcher: a neuron for a mistake, active at its own answer and nowhere else."""
+"""T-Patcher: one neuron per mistake, active only where its own answer is predicted."""
 
 import pytest
 import torch
 
-from scen_cli.baselines.catalogue import ready_method
+from scen_cli.baselines.catalogue import prepared_method
 from scen_cli.baselines.generate import answer
 from scen_cli.baselines.method import attached
 from tests.baselines.fits import FITS
@@ -12,33 +12,33 @@ COUNT = 4
 
 
 @pytest.fixture(scope="module")
-def patcher(given, edits):
-    method = ready_method("t-patcher", given, FITS["t-patcher"])
+def patcher(context, edits):
+    method = prepared_method("t-patcher", context, FITS["t-patcher"])
     method.fit(edits[:COUNT])
     return method
 
 
-def test_it_learns_its_edits(patcher, given, edits):
+def test_it_learns_its_edits(patcher, context, edits):
     with attached(patcher):
-        answers = answer(given.base, given.template, [edit.prompt for edit in edits[:COUNT]], patcher)
+        answers = answer(context.base, context.template, [edit.prompt for edit in edits[:COUNT]], patcher)
     assert answers == [edit.target for edit in edits[:COUNT]]
 
 
-def test_an_inactive_neuron_changes_nothing_to_the_bit(patcher, given):
-    active = (patcher.patches.activation(patcher._unedited()) > 0).any(dim=1)
+def test_an_inactive_neuron_keeps_logits_to_the_bit(patcher, context):
+    active = (patcher.patches.activation(patcher._unedited_queries()) > 0).any(dim=1)
     assert active.float().mean() < 0.01
-    prompts = [prompt for prompt, _answer in given.unedited[:20]]
+    prompts = [prompt for prompt, _answer in context.unedited[:20]]
     encoded = patcher.encode(prompts)
     with torch.no_grad():
         by_base = patcher.logits(encoded, encoded)[:, -1]
         with attached(patcher):
             patched = patcher.logits(encoded, encoded)[:, -1]
-    still = torch.tensor([torch.equal(one, other) for one, other in zip(by_base, patched, strict=True)])
-    assert still.sum() >= 18
+    equal = [torch.equal(*rows) for rows in zip(by_base, patched, strict=True)]
+    assert sum(equal) >= 18
 
 
-def test_later_edits_leave_earlier_patches_alone(patcher, given, edits):
-    method = ready_method("t-patcher", given, FITS["t-patcher"])
+def test_later_edits_keep_earlier_patches(patcher, context, edits):
+    method = prepared_method("t-patcher", context, FITS["t-patcher"])
     method.fit(edits[:2])
     before = method.patches
     method.fit(edits[2:COUNT])
@@ -47,19 +47,19 @@ def test_later_edits_leave_earlier_patches_alone(patcher, given, edits):
         assert torch.equal(now[: len(earlier)], earlier)
 
 
-def test_there_is_one_neuron_a_sample_or_one_a_wrong_token_and_none_without_a_mistake(patcher, given, edits):
+def test_one_neuron_per_edit_or_per_wrong_token_and_none_without_a_mistake(patcher, context, edits):
     assert len(patcher.patches.keys) > COUNT
-    sample = ready_method("t-patcher", given, {**FITS["t-patcher"], "per": "sample", "steps": 1})
+    sample = prepared_method("t-patcher", context, {**FITS["t-patcher"], "per": "sample", "steps": 1})
     sample.fit(edits[:COUNT])
     assert len(sample.patches.keys) == COUNT
-    right = edits[0].model_copy(update={"target": answer(given.base, given.template, [edits[0].prompt])[0]})
+    right = edits[0].model_copy(update={"target": answer(context.base, context.template, [edits[0].prompt])[0]})
     sample.fit([right])
     assert len(sample.patches.keys) == COUNT
 
 
-def test_the_same_prompt_can_be_edited_again(patcher, given, edits):
-    method = ready_method("t-patcher", given, FITS["t-patcher"])
-    method.load({name: one.clone() for name, one in patcher.state().items()})
+def test_the_same_prompt_can_be_edited_again(patcher, context, edits):
+    method = prepared_method("t-patcher", context, FITS["t-patcher"])
+    method.load({name: tensor.clone() for name, tensor in patcher.state().items()})
     method.fit([edits[0].model_copy(update={"target": edits[1].target})])
     with attached(method):
-        assert answer(given.base, given.template, [edits[0].prompt], method) == [edits[1].target]
+        assert answer(context.base, context.template, [edits[0].prompt], method) == [edits[1].target]
