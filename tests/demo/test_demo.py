@@ -8,7 +8,8 @@ import random
 import pytest
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import _facts_and_answers, editable_facts, right_facts
+from scen_cli.demo.facts import _facts_and_answers, all_facts, editable_facts, right_facts
+from scen_cli.demo.train import build_model, build_tokenizer
 from scen_cli.demo.world import RELATIONS, SEEN_PHRASINGS, build_world
 from scen_cli.model.base import DEMO
 from scen_cli.project.project import Project
@@ -63,6 +64,7 @@ def test_no_edit_is_a_locality_prompt():
     assert not {record.prompt for record in edits} & {fact.phrasings[0] for fact in right_facts()}
 
 
+@pytest.mark.slow
 def test_scen_demo_end_to_end(scen, tmp_path):
     result = scen("demo", "--dir", tmp_path / "d", "--edits", "12", "--json")
     report = json.loads(result.stdout)
@@ -74,9 +76,28 @@ def test_scen_demo_end_to_end(scen, tmp_path):
     assert "already holds a project" in scen("demo", "--dir", tmp_path / "d", code=2).stderr
 
 
-@pytest.mark.parametrize("recipe", ["closed-form", "paper"])
+@pytest.mark.parametrize(
+    "recipe", ["key", *(pytest.param(name, marks=pytest.mark.slow) for name in ("closed-form", "paper"))]
+)
 def test_scen_demo_prints_answers_before_and_after_and_the_next_commands(scen, tmp_path, recipe):
-    result = scen("demo", "--dir", tmp_path / "d", "--edits", "10", "--recipe", recipe)
+    edits = 2 if recipe == "key" else 10
+    result = scen("demo", "--dir", tmp_path / "d", "--edits", edits, "--recipe", recipe)
     for text in ("before", "after", "wanted", "Reliability", "Locality", "scen ask", "scen revert 1"):
         assert text in result.stdout
     assert f"$ scen init --model demo --recipe {recipe}" in result.stderr
+    assert "already holds a project" in scen("demo", "--dir", tmp_path / "d", code=2).stderr
+
+
+def test_the_training_script_rebuilds_tokenizer_configuration_and_facts(tmp_path):
+    """All shipped files except the weights and the base's answers, which need the training run."""
+    tokenizer = build_tokenizer(build_world())
+    tokenizer(["one", "and another"], padding=True)  # the script pads its questions; the tokenizer saves this setting
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (DEMO / "tokenizer.json").read_bytes()
+    build_model(tokenizer).save_pretrained(tmp_path)
+    config, shipped = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, DEMO))
+    assert config | {"transformers_version": ""} == shipped | {"transformers_version": ""}
+    recorded = [json.loads(line) for line in (DEMO / "facts.jsonl").read_text().splitlines()]
+    assert [(row["subject"], row["relation"], row["answer"], row["known"]) for row in recorded] == [
+        (fact.subject, fact.relation, fact.answer, fact.known) for fact in all_facts()
+    ]

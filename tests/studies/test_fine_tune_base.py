@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from scen_cli.data.questions import as_question, split
+from scen_cli.data.questions import as_question, train_test_split
 from scen_cli.data.records import EditRecord, Question
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import load_base
@@ -188,11 +188,11 @@ def test_a_question_has_the_true_target_not_the_counterfactual():
 
 
 def test_the_split_is_seeded_and_disjoint():
-    train, test = split(QUESTIONS, 5, seed=1)
+    train, test = train_test_split(QUESTIONS, 5, seed=1)
     assert (len(train), len(test)) == (5, 3)
     assert {record.prompt for record in [*train, *test]} == {record.prompt for record in QUESTIONS}
-    assert split(QUESTIONS, 5, seed=1) == (train, test)
-    assert split(QUESTIONS, 5, seed=2) != (train, test)
+    assert train_test_split(QUESTIONS, 5, seed=1) == (train, test)
+    assert train_test_split(QUESTIONS, 5, seed=2) != (train, test)
     for size in (0, 8, 9):
         with pytest.raises(UsageError, match="leave none for D_test"):
-            split(QUESTIONS, size, seed=1)
+            train_test_split(QUESTIONS, size, seed=1)
