@@ -136,7 +136,7 @@ def writing(project):
     return nullcontext() if project.is_writing else project.writing()
 
 
-def take_back(project, *edit_ids: int) -> list:
+def revert(project, *edit_ids: int) -> list:
     """Revert edits as `scen revert` does."""
     from scen_cli.editing.revert_edits import revert_edits
 
