@@ -15,7 +15,7 @@ from scen_cli.experts.training_batch import ExpertTask
 from scen_cli.neurons.closed_form import neuron_of
 from scen_cli.neurons.paper_losses import neuron_loss, train_neuron
 from scen_cli.recipe import Recipe, make_recipe
-from tests.conftest import edit_all, take_back
+from tests.conftest import edit_all, revert
 
 
 def test_layers_below_the_edited_one_run_once_for_all_training_steps(make_editor):
@@ -112,9 +112,9 @@ def test_reverted_edits_are_not_negatives(make_editor):
     with_revert, without = make_editor("paper"), make_editor("paper")
     first, second, third = demo_edits()[:3]
     edit_all(with_revert, [first, second])
-    take_back(with_revert.project, 1)
+    revert(with_revert.project, 1)
     edit_all(with_revert, [third])
     edit_all(without, [second, second.model_copy(update={"prompt": "unused?"})])
-    take_back(without.project, 2)
+    revert(without.project, 2)
     edit_all(without, [third])
     assert (with_revert.project.w_merge().neurons[-1] == without.project.w_merge().neurons[-1]).all()

@@ -16,7 +16,7 @@ from scen_cli.neurons.index import Index
 from scen_cli.project.check import verify
 from scen_cli.project.edit_files import EditTensors
 from scen_cli.project.project import TrainedEdit, TrainingStats
-from tests.conftest import edit_all, take_back, writing
+from tests.conftest import edit_all, revert, writing
 
 FAST = {"expert_steps": 1, "extra_steps": 0, "prompt_augmentations": 0, "require_learned": False}
 
@@ -33,7 +33,7 @@ def test_every_active_edit_routes_to_itself_after_each_commit(make_editor, recip
     for record in records:
         edit_all(editor, [record])
         assert every_edit_routes_to_itself(editor)
-    take_back(editor.project, 3)
+    revert(editor.project, 3)
     edit_all(editor, [records[4].model_copy(update={"target": "Oslo"})])  # supersedes edit 5
     assert editor.project.find(5).state == "superseded"
     assert every_edit_routes_to_itself(editor)
@@ -43,7 +43,7 @@ def test_every_active_edit_routes_to_itself_after_each_commit(make_editor, recip
 def test_theta_after_edits_and_reverts_equals_a_calibration_from_scratch(make_editor):
     editor = make_editor("closed-form", **FAST, theta=0.1, subject_filter=False)
     edit_all(editor, demo_edits()[:15])
-    take_back(editor.project, 4, 9)
+    revert(editor.project, 4, 9)
     edit_all(editor, demo_edits()[15:25])
     threshold = editor.project.ledger.threshold()
     fresh = Index(editor.project)
@@ -127,7 +127,7 @@ def test_refitted_neurons_are_stored_with_their_cause_and_reverted_with_it(make_
     (project.folder / "merged.safetensors").unlink()  # rebuilt from the edit files
     assert (project.w_merge().neurons == neurons[[2, 1, 2]]).all()
     assert verify(project) == []
-    take_back(project, 3)
+    revert(project, 3)
     assert (project.w_merge().neurons == neurons[:2]).all()
 
 

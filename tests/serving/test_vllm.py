@@ -13,7 +13,7 @@ from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import add_adapters
 from scen_cli.serving.app import ServerOptions
 from scen_cli.serving.server import vllm_app
-from tests.conftest import edit_all, take_back
+from tests.conftest import edit_all, revert
 from tests.serving.running import ask_all, chat, running
 from tests.serving.stub_vllm import StubVllm
 from tests.serving.test_serving import streamed_text
@@ -60,7 +60,7 @@ def test_a_new_edits_lora_is_written_before_its_prompt_is_sent(make_editor, vllm
         edit_all(editor, records[1:])
         (response,) = asyncio.run(ask_all(address, [chat(records[1].prompt)]))
         assert response.json()["choices"][0]["message"]["content"].strip() == records[1].target
-        take_back(editor.project, 2)
+        revert(editor.project, 2)
         (response,) = asyncio.run(ask_all(address, [chat(records[1].prompt)]))
         assert response.json()["scen"]["edit"] is None
     assert [body["model"] for body in stub.bodies] == ["edit-000002", "demo"]

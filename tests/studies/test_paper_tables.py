@@ -15,7 +15,7 @@ from scen_cli.errors import UsageError
 from scen_cli.project.project import Project
 from scen_cli.studies import paper_tables
 from scen_cli.studies.project_variants import ProjectVariant, StudyContext, score_variant
-from tests.conftest import take_back
+from tests.conftest import revert
 
 EDITS = 24
 SHARES = ("reliability", "generality", "locality")
@@ -79,7 +79,7 @@ def test_a_variant_is_scored_again_after_its_edits_change(small_study):
     variant = ProjectVariant("changed")
     assert score_variant(context, variant)["figures"]["reliability"]["patched"]["total"] == 4
     [folder] = context.folder.glob("demo-4-*/changed")
-    take_back(Project(folder), 2)
+    revert(Project(folder), 2)
     assert score_variant(context, variant)["figures"]["reliability"]["patched"]["total"] == 3
     with pytest.raises(UsageError, match="made with another layer"):
         score_variant(context, replace(variant, layer=1))
@@ -225,7 +225,7 @@ def test_a_study_reuses_its_projects_and_refuses_other_settings(scen, folder, tm
     few = ("--edits", "3", "--dir", folder, "--json")
     [before] = json.loads(scen("study", "table1", *few).stdout)["rows"]
     [project] = (folder / "studies" / "projects").glob("demo-3-*/scen")
-    take_back(Project(project), 2)
+    revert(Project(project), 2)
     [after] = json.loads(scen("study", "table1", *few).stdout)["rows"]
     assert (before["reliability_of"], after["reliability_of"]) == (3, 2)  # scored again after the change
     scen("init", "--model", "demo", "--recipe", "key", "--dir", tmp_path / "other")
