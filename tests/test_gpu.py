@@ -18,7 +18,7 @@ from scen_cli.evaluation.hallucination import evaluate_perplexity
 from scen_cli.model.base import Base, load_base
 from scen_cli.model.keys import last_token, positions_of
 from scen_cli.model.quantization import QUANTIZED
-from scen_cli.studies.sft import Tuning, fine_tune
+from scen_cli.studies.fine_tune_base import FineTuningConfig, fine_tune
 from tests.conftest import edit_all
 
 pytestmark = [
@@ -76,7 +76,7 @@ def test_figures_are_those_of_the_cpu(editor, tmp_path):
 
 def test_fine_tuning_goes_on_after_a_stop(tmp_path):
     questions = [EditRecord(prompt=f"Where is {name}?", target="wxyz"[n % 4]) for n, name in enumerate("ABCDEFGH")]
-    tuning = Tuning(epochs=2, batch=4, lr=1e-3)
+    tuning = FineTuningConfig(epochs=2, batch=4, lr=1e-3)
 
     def run(folder, note):
         fine_tune(

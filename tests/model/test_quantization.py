@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from scen_cli.studies.sft import Tuning, fine_tune
 from transformers import AutoModelForCausalLM
 
 from scen_cli.baselines.catalogue import make_method
@@ -24,7 +23,8 @@ from scen_cli.model.base import load_base
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.quantization import QUANTIZED, is_whole
 from scen_cli.project.project import Project
-from scen_cli.studies.split_by_base import divide
+from scen_cli.studies.fine_tune_base import FineTuningConfig, fine_tune
+from scen_cli.studies.split_by_base import split_by_base
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, save_tiny
 from tests.model.two_devices import FIRST, SECOND, TwoDevices, spread
@@ -152,11 +152,13 @@ def test_a_passed_base_must_have_the_quantisation_of_the_settings(quantized, tmp
 
 def test_work_kept_from_another_base_is_rejected(quantized, demo_base, tmp_path):
     plain = Editor(new_project(tmp_path / "p", "demo", recipe="key", base=demo_base), base=demo_base)
-    divide(plain, demo_edits()[:3], tmp_path / "divided", "greedy", lambda *_told: None)
+    split_by_base(plain, demo_edits()[:3], tmp_path / "divided", "greedy", lambda *_: None)
     with pytest.raises(UsageError, match="another base"):
-        divide(quantized, demo_edits()[:3], tmp_path / "divided", "greedy", lambda *_told: None)
-    with pytest.raises(UsageError, match="cannot be tuned"):
-        fine_tune(quantized.base, "{prompt}", demo_edits()[:3], [], tmp_path / "tuned", Tuning(), print, print)
+        split_by_base(quantized, demo_edits()[:3], tmp_path / "divided", "greedy", lambda *_: None)
+    with pytest.raises(UsageError, match="cannot be fine-tuned"):
+        fine_tune(
+            quantized.base, "{prompt}", demo_edits()[:3], [], tmp_path / "tuned", FineTuningConfig(), print, print
+        )
 
 
 def test_a_spread_base_allows_no_worker_processes(scen, tmp_path):
