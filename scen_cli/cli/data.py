@@ -34,12 +34,12 @@ def inspect(
 
     Example: scen data inspect edits.jsonl
     """
-    from scen_cli.data.entries import read_as_they_are
+    from scen_cli.data.entries import parse_file
     from scen_cli.data.inspection import inspect as inspect_entries
     from scen_cli.data.suites import read_prompts
 
     out = Output(as_json, quiet)
-    found = inspect_entries(read_as_they_are(file), read_prompts(locality) if locality else [])
+    found = inspect_entries(parse_file(file), read_prompts(locality) if locality else [])
     if not found.records and file != "-":
         prompts = len(read_prompts(Path(file)))  # raises if the file holds no prompts either
         text = f"{file}: {prompts} prompts without targets: nothing to edit, but `--locality` takes them"
@@ -61,10 +61,10 @@ def convert(
 
     Example: scen data convert zsre.json --out zsre.jsonl
     """
-    from scen_cli.data.entries import bad_lines, read_as_they_are
+    from scen_cli.data.entries import bad_lines, parse_file
     from scen_cli.data.write_records import write_records
 
-    entries = read_as_they_are(file)
+    entries = parse_file(file)
     records = [entry.record for entry in entries if entry.record is not None]
     if len(records) < len(entries):
         raise UsageError(f"{bad_lines(entries)}\nnothing was written", hint="correct or remove these records")

@@ -135,7 +135,7 @@ def show(
     """
     project = open_project(dir)
     edit = project.find(edit_id)
-    made = project.ledger.made(edit_id)
+    made = project.ledger.provenance(edit_id)
     data = {**asdict(edit), "supersedes": project.ledger.edits_superseded_by(edit_id), **made}
     told = {name: value for name, value in data.items() if name not in ("subject_forms", "index_sha256")}
     rows = [(name, _plain(name, value)) for name, value in told.items() if value not in (None, (), [])]

@@ -64,9 +64,9 @@ def sft(
     """
     out = Output(as_json, quiet)
     from scen_cli.data.entries import good_records
-    from scen_cli.data.questions import as_question, split
+    from scen_cli.data.questions import as_question, train_test_split
 
-    d_train, d_test = split([as_question(record) for record in good_records(str(data))], train, seed)
+    d_train, d_test = train_test_split([as_question(record) for record in good_records(str(data))], train, seed)
     load_quietly(f"loading base `{model}`", out)
     from scen_cli.model.base import load_base
     from scen_cli.studies.fine_tune_base import FineTuningConfig, fine_tune

@@ -1,6 +1,7 @@
-"""Results kept outside projects, because they take long and depend on their inputs alone.
+"""Results that take long and depend on their inputs alone, stored outside projects.
 
-They live in the user's cache folder, or in the folder that `SCEN_CACHE` names. Removing it loses time, nothing else.
+They are in the user's cache folder, or in the folder that `SCEN_CACHE` names. It can be removed at any time: the
+results are then computed again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from scen_cli.data.write_records import digest
+from scen_cli.data.write_records import digest, write_json
 
 
 def cache_folder() -> Path:
@@ -23,22 +24,19 @@ def cache_folder() -> Path:
 
 
 def cached_texts(kind: str, inputs: Any, compute: Callable[[], list[str]]) -> list[str]:
-    """A list of texts that depends on `inputs` alone: read from the cache, else computed and kept.
+    """A list of texts that depends on `inputs` alone: from the cache, else computed and stored.
 
     Args:
         kind: What the texts are: the subfolder of the cache.
-        inputs: Plain data that decides the result.
-        compute: Called if the cache has no such list, or none that can be read.
+        inputs: Plain data that determines the result.
+        compute: Called if the cache has no readable entry.
     """
     path = cache_folder() / kind / f"{digest(inputs)}.json"
     with suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, list) and all(isinstance(text, str) for text in found):
-            return found
+        cached = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(cached, list) and all(isinstance(text, str) for text in cached):
+            return cached
     texts = compute()
-    with suppress(OSError):  # a full or read-only disk costs time at the next call
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        draft.write_text(json.dumps(texts), encoding="utf-8")
-        draft.replace(path)
+    with suppress(OSError):  # on a full or read-only disk the next call computes them again
+        write_json(path, texts, indent=None)
     return texts

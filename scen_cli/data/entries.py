@@ -1,20 +1,20 @@
-"""A file of edit records, in any form the field uses: every record, or what is wrong with it and where."""
+"""A file of edit records, in any form that the field uses: each record, or what is wrong with it and where."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scen_cli.data.dataset_forms import parse_record
-from scen_cli.data.json_stream import complaint, read_items
+from scen_cli.data.json_stream import describe_error, read_items
 from scen_cli.data.records import EXAMPLE, EditRecord, SourceLine
 from scen_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One record of a file, and the name of the form it had; or the reason there is none."""
+    """One record of a file and its form, or the problem because of which there is no record."""
 
     where: SourceLine
     record: EditRecord | None
@@ -23,77 +23,75 @@ class Entry:
 
 
 def read_entries(path: str, items: Iterable[tuple[int, object]] | None = None) -> list[Entry]:
-    """Every record of a JSONL or JSON file (`-` is standard input), good and bad, in order; of its `items`, if these
-    have been read.
+    """Every record of a file, in order. A record that clashes with an earlier one is a problem.
 
-    A record that repeats an earlier one (same prompt and target) is a problem; so is a second
-    target for the same prompt, because only one of the two can be right, and a second record of
-    the same id.
+    It clashes if it has the same prompt (a repeat, or a contradiction if the target differs) or the same id.
 
-    Raises `UsageError` when the file cannot be read or holds no record at all.
+    Args:
+        path: A JSONL or JSON file; `-` is standard input.
+        items: What `read_items` yields for the file, if it has been read already.
+
+    Raises:
+        UsageError: The file cannot be read, or holds no records.
     """
-    entries = read_as_they_are(path, items)
+    entries = parse_file(path, items)
     problems: dict[int, str] = {}
-    for place, earlier, same in repeats(entries):
+    for position, earlier, same_target in repeats(entries):
         line = earlier.where.line
-        problems[place] = (
-            f"repeats line {line}" if same else f"gives another target than line {line} for the same prompt"
-        )
-    named: dict[str, Entry] = {}
-    for place, entry in enumerate(entries):
-        if entry.record is not None and entry.record.id is not None and place not in problems:
-            namesake = named.setdefault(entry.record.id, entry)
-            if namesake is not entry:
-                problems[place] = f"has the id of line {namesake.where.line}: {entry.record.id!r}"
-    for place, problem in problems.items():
-        entries[place] = Entry(entries[place].where, None, problem, entries[place].form)
+        another = f"gives another target than line {line} for the same prompt"
+        problems[position] = f"repeats line {line}" if same_target else another
+    first_of_id: dict[str, Entry] = {}
+    for position, entry in enumerate(entries):
+        if entry.record is not None and entry.record.id is not None and position not in problems:
+            earlier = first_of_id.setdefault(entry.record.id, entry)
+            if earlier is not entry:
+                problems[position] = f"has the id of line {earlier.where.line}: {entry.record.id!r}"
+    for position, problem in problems.items():
+        entries[position] = replace(entries[position], record=None, problem=problem)
     return entries
 
 
-def repeats(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry, bool]]:
-    """(place, the first record of its prompt, whether the target is the same too) of each record whose prompt
-    an earlier one has."""
-    first: dict[str, Entry] = {}
-    for place, entry in enumerate(entries):
-        if entry.record is None:
-            continue
-        earlier = first.setdefault(entry.record.prompt, entry)
-        if earlier is not entry and earlier.record is not None:
-            yield place, earlier, earlier.record.target == entry.record.target
-
-
-def read_as_they_are(path: str, items: Iterable[tuple[int, object]] | None = None) -> list[Entry]:
-    """Every record of a file, repeats and contradictions among them. Raises as `read_entries` does."""
+def parse_file(path: str, items: Iterable[tuple[int, object]] | None = None) -> list[Entry]:
+    """Every record of a file, repeats and contradictions included. Arguments and errors as in `read_entries`."""
     source = path if path == "-" else str(Path(path).resolve())
-    entries = [
-        _entry(SourceLine(source, place), item) for place, item in (read_items(path) if items is None else items)
-    ]
+    numbered = read_items(path) if items is None else items
+    entries = [_entry(SourceLine(source, number), item) for number, item in numbered]
     if not entries:
         raise UsageError(f"`{path}` holds no records", hint=f"expected one JSON object per line: {EXAMPLE}")
     return entries
 
 
+def repeats(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry, bool]]:
+    """(position, first entry of its prompt, whether the target is the same) of each entry that repeats a prompt."""
+    first: dict[str, Entry] = {}
+    for position, entry in enumerate(entries):
+        if entry.record is None:
+            continue
+        earlier = first.setdefault(entry.record.prompt, entry)
+        if earlier is not entry and earlier.record is not None:
+            yield position, earlier, earlier.record.target == entry.record.target
+
+
 def good_records(path: str) -> list[EditRecord]:
-    """The records of a file of which every one can be read; the first of each prompt, for the
-    published files repeat some. Raises `UsageError` naming the first record that cannot be read."""
+    """The first record of each prompt: the published files repeat some. Raises `UsageError` for an unreadable one."""
     records: dict[str, EditRecord] = {}
-    for entry in read_as_they_are(path):
+    for entry in parse_file(path):
         if entry.record is None:
             raise UsageError(f"{entry.where}: {entry.problem}")
         records.setdefault(entry.record.prompt, entry.record)
     return list(records.values())
 
 
-def bad_lines(entries: Iterable[Entry], at_most: int = 10) -> str:
+def bad_lines(entries: Iterable[Entry], limit: int = 10) -> str:
     """One line for each entry that has no record, for a message."""
     bad = [f"{entry.where}: {entry.problem}" for entry in entries if entry.record is None]
-    more = [f"and {len(bad) - at_most} more"] if len(bad) > at_most else []
-    return "\n".join(bad[:at_most] + more)
+    more = [f"and {len(bad) - limit} more"] if len(bad) > limit else []
+    return "\n".join(bad[:limit] + more)
 
 
 def _entry(where: SourceLine, item: object) -> Entry:
     if isinstance(item, Exception):
-        return Entry(where, None, complaint(item))
+        return Entry(where, None, describe_error(item))
     try:
         form, record = parse_record(item)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a data file holds: forms, counts, repeats, contradictions, and edits that meet their own locality prompts."""
+"""What a data file holds: forms, counts, repeats, contradictions, and locality prompts that are similar to an edit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,28 @@ from typing import Any
 from scen_cli.data.entries import Entry, repeats
 from scen_cli.data.records import EditRecord
 
-NEAR = 0.8  # share of words two prompts have in common, of all the words they have, to count as near
+NEAR = 0.8  # Jaccard similarity of the words of two prompts from which they count as near
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Counts of a file. `problems`, `repeats` and `conflicts` name places in it; a conflict is a second
-    target for one prompt. `phrasings` counts facts (subject and target; without a subject, prompts) by how
-    many phrasings they have; `portability` and `locality` count prompts by kind; `locality_edited` are
-    locality prompts that are a phrasing of an edit, word for word. `near` holds (phrasing of an edit, locality
-    prompt, share of common words): a locality prompt that an edit may well claim."""
+    """Counts of a file.
+
+    Attributes:
+        forms: Records by form.
+        records: How many records can be used.
+        distinct_prompts: How many different prompts they have.
+        problems: Records that cannot be used, with their lines.
+        repeats: Records that repeat an earlier one.
+        conflicts: Records that give another target for the same prompt.
+        phrasings: Facts by their number of phrasings. A fact is a subject (without one, a prompt) and a target.
+        with_subject: Records with a subject.
+        with_truth: Records with a true answer.
+        portability: Portability questions by kind.
+        locality: Locality prompts by kind.
+        locality_edited: Locality prompts that are also the phrasing of an edit.
+        near: (phrasing of an edit, locality prompt, similarity) of pairs that an edit may claim by mistake.
+    """
 
     forms: dict[str, int]
     records: int
@@ -42,12 +54,12 @@ class Inspection:
 
 
 def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspection:
-    """Look through the entries of a file; `locality` are further prompts that must not change."""
+    """Count the entries of a file; `locality` are further prompts that must not change."""
     records = [entry.record for entry in entries if entry.record is not None]
-    found: dict[bool, list[str]] = {True: [], False: []}  # by whether the target is the same too
-    for place, earlier, same in repeats(entries):
+    repeated: dict[bool, list[str]] = {True: [], False: []}  # by whether the target is the same
+    for position, earlier, same_target in repeats(entries):
         prompt = earlier.record.prompt if earlier.record else ""
-        found[same].append(f"{entries[place].where} and {earlier.where.line}: {prompt}")
+        repeated[same_target].append(f"{entries[position].where} and {earlier.where.line}: {prompt}")
     neighbours = [neighbour for record in records for neighbour in record.locality]
     locality_prompts = [*(neighbour.prompt for neighbour in neighbours), *locality]
     edited = dict.fromkeys(text for record in records for text in (record.prompt, *record.rephrases))
@@ -56,8 +68,8 @@ def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspectio
         records=len(records),
         distinct_prompts=len({record.prompt for record in records}),
         problems=[f"{entry.where}: {entry.problem}" for entry in entries if entry.record is None],
-        repeats=found[True],
-        conflicts=found[False],
+        repeats=repeated[True],
+        conflicts=repeated[False],
         phrasings=dict(sorted(Counter(_phrasings_of_facts(records)).items())),
         with_subject=sum(record.subject is not None for record in records),
         with_truth=sum(bool(record.truth) for record in records),
@@ -69,17 +81,16 @@ def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspectio
 
 
 def near_duplicates(edits: Sequence[str], others: Sequence[str]) -> list[tuple[str, str, float]]:
-    """Pairs (edit, other, share) whose words are the same but for a few: Jaccard at least `NEAR`.
+    """Pairs (edit, other, similarity) of prompts whose words have a Jaccard similarity of at least `NEAR`.
 
-    Exact, without comparing all pairs: two sets that near to each other must share a word among
-    the rarest few of each (prefix filtering).
+    Exact without comparing all pairs: two sets that near share a word among the rarest few of each (prefix filtering).
     """
     words = {text: frozenset(re.findall(r"\w+", text.casefold())) for text in {*edits, *others}}
-    frequency = Counter(word for found in words.values() for word in found)
+    frequency = Counter(word for text_words in words.values() for word in text_words)
 
     def rarest(text: str) -> list[str]:
-        known = sorted(words[text], key=lambda word: (frequency[word], word))
-        return known[: len(known) - ceil(NEAR * len(known)) + 1]
+        ordered = sorted(words[text], key=lambda word: (frequency[word], word))
+        return ordered[: len(ordered) - ceil(NEAR * len(ordered)) + 1]
 
     edits_with: dict[str, list[str]] = defaultdict(list)
     for edit in dict.fromkeys(edits):
@@ -88,9 +99,9 @@ def near_duplicates(edits: Sequence[str], others: Sequence[str]) -> list[tuple[s
     pairs = []
     for other in dict.fromkeys(others):
         for edit in dict.fromkeys(edit for word in rarest(other) for edit in edits_with[word]):
-            share = len(words[edit] & words[other]) / len(words[edit] | words[other])
-            if share >= NEAR:
-                pairs.append((edit, other, round(share, 3)))
+            similarity = len(words[edit] & words[other]) / len(words[edit] | words[other])
+            if similarity >= NEAR:
+                pairs.append((edit, other, round(similarity, 3)))
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
@@ -99,7 +110,7 @@ def _kinds(kinds: Sequence[str | None]) -> dict[str, int]:
 
 
 def _phrasings_of_facts(records: Sequence[EditRecord]) -> list[int]:
-    """How many different phrasings each fact has, over all records of the same subject and target."""
+    """How many different phrasings each fact has, in all records of the same subject and target."""
     facts: dict[tuple[str, str], set[str]] = defaultdict(set)
     for record in records:
         facts[record.subject or record.prompt, record.target] |= {record.prompt, *record.rephrases}

@@ -1,4 +1,4 @@
-"""Whether two prompts are about the same thing, as far as their words tell."""
+"""Whether two prompts are about the same topic, judged by their words."""
 
 from __future__ import annotations
 
@@ -6,36 +6,41 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-COMMON = 0.005  # of the guard's prompts: a word in more of them than this says little about a topic
+COMMON = 0.005  # share of the prompts: a word in more of them does not identify a topic
 
 
-def plain(text: str) -> str:
-    """The text's words in small letters, without marks: two prompts that differ in nothing else are one."""
+def normalized_words(text: str) -> str:
+    """The text's words in lower case, without punctuation. Prompts that differ in nothing else are the same."""
     return " ".join(_words(text))
 
 
 class Topics:
-    """Knows from many prompts which words are common; the others name what a prompt is about."""
+    """Learns from many prompts which words are common. The other words of a prompt name its topic."""
 
     def __init__(self, prompts: Sequence[str]) -> None:
         self._prompts = [(text.casefold(), frozenset(_words(text))) for text in prompts]
         counts = Counter(word for _text, words in self._prompts for word in words)
         self._common = {word for word, count in counts.items() if count > max(1, COMMON * len(prompts))}
 
-    def about(self, prompt: str, subject: str | None) -> list[bool]:
-        """For each of the prompts, whether it may be a question about the same as an edit's `prompt`: it has
-        the edit's subject in it or, where none is given, one of the edit's uncommon words."""
-        names = self._names(prompt)
-        wanted = subject.casefold() if subject else None
-        return [wanted in text if wanted else bool(names & words) for text, words in self._prompts]
+    def overlapping(self, prompt: str, subject: str | None) -> list[bool]:
+        """For each of the prompts, whether it may be about the topic of an edit.
 
-    def same(self, prompt: str, subject: str | None, other: str, others_subject: str | None) -> bool:
-        """Whether two edits may be about the same."""
-        if subject and others_subject:
-            return subject.casefold() == others_subject.casefold()
-        return bool(self._names(prompt) & self._names(other))
+        Args:
+            prompt: The edit's prompt.
+            subject: The edit's subject. A prompt overlaps if it contains the subject or, without one, an uncommon
+                word of `prompt`.
+        """
+        topic_words = self._topic_words(prompt)
+        subject = subject.casefold() if subject else None
+        return [subject in text if subject else bool(topic_words & words) for text, words in self._prompts]
 
-    def _names(self, text: str) -> set[str]:
+    def same_topic(self, prompt: str, subject: str | None, other_prompt: str, other_subject: str | None) -> bool:
+        """Whether two edits may be about the same topic."""
+        if subject and other_subject:
+            return subject.casefold() == other_subject.casefold()
+        return bool(self._topic_words(prompt) & self._topic_words(other_prompt))
+
+    def _topic_words(self, text: str) -> set[str]:
         return set(_words(text)) - self._common
 
 

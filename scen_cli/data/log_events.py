@@ -1,4 +1,4 @@
-"""The log of a project as a file: what `scen log --json` writes, and `scen edit` makes a project of again."""
+"""The log of a project as a file: `scen log --json` writes it, and `scen edit` makes the project again from it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ FIELDS = {"id", "created", "kind", "edit", "detail", "hash"}
 
 @dataclass(frozen=True)
 class LogEvent:
-    """One entry of a log: its place, hash and kind, the edit it is about, what it tells, and of an edit the record and
-    the note of what it was kept beside."""
+    """One event of a log.
+
+    Attributes:
+        where: Where the event was read.
+        hash: Its hash.
+        kind: Its kind.
+        edit: The edit that it is about.
+        detail: What it records.
+        record: The record, of an edit.
+        note: A remark on the conflicts of the edit.
+    """
 
     where: SourceLine
     hash: str
@@ -28,40 +37,44 @@ class LogEvent:
     note: str = ""
 
 
-def is_entry(item: object) -> bool:
-    """Whether a decoded record is an entry of a log."""
-    return isinstance(item, dict) and set(item) >= FIELDS
-
-
 def split_log(path: str) -> tuple[list[LogEvent], Iterator[tuple[int, object]]]:
-    """The entries of a file if it is a log, else none; and, if it is none, its records as `read_items` gives them.
+    """Read a file that may be a log.
 
-    Raises `UsageError` for a log with an entry that is none, and as `read_items` does.
+    Returns:
+        (events, no items) of a log; of another file (no events, its items as `read_items` yields them).
+
+    Raises:
+        UsageError: A log has an entry that is not an event, or the file cannot be read.
     """
     items = read_items(path)
     first = next(items, None)
-    if first is None or not is_entry(first[1]):
+    if first is None or not _is_event(first[1]):
         return [], chain([first] if first is not None else [], items)
-    return [_event(path, place, item) for place, item in chain([first], items)], iter(())
+    return [_event(path, number, item) for number, item in chain([first], items)], iter(())
 
 
-def _event(path: str, place: int, item: Any) -> LogEvent:
-    where = SourceLine(path, place)
+def _is_event(item: object) -> bool:
+    return isinstance(item, dict) and set(item) >= FIELDS
+
+
+def _event(path: str, number: int, item: Any) -> LogEvent:
+    where = SourceLine(path, number)
     try:
-        if not is_entry(item):
-            raise ValueError("is no entry of a log")
+        if not _is_event(item):
+            raise ValueError("is not an event of a log")
         record = check_record(item["record"]) if item.get("record") is not None else None
         edit, note, detail = item["edit"], item.get("note") or "", item["detail"]
         if not isinstance(detail, dict) or not isinstance(edit, int | None) or not isinstance(note, str):
-            raise ValueError("holds something else than it must")
-        if any(not _are_ids(detail[name]) for name in ("supersedes", "together") if name in detail):
-            raise ValueError("names edits otherwise than by numbers")
+            raise ValueError("has a field of the wrong type")
+        ids = [edit_id for name in ("supersedes", "together") if name in detail for edit_id in _list(detail[name])]
+        if not all(isinstance(edit_id, int) for edit_id in ids):
+            raise ValueError("names edits by something else than numbers")
         if item["kind"] in ("edit", "edit-failed") and (record is None or edit is None):
-            raise ValueError("is of an edit, but has no record of it")
+            raise ValueError("is of an edit, but has no record")
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
     return LogEvent(where, str(item["hash"]), str(item["kind"]), edit, detail, record, note)
 
 
-def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, int) for one in value)
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else [None]

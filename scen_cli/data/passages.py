@@ -1,11 +1,11 @@
-"""The Hallucination suite's files: passages with their true next sentences, and plain texts."""
+"""The files of the Hallucination suite: passages with their true next sentences, and plain texts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from scen_cli.data.entries import bad_lines, read_as_they_are
+from scen_cli.data.entries import bad_lines, parse_file
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite, load_suite, read_prompts
 from scen_cli.errors import UsageError
@@ -21,9 +21,9 @@ class Passages:
 
 
 def load_passages(data: Path | None, accurate: Path | None, openwebtext: Path | None) -> Passages:
-    """Read the suite's files; the last two may be absent. Raises `UsageError` for one that cannot be read."""
+    """Read the suite's files; the last two are optional. Raises `UsageError` if one cannot be read."""
     edits = load_suite("hallucination", data)
-    entries = read_as_they_are(str(accurate)) if accurate else []
+    entries = parse_file(str(accurate)) if accurate else []
     records = [entry.record for entry in entries if entry.record is not None]
     if len(records) < len(entries):
         raise UsageError(bad_lines(entries))

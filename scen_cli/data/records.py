@@ -1,11 +1,18 @@
-"""Edit records: one wanted correction each, and what its data says beside it.
+"""Edit records: one correction each, and what the data says about it.
 
     {"prompt": "Where was Ada born?", "target": "Riga", "rephrases": ["Ada was born where?"]}
 
-`prompt` and `target` are required, the rest is optional. `train_rephrases` are rephrases that expert and neuron are made
-with; they are never scored. Used by `scen eval` alone: `rephrases`, `subject` (which also tells edits apart),
-`truth` (what is true, where the target is counterfactual), `portability` (questions whose answers follow
-from the edit), `locality` (prompts beside the edit that must stay as they are), `id`.
+`prompt` and `target` are required, the rest is optional.
+
+| field | meaning | used by |
+|---|---|---|
+| `subject` | what the fact is about | routing, conflict checks, `scen eval` |
+| `train_rephrases` | rephrases to train on; never scored | training |
+| `rephrases` | rephrases to score as Generality | `scen eval` |
+| `truth` | what is true, if the target is counterfactual | `scen eval`, fine-tuning |
+| `portability` | questions whose answers follow from the edit | `scen eval` |
+| `locality` | prompts whose answers must not change | `scen eval` |
+| `id` | the data's own name for the record | messages |
 """
 
 from __future__ import annotations
@@ -21,12 +28,12 @@ EXAMPLE = '{"prompt": "Where was Ada born?", "target": "Riga"}'
 
 
 def clean_text(text: str) -> str:
-    """The text without space around it. Raises `ValueError` if nothing is left, or it is no text."""
+    """The text without surrounding white space. Raises `ValueError` if it is empty or not valid text."""
     if not text.strip():
         raise ValueError("is empty")
-    if "\0" in text:  # SQLite and C libraries take it for the end
+    if "\0" in text:  # SQLite and C libraries end the text there
         raise ValueError("holds a NUL character")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # half of a pair: no such text exists
+    if any("\ud800" <= character <= "\udfff" for character in text):  # one half of a surrogate pair
         raise ValueError("holds half a Unicode character")
     return text.strip()
 
@@ -47,7 +54,7 @@ class _Strict(BaseModel):
 
 
 class Question(_Strict):
-    """A prompt and its answer, and what kind of question the data says it is."""
+    """A prompt, its answer, and the kind of question that the data names."""
 
     prompt: Text
     target: Text
@@ -55,7 +62,7 @@ class Question(_Strict):
 
 
 class Neighbour(_Strict):
-    """A prompt that an edit must leave alone: `kind` says how near it is, `target` is its known answer."""
+    """A prompt whose answer an edit must not change: `kind` says how near it is, `target` is its known answer."""
 
     prompt: Text
     target: Text | None = None
@@ -63,7 +70,7 @@ class Neighbour(_Strict):
 
 
 class EditRecord(_Strict):
-    """One wanted correction, and the prompts its data brings to test it."""
+    """One correction, and the prompts that test it."""
 
     prompt: Text
     target: Text
@@ -76,14 +83,18 @@ class EditRecord(_Strict):
     id: Text | None = Field(None, description="the data's own name for the record")
 
     def as_json(self) -> dict[str, Any]:
-        """What to write in a file: fields that say nothing are left out."""
+        """The fields to write in a file, without those that have their default."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
 @dataclass(frozen=True)
 class SourceLine:
-    """Where a record stands: `source` is a file's absolute path, `-`, or words such as `command line`;
-    `line` counts from 1 (in a JSON array it counts the records)."""
+    """Where a record was read.
+
+    Attributes:
+        source: A file's absolute path, `-`, or words such as `command line`.
+        line: Counts from 1; in a JSON array it counts the records.
+    """
 
     source: str
     line: int

@@ -1,7 +1,7 @@
 """Suites: which facts to edit, and which prompts must not change.
 
-`demo` is embedded. Any other name is a file of edit records, in any form the field publishes.
-`zsre` and `counterfact` are such files too, under a name that stays when the file moves.
+`demo` is part of the package. Any other name is a file of edit records, in any form that the field publishes. `zsre`,
+`counterfact` and `hallucination` are such files too; their names do not change if the file moves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scen_cli.data.dataset_forms import SAME_RELATION, SAME_SUBJECT
 from scen_cli.data.entries import good_records
-from scen_cli.data.json_stream import complaint, read_items
+from scen_cli.data.json_stream import describe_error, read_items
 from scen_cli.data.records import EditRecord, Neighbour, clean_text
 from scen_cli.demo.facts import editable_facts, right_facts
 from scen_cli.demo.world import SEEN_PHRASINGS, Fact
@@ -22,10 +22,9 @@ NEED_DATA = ("zsre", "counterfact", "hallucination")
 
 @dataclass(frozen=True)
 class Suite:
-    """Edits in order, and locality prompts: questions whose answers must stay as they are.
+    """Edits in order, and locality prompts, whose answers must not change.
 
-    A suite without locality prompts of its own is scored on those of its records that were never
-    edited: the same kind of question, which is the hardest sort.
+    A suite without locality prompts is scored on its records that were never edited.
     """
 
     name: str
@@ -34,31 +33,39 @@ class Suite:
 
 
 def load_suite(name: str, data: Path | None = None, locality: Path | None = None) -> Suite:
-    """Load a suite: `data` is the file of a named one, `locality` a file of prompts that must not change.
+    """Load a suite.
 
-    Raises `UsageError` for a missing or unreadable file.
+    Args:
+        name: `demo`, one of `NEED_DATA`, or a file of edit records.
+        data: The file of a suite in `NEED_DATA`.
+        locality: A file of prompts that must not change.
+
+    Raises:
+        UsageError: A file is missing or cannot be read.
     """
     if name == "demo":
         if data is not None:
             raise UsageError("the demo suite has its own data: `--data` is for others")
-        own, prompts = demo_edits(), [fact.phrasings[0] for fact in right_facts()]
-        return Suite(name, own, read_prompts(locality) if locality else prompts)
+        prompts = [fact.phrasings[0] for fact in right_facts()]
+        return Suite(name, demo_edits(), read_prompts(locality) if locality else prompts)
     if name in NEED_DATA:
         if data is None:
             raise UsageError(f"the {name} suite needs its data: `--data FILE`")
-        path, shown = str(data), name
+        path, label = str(data), name
     else:
         if data is not None:
             known = ", ".join(NEED_DATA)
-            raise UsageError(f"`{name}` is a file already: `--data` is for {known}", hint="`--locality FILE`, perhaps?")
-        path, shown = name, Path(name).name
-    return Suite(shown, good_records(path), read_prompts(locality) if locality else [])
+            raise UsageError(f"`{name}` is a file already: `--data` is for {known}", hint="use `--locality FILE`?")
+        path, label = name, Path(name).name
+    return Suite(label, good_records(path), read_prompts(locality) if locality else [])
 
 
 def demo_edits() -> list[EditRecord]:
-    """One edit per fact the demo base has wrong: its first phrasing, with the others that occur in
-    the base's training as rephrases; beside it a fact of the same subject and one of the same relation
-    that the base has right, where there is one."""
+    """One edit per fact that the demo base has wrong.
+
+    The prompt is the fact's first phrasing; the other phrasings of the base's training data are rephrases. Locality
+    prompts are a fact of the same subject and one of the same relation that the base has right, if there are any.
+    """
     right = right_facts()
     of_subject: dict[str, list[Fact]] = {}
     of_relation: dict[str, list[Fact]] = {}
@@ -76,19 +83,19 @@ def demo_edits() -> list[EditRecord]:
                 target=fact.answer,
                 subject=fact.subject,
                 rephrases=fact.phrasings[1:SEEN_PHRASINGS],
-                locality=tuple(Neighbour(prompt=o.phrasings[0], target=o.answer, kind=kind) for kind, o in near),
+                locality=tuple(Neighbour(prompt=n.phrasings[0], target=n.answer, kind=kind) for kind, n in near),
             )
         )
     return edits
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts of a JSONL or JSON file of objects with `prompt` (or `text`): prompts that must not change."""
+    """The prompts of a JSONL or JSON file of objects with `prompt` or `text`."""
     prompts = []
+    hint = 'expected lines such as {"prompt": "Who wrote Faust?"}'
     for line, item in read_items(str(path)):
-        hint = 'expected lines such as {"prompt": "Who wrote Faust?"}'
         if isinstance(item, Exception):
-            raise UsageError(f"{path.name}:{line}: no `prompt` here: {complaint(item)}", hint=hint)
+            raise UsageError(f"{path.name}:{line}: no `prompt` here: {describe_error(item)}", hint=hint)
         try:
             prompts.append(clean_text(item["prompt"] if "prompt" in item else item["text"]))  # type: ignore
         except (TypeError, KeyError, ValueError, AttributeError) as error:

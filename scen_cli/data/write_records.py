@@ -1,9 +1,10 @@
-"""Writing records and other data: a file appears whole or not at all."""
+"""Writes records and other data. A file appears complete or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,28 +16,32 @@ from scen_cli.errors import UsageError
 
 
 def write_records(path: Path, records: Iterable[EditRecord]) -> None:
-    """Write records as JSON lines. Raises `UsageError` if there is such a file already."""
+    """Write records as JSON lines. Raises `UsageError` if the file exists."""
     if path.exists():
-        raise UsageError(f"`{path}` is there already", hint="choose another name")
+        raise UsageError(f"`{path}` exists already", hint="choose another name")
     write_lines(path, (record.as_json() for record in records))
 
 
 def write_lines(path: Path, items: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines under a temporary name, then give the file its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with jsonlines.open(temporary, "w") as lines:
+    """Write JSON lines under a temporary name, then rename the file."""
+    draft = _draft(path)
+    with jsonlines.open(draft, "w") as lines:
         lines.write_all(items)
-    temporary.replace(path)
+    draft.replace(path)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write one JSON object, the same way."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(path)
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write one JSON value under a temporary name, then rename the file."""
+    draft = _draft(path)
+    draft.write_text(json.dumps(content, indent=indent), encoding="utf-8")
+    draft.replace(path)
 
 
 def digest(content: Any) -> str:
-    """Hex sha256 of plain data, by its JSON: what else is read later is other data."""
+    """Hex sha256 of plain data, by its JSON."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _draft(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scen_cli.data.lexical_overlap import Topics, plain
+from scen_cli.data.lexical_overlap import Topics, normalized_words
 from scen_cli.data.records import EditRecord
 from scen_cli.model.routing import max_per_prompt
 from scen_cli.model.subject_filter import BLOCKED
@@ -48,7 +48,7 @@ class GuardSplit:
         self.topics = Topics(self.prompts)
         self._prompts_by_words: dict[str, list[int]] = {}
         for index, prompt in enumerate(self.prompts):
-            self._prompts_by_words.setdefault(plain(prompt), []).append(index)
+            self._prompts_by_words.setdefault(normalized_words(prompt), []).append(index)
         self._all_text = "\0".join(self.prompts)  # one search finds that a subject occurs in no prompt: the usual case
 
     def __len__(self) -> int:
@@ -81,9 +81,9 @@ class GuardSplit:
         near = largest >= NEAR
         for prompt, subject in match_keys:
             excluded = torch.zeros(len(self.prompts), dtype=torch.bool)
-            excluded[self._prompts_by_words.get(plain(prompt), [])] = True
+            excluded[self._prompts_by_words.get(normalized_words(prompt), [])] = True
             if not self._from_user and bool(near.any()):
-                excluded |= near & torch.tensor(self.topics.about(prompt, subject))
+                excluded |= near & torch.tensor(self.topics.overlapping(prompt, subject))
             largest = largest.masked_fill(excluded, -torch.inf)
         return largest
 

@@ -239,7 +239,7 @@ class Index:
 
     def same_topic(self, record: EditRecord, prompt: str, subject: str | None) -> bool:
         """Whether a record and an edit may have the same topic."""
-        return self.calibration_split.topics.same(record.prompt, record.subject, prompt, subject)
+        return self.calibration_split.topics.same_topic(record.prompt, record.subject, prompt, subject)
 
     def prepared_keys_of(self, expert: int) -> Tensor:
         """The prepared keys (n, h) of an active expert's edits."""

@@ -1,4 +1,4 @@
-"""Who makes a change: as told, else git's user, else the login."""
+"""Who makes a change: the given name, else git's user, else the login."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import shutil
 import subprocess
 
 
-def author_of(given: str | None) -> str:
-    """The name to put beside a change. Never fails: where nothing is known, it is `unknown`."""
-    return (given or "").strip() or _git_user() or _login()
+def author_of(name: str | None) -> str:
+    """The name to record with a change. Never fails: the last resort is `unknown`."""
+    return (name or "").strip() or _git_user() or _login()
 
 
 def _git_user() -> str:
@@ -17,9 +17,9 @@ def _git_user() -> str:
     if git is None:
         return ""
     values = []
-    for name in ("user.name", "user.email"):
+    for key in ("user.name", "user.email"):
         try:
-            done = subprocess.run([git, "config", "--get", name], capture_output=True, timeout=5, check=False)
+            done = subprocess.run([git, "config", "--get", key], capture_output=True, timeout=5, check=False)
         except (OSError, subprocess.SubprocessError):
             return ""
         values.append(done.stdout.decode("utf-8", "replace").strip())

@@ -1,10 +1,10 @@
 """Every step that changes something on the disk of a project, and nothing else.
 
-A file is written to a temporary name, flushed to the disk, and only then given its real name, so that a name in the
-folder always stands for whole content; a ledger is changed after the files that it names are there.
+A file is written under a temporary name, flushed to the disk, and then renamed: a file under its real name is always
+complete. The ledger is changed after the files that it names are written.
 
-`before_step` is called before each step with what is about to happen and where. It does nothing. Tests put in its
-place what kills the process there, or raises what a full or broken disk would (`tests/faults/`).
+`before_step` is called before each step, with the step and its path. It does nothing. Tests replace it to kill the
+process there, or to raise the error of a full or broken disk (`tests/faults/`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 from scen_cli.errors import DamageFound
 
-JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # at a journal's end: the name of a super-journal stands before it
-READS = {"SELECT", "PRAGMA", "ROLLBACK", "EXPLAIN"}  # of SQL, what needs no step: it changes no file that counts
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # at a journal's end, after the name of a super-journal
+READS = {"SELECT", "PRAGMA", "ROLLBACK", "EXPLAIN"}  # SQL statements that change no file: not a step
 
 
 def before_step(what: str, where: Path) -> None:
@@ -29,7 +29,7 @@ def before_step(what: str, where: Path) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder. A step that fails leaves what was there before."""
+    """Temporary file, fsync, rename, fsync of the folder. If a step fails, the previous content stays."""
     make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -42,7 +42,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Create a file and flush it to the disk. What a crash left under this name, even a link, goes first."""
+    """Create a file and flush it to the disk. First remove what a crash left under this name, even a link."""
     before_step("create", path)
     path.unlink(missing_ok=True)
     with path.open("xb") as file:
@@ -54,14 +54,14 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give a file its real name, for good."""
+    """Give a file its real name, and flush the name to the disk."""
     before_step("rename", new)
     old.replace(new)
     sync_folder(new.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a file that nothing names any more, or a folder of such."""
+    """Remove a file or folder that nothing names."""
     before_step("remove", path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -76,7 +76,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's names to the disk."""
+    """Flush the names in a folder to the disk."""
     before_step("fsync folder", folder)
     if os.name == "nt":  # Windows cannot fsync a folder
         return
@@ -88,7 +88,7 @@ def sync_folder(folder: Path) -> None:
 
 
 class Connection(sqlite3.Connection):
-    """A connection to a ledger whose statements are steps."""
+    """A connection to a ledger. Each statement that writes is a step."""
 
     path: Path
 
@@ -99,31 +99,33 @@ class Connection(sqlite3.Connection):
         return super().execute(sql, *parameters)
 
     def begin_reading(self) -> None:
-        """Begin a transaction that changes nothing: no step."""
+        """Begin a transaction that only reads: not a step."""
         super().execute("BEGIN")
 
 
 def refuse_foreign_journal(path: Path) -> None:
-    """Raise `DamageFound` for a journal beside a ledger that is no file, or that names further files: SQLite would
-    remove those as it recovers. (Only transactions over several databases have such, and no scen makes one.)"""
+    """Raise `DamageFound` if the journal beside a ledger is not a file, or names another file.
+
+    SQLite would remove the named file on recovery. Only transactions over several databases name one; scen has none.
+    """
     for suffix in ("-journal", "-wal", "-shm"):
         beside = path.with_name(path.name + suffix)
-        with suppress(FileNotFoundError):  # there is none, or its writer has ended meanwhile
+        with suppress(FileNotFoundError):  # there is none, or its writer has just ended
             if not stat.S_ISREG(beside.lstat().st_mode):
-                raise DamageFound(f"`{beside.name}` is no file: SQLite would write to it, or wait for it")
+                raise DamageFound(f"`{beside.name}` is not a file: SQLite would write to it, or wait for it")
             with beside.open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - len(JOURNAL_MAGIC)))
                 if suffix == "-journal" and file.read() == JOURNAL_MAGIC:
                     raise DamageFound(
-                        f"`{beside.name}` names another file, which SQLite would remove: no scen wrote it"
+                        f"`{beside.name}` names another file, which SQLite would remove: scen did not write it"
                     )
 
 
 def connect(path: Path, busy_seconds: float) -> Connection:
-    """Open a ledger, waiting so long for another process's transaction.
+    """Open a ledger. Statements wait up to `busy_seconds` for another process's transaction.
 
-    Rollback journal and `synchronous=FULL`: a write-ahead log can be corrupted on reset by the SQLite versions 3.7.0 to
-    3.51.2, which many systems ship. A ledger is data: what it defines runs no function that could do harm.
+    Rollback journal and `synchronous=FULL`: SQLite 3.7.0 to 3.51.2, which many systems ship, can corrupt a write-ahead
+    log on reset. `trusted_schema=OFF`: SQL that the ledger itself defines runs no unsafe function.
     """
     refuse_foreign_journal(path)
     connection = sqlite3.connect(path, timeout=busy_seconds, check_same_thread=False, factory=Connection)

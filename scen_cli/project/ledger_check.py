@@ -1,4 +1,4 @@
-"""The ledger against itself: SQLite's own check, the tables' columns, the log, and every row against the log."""
+"""Checks the ledger against itself: SQLite's own check, the tables' columns, the event log, and rows against events."""
 
 from __future__ import annotations
 
@@ -9,34 +9,30 @@ from scen_cli.project.event_log import chain_problems, contradictions, digest_of
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.schema import schema_problems
 
-TABLES = ("edits", "thresholds", "evaluations")
-
 
 def integrity_problems(ledger: Ledger) -> list[str]:
-    """What is wrong with a ledger; empty when all is well."""
-    answers = [row[0] for row in ledger.db.execute("pragma integrity_check").fetchall()]
-    problems = [f"scen.db: {answer}" for answer in answers if answer != "ok"]
+    """What is wrong with a ledger; empty if nothing is."""
+    results = [row[0] for row in ledger.db.execute("pragma integrity_check").fetchall()]
+    problems = [f"scen.db: {result}" for result in results if result != "ok"]
     problems += schema_problems(ledger.db)
-    return problems or log_problems(ledger)  # of other tables the log could say nothing
+    return problems or log_problems(ledger)  # the log says nothing about other tables
 
 
 def log_problems(ledger: Ledger) -> list[str]:
-    """Where the event log is not the chain that it was, and where the tables say other than it tells."""
+    """Where the event log's chain is broken, and where the tables contradict the events."""
     try:
-        return _log_problems(ledger)
-    except (LookupError, TypeError, ValueError) as error:  # columns of another type than any that scen writes
+        events, edits, thresholds, evaluations, guard = (
+            list(ledger.db[table].rows_where(order_by="id"))
+            for table in ("events", "edits", "thresholds", "evaluations", "guard")
+        )
+        settings, problems = _settings(ledger)
+        expected = replay_events(events)
+        prompts = [(row["prompt"], row["split"], row["source"]) for row in guard]
+        digest = digest_of_guard(prompts) if guard or expected.guard is not None else None
+        problems += contradictions(expected, edits, thresholds, settings, evaluations, digest)
+        return chain_problems(events) + problems
+    except (LookupError, TypeError, ValueError) as error:  # a column holds a type that scen does not write
         return [f"the log or a row cannot be read: {error}"]
-
-
-def _log_problems(ledger: Ledger) -> list[str]:
-    events = list(ledger.db["events"].rows_where(order_by="id"))
-    settings, problems = _settings(ledger)
-    edits, thresholds, evaluations = (list(ledger.db[name].rows_where(order_by="id")) for name in TABLES)
-    guard = [(row["prompt"], row["split"], row["source"]) for row in ledger.db["guard"].rows_where(order_by="id")]
-    told = replay_events(events)
-    digest = digest_of_guard(guard) if guard or told.guard is not None else None
-    problems += contradictions(told, edits, thresholds, settings, evaluations, digest)
-    return chain_problems(events) + problems
 
 
 def _settings(ledger: Ledger) -> tuple[dict[str, Any], list[str]]:

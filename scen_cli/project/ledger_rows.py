@@ -1,4 +1,4 @@
-"""Rows of the ledger as the program knows them. A ledger is not believed: every row is checked as it is read."""
+"""Rows of the ledger as typed objects. A ledger from elsewhere is not trusted: each row is checked as it is read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic.dataclasses import dataclass
 
 from scen_cli.errors import VERIFY_HINT, DamageFound
 
-LISTS = ("rephrases", "expert_losses", "neuron_losses", "train_rephrases", "subject_forms")  # JSON, of an edit
-CHECKED = ConfigDict(strict=True)  # losses of an edit that failed may well be infinite
+LISTS = ("rephrases", "expert_losses", "neuron_losses", "train_rephrases", "subject_forms")  # JSON columns of an edit
+CHECKED = ConfigDict(strict=True)  # losses of a failed edit may be infinite
 FINITE = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=CHECKED)
 class Edit:
-    """One row of the `edits` table."""
+    """One row of the `edits` table; `migrations.py` describes the columns."""
 
     id: int
     prompt: str
@@ -47,20 +47,31 @@ class Edit:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Edit:
-        """Raises `DamageFound` for a row that holds something else than it must."""
-        lists = {name: decoded(f"`{name}` of edit {row['id']}", row[name] or "[]") for name in LISTS}
+        """Raises `DamageFound` if a column holds another type."""
+        lists = {name: decoded(f"`{name}` of edit {row['id']}", row[name]) for name in LISTS}
         try:
             subject_forms = tuple(map(tuple, lists.pop("subject_forms")))
             tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in lists.items()}
-            return cls(**{**row, **tuples, "subject_forms": subject_forms})
+            columns = {name: row[name] for name in cls.__dataclass_fields__}
+            return cls(**{**columns, **tuples, "subject_forms": subject_forms})
         except (TypeError, ValueError, RecursionError) as error:
             raise unreadable(f"edit {row.get('id')}", error) from error
 
 
 @dataclass(frozen=True, config=FINITE)
 class Threshold:
-    """One row of the history of theta. A calibrated one knows the rate of `false_activation` it was set for,
-    the rate to expect on fresh prompts with its 95 % interval, and how many guard prompts it was calibrated on."""
+    """One row of the threshold's history.
+
+    Attributes:
+        theta: The threshold.
+        chosen_by: `init`, `calibration` or `hand`.
+        created: UTC, ISO 8601.
+        false_activation: The false-activation rate that it was calibrated for; None if it was not calibrated.
+        fpr_expected: The rate to expect on fresh prompts.
+        fpr_low: Lower end of its 95 % interval.
+        fpr_high: Upper end.
+        n_guard: How many guard prompts it was calibrated on.
+    """
 
     theta: float
     chosen_by: str
@@ -73,17 +84,20 @@ class Threshold:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Threshold:
-        """Raises `DamageFound` for a row that holds something else than it must."""
+        """Raises `DamageFound` if a column holds another type."""
         try:
-            return cls(**{name: row[name] for name in row if name != "id"})
+            return cls(**{name: row[name] for name in cls.__dataclass_fields__})
         except ValidationError as error:
             raise unreadable("theta", error) from error
 
 
 @dataclass(frozen=True, config=CHECKED)
 class GuardPrompt:
-    """A prompt that must stay the base's own, and its `split`: `fit` (neurons may learn from it), `calibration`
-    (theta is set by it) or `report` (neither: what is said of theta is tried on it)."""
+    """A prompt that no edit may claim, and its `split`.
+
+    Neurons may be fitted on the `fit` split, the threshold is calibrated on `calibration`, and the false-activation
+    rate is measured on `report`.
+    """
 
     id: int
     prompt: str
@@ -92,7 +106,7 @@ class GuardPrompt:
 
 
 def decoded(what: str, text: Any) -> Any:
-    """The JSON of a column. Raises `DamageFound`, which says of what it is, if it is none."""
+    """The JSON of a column. Raises `DamageFound`, naming `what`, if it is not JSON."""
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
@@ -100,9 +114,9 @@ def decoded(what: str, text: Any) -> Any:
 
 
 def unreadable(what: str, error: object) -> DamageFound:
-    """What to raise for a split of the ledger that is not what it must be."""
-    said = str(error).splitlines()
+    """The error to raise for a part of the ledger that cannot be read."""
+    lines = str(error).splitlines()
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        said = [f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"]
-    return DamageFound(f"{what} in `scen.db` cannot be read: {said[0] if said else error!r}", hint=VERIFY_HINT)
+        lines = [f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"]
+    return DamageFound(f"{what} in `scen.db` cannot be read: {lines[0] if lines else error!r}", hint=VERIFY_HINT)

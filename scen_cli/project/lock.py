@@ -1,4 +1,4 @@
-"""One writer at a time. The lock is the operating system's: it goes with the process that held it."""
+"""One writer at a time. The operating system releases the lock when the process that holds it ends."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from scen_cli.errors import ProjectLocked
 from scen_cli.project.disk import write_file
 
 LOCK = "scen.lock"
-HOLDER = "scen.lock.holder"  # who has the lock, for the message to who has not
-AT_LEAST = 1.0  # seconds to wait for a lock: another command may be about to end
+HOLDER = "scen.lock.holder"  # names the process that holds the lock, for the message to others
+MIN_WAIT = 1.0  # seconds to wait for the lock at least: another command may be about to end
 
 
 @contextmanager
-def locked(folder: Path, wait: float = AT_LEAST) -> Iterator[None]:
-    """Hold a project's lock, waiting so many seconds for it. Raises `ProjectLocked`, naming the holder."""
+def locked(folder: Path, wait: float = MIN_WAIT) -> Iterator[None]:
+    """Hold a project's lock. Waits up to `wait` seconds for it, then raises `ProjectLocked`, which names the holder."""
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=wait if wait > AT_LEAST else AT_LEAST)
+        lock.acquire(timeout=max(wait, MIN_WAIT))
     except Timeout as error:
         raise ProjectLocked(
             f"{_holder(folder)} is writing to this project",
             hint="wait for it to end, then run again; `--wait SECONDS` waits for it",
         ) from error
     try:
-        with suppress(OSError):  # a full disk must not keep anybody from making room on it
+        with suppress(OSError):  # `scen gc` must be able to make room on a full disk
             write_file(folder / HOLDER, f"process {os.getpid()}\n".encode())
         yield
     finally:
@@ -37,13 +37,13 @@ def locked(folder: Path, wait: float = AT_LEAST) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether somebody holds a project's lock right now."""
+    """Whether a process holds a project's lock right now."""
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    except OSError:  # a folder that may only be read: nobody writes to it either
+    except OSError:  # the folder is read-only: nobody writes to it
         return False
     lock.release()
     return False

@@ -1,6 +1,6 @@
-"""What a method other than SCEN has learned: one file for all edits, which each batch of them replaces.
+"""What a method other than SCEN has learned: one file for all edits. Each batch of edits replaces it.
 
-method-<sha8>.safetensors    whatever the method keeps: hook layers, LoRA blocks, a vector database
+method-<sha8>.safetensors    what the method keeps: hook layers, LoRA blocks, a vector database
 """
 
 from __future__ import annotations
@@ -14,67 +14,59 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
-from scen_cli.errors import VERIFY_HINT, DamageFound
+from scen_cli.errors import DamageFound
 from scen_cli.project import disk
+from scen_cli.project.event_log import STATE_FIELDS
 from scen_cli.project.ledger import Ledger
-from scen_cli.project.tensor_files import RESTORE_IT, StoredFile, regular
+from scen_cli.project.tensor_files import RESTORE_HINT, StoredFile, regular, write_tensors
 
 STATE_FILE = re.compile(r"method-[0-9a-f]{8}\.safetensors")
 STATE_FORMAT = "scen-method-1"
 
 
 def write_state(folder: Path, method: str, tensors: Mapping[str, np.ndarray]) -> StoredFile:
-    """Write the file durably; it counts once `put_state` has put it into the ledger."""
-    arrays = {name: array.copy(order="C") for name, array in tensors.items()}  # (`ascontiguousarray` knows no scalars)
-    content = save(arrays, metadata={"scen": json.dumps({"format": STATE_FORMAT, "method": method})})
-    sha256 = hashlib.sha256(content).hexdigest()
-    stored = StoredFile(f"method-{sha256[:8]}.safetensors", sha256, len(content))
-    disk.write_durably(folder / stored.name, content)
-    return stored
+    """Write the file durably. It counts once `put_state` has recorded it."""
+    return write_tensors(folder, "method", tensors, {"format": STATE_FORMAT, "method": method})
 
 
 def put_state(ledger: Ledger, stored: StoredFile, edits: list[int]) -> None:
-    """Put the file into the ledger in place of the one before; `edits` are those it has learned since. One transaction,
-    or part of the caller's."""
-    told: dict[str, Any] = {"file": stored.name, "sha256": stored.sha256, "size": stored.size}
-    with ledger.change("state", edits=edits, **told):
-        ledger.db["settings"].insert({"name": "state", "value": json.dumps(told)}, replace=True)
+    """Record the file in the ledger in place of the previous one, in one transaction or as part of the caller's.
+
+    Args:
+        ledger: The ledger.
+        stored: The file.
+        edits: The edits that the method has learned since the previous file.
+    """
+    payload: dict[str, Any] = {"file": stored.name, "sha256": stored.sha256, "size": stored.size}
+    with ledger.change("state", edits=edits, **payload):
+        ledger.db["settings"].insert({"name": "state", "value": json.dumps(payload)}, replace=True)
 
 
 def remove_older(folder: Path, ledger: Ledger) -> None:
     """Remove the files of earlier states."""
-    kept = state_setting(ledger)
-    for old in folder.glob("method-*"):
-        if STATE_FILE.fullmatch(old.name) and kept is not None and old.name != kept["file"]:
-            disk.remove(old)
+    setting = state_setting(ledger)
+    for path in folder.glob("method-*"):
+        if STATE_FILE.fullmatch(path.name) and setting is not None and path.name != setting["file"]:
+            disk.remove(path)
 
 
 def state_setting(ledger: Ledger) -> dict[str, Any] | None:
-    """What the settings say of the state, if there is one. Raises `DamageFound` if that names no file of a state."""
-    kept = ledger.settings().get("state")
-    if kept is None:
-        return None
-    if not isinstance(kept, dict) or set(kept) != {"file", "sha256", "size"} or not _is_name(kept["file"]):
-        raise DamageFound("setting `state` in `scen.db` names no file of a state", hint=VERIFY_HINT)
-    return kept
-
-
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and STATE_FILE.fullmatch(name) is not None
+    """The setting that names the state's file, if there is a state. Raises `DamageFound` for a malformed one."""
+    return ledger.file_setting("state", STATE_FILE, STATE_FIELDS)
 
 
 def read_state(folder: Path, ledger: Ledger) -> dict[str, np.ndarray] | None:
     """What the method has learned. Raises `DamageFound` if the file is not what was committed."""
     while True:
-        kept = state_setting(ledger)
-        if kept is None:
+        setting = state_setting(ledger)
+        if setting is None:
             return None
         try:
-            return _read(folder, str(kept["file"]), str(kept["sha256"]))
+            return _read(folder, str(setting["file"]), str(setting["sha256"]))
         except DamageFound:
-            if state_setting(ledger) == kept:  # else a writer has put another in its place meanwhile
+            if state_setting(ledger) == setting:  # else a writer has replaced the file since: read the new one
                 raise
 
 
@@ -82,8 +74,7 @@ def _read(folder: Path, name: str, sha256: str) -> dict[str, np.ndarray]:
     try:
         content = regular(folder, name).read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise DamageFound(f"`{name}` is not what was committed", hint=RESTORE_IT)
-        arrays: dict[str, np.ndarray] = load(content)
+            raise DamageFound(f"`{name}` is not what was committed", hint=RESTORE_HINT)
+        return dict(load(content))
     except (OSError, SafetensorError, TypeError, ValueError) as error:
-        raise DamageFound(f"`{name}` cannot be read: {error}", hint=RESTORE_IT) from error
-    return arrays
+        raise DamageFound(f"`{name}` cannot be read: {error}", hint=RESTORE_HINT) from error

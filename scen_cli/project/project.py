@@ -1,12 +1,12 @@
-"""A project folder and the one door to it.
+"""A project folder, and the class that reads and writes it.
 
 myproject/
   scen.db                          the ledger
   scen.db.sha256                   its seal
   edits/000001-<sha8>.safetensors  expert, indexing neuron and key of one edit
-  guard-<sha8>.safetensors         keys of prompts that must stay the base's own
-  merged.safetensors               W_merge: a cache, rebuilt from the files at will
-  method-<sha8>.safetensors        in place of edits' files, if the project edits by another method than SCEN
+  guard-<sha8>.safetensors         keys of prompts that no edit may claim
+  merged.safetensors               W_merge: a cache, which can be rebuilt from the edit files
+  method-<sha8>.safetensors        instead of edit files, if the project edits by another method than SCEN
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ import numpy as np
 
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project import disk, w_merge
-from scen_cli.project.commit_rows import TrainedEdit, TrainingStats, edit_row
-from scen_cli.project.edit_files import EditFiles
-from scen_cli.project.event_log import digest_of_row, digest_of_rows
+from scen_cli.project.commit_rows import TrainedEdit, TrainingStats, edit_row, insert_edit, superseded_edits
+from scen_cli.project.edit_files import EditFiles, EditTensors, LowRankArrays, write_edit
+from scen_cli.project.event_log import digest_of_rows
 from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, add_guard, read_guard, write_guard_file
 from scen_cli.project.ledger import Ledger, now
 from scen_cli.project.ledger_rows import Edit, Threshold
-from scen_cli.project.lock import AT_LEAST, locked
+from scen_cli.project.lock import MIN_WAIT, locked
 from scen_cli.project.method_state import put_state, write_state
 from scen_cli.project.seal import LEDGER, seal
-from scen_cli.project.settings import check_settings
-from scen_cli.project.tensor_files import (
-    EditTensors,
-    LowRankArrays,
-    StoredFile,
-    write_edit,
-)
+from scen_cli.project.settings import read_settings
+from scen_cli.project.tensor_files import StoredFile
 from scen_cli.project.w_merge import MergedNeurons
 
 
 class Project:
-    """Opens one project folder. Reading needs no lock; writing needs `with project.writing():`."""
+    """One project folder. Reading needs no lock; writing needs `with project.writing():`."""
 
-    def __init__(self, folder: Path | str, author: str | None = None, wait: float = AT_LEAST) -> None:
-        """`author` stands beside every change (git's user or the login, unless it is given); `wait`: seconds that
-        `writing` waits for another writer.
+    def __init__(self, folder: Path | str, author: str | None = None, wait: float = MIN_WAIT) -> None:
+        """Open a project.
 
-        Raises `NoProject`, `DamageFound` for a ledger that is not what scen writes, and `UsageError` for a project
-        that a newer scen made.
+        Args:
+            folder: The project's folder.
+            author: Recorded with every change; None for git's user or the login.
+            wait: Seconds that `writing` waits for another writer.
+
+        Raises:
+            NoProject: The folder holds no project.
+            DamageFound: The ledger is not what scen writes.
+            UsageError: A newer scen made the project.
         """
         self.folder, self.wait, self.is_writing = Path(folder), wait, False
         if not (self.folder / LEDGER).is_file() or (self.folder / LEDGER).is_symlink():
@@ -59,13 +60,12 @@ class Project:
                 hint="`scen init --model MODEL --layer N` makes one; `--dir DIR` opens one elsewhere",
             )
         self.ledger = Ledger(self.folder / LEDGER, author)
-        self.settings = self.ledger.settings()
-        check_settings(self.settings, self.folder / LEDGER)
-        self.ledger.check_settings(self.settings)
+        self.settings = read_settings(self.ledger)
         self.files = EditFiles(self.folder, self.settings["ffn_width"])
-        if self.ledger.updated and self.method is None:
-            with suppress(DamageFound, ProjectLocked, OSError), self.writing():
-                self.merge()
+        if self.ledger.migrated:
+            with suppress(DamageFound, ProjectLocked, OSError), self.writing():  # which seals the ledger
+                if self.method is None:
+                    self.merge()
 
     @classmethod
     def create(
@@ -77,28 +77,36 @@ class Project:
         author: str | None = None,
         state: Mapping[str, np.ndarray] | None = None,
     ) -> Project:
-        """Make a project. It appears whole or not at all: the ledger is built aside, then renamed. `state` is that of
-        a method other than SCEN, before its first edit.
+        """Create a project. It appears complete or not at all: the ledger is built under another name, then renamed.
 
-        Raises `UsageError` when the folder already holds a project.
+        Args:
+            folder: The project's folder.
+            settings: What stays fixed: base, layer, recipe.
+            theta: The first threshold.
+            guard: The guard, if the recipe needs one.
+            author: As in `Project`.
+            state: The first state of a method other than SCEN.
+
+        Raises:
+            UsageError: The folder already holds a project.
         """
         folder = Path(folder)
         refuse_existing(folder)
         disk.make_folder(folder / "edits")
         draft = folder / f"{LEDGER}.{os.getpid()}.new"
-        draft.unlink(missing_ok=True)  # of a process of the same number that was killed
+        draft.unlink(missing_ok=True)  # left by a killed process of the same number
         ledger = Ledger(draft, author)
         try:
-            with ledger.change("init", **settings) as told:
+            with ledger.change("init", **settings) as payload:
                 rows = ({"name": name, "value": json.dumps(value)} for name, value in settings.items())
                 ledger.db["settings"].insert_all(rows)
-                told["nonce"] = secrets.token_hex(8)  # two projects made alike in one second are two
-                told["threshold"] = ledger.set_threshold(Threshold(theta, "init", now()))["threshold"]
+                payload["nonce"] = secrets.token_hex(8)  # so that two equal projects of one second differ in their log
+                payload |= ledger.set_threshold(Threshold(theta, "init", now()))
             if guard is not None:
                 add_guard(ledger, guard, write_guard_file(folder, guard))
             if state is not None:
                 put_state(ledger, write_state(folder, settings["method"], state), [])
-            with locked(folder):  # two at once: one of them makes it
+            with locked(folder):  # of two processes, one creates the project
                 refuse_existing(folder)
                 seal(folder, ledger, draft.name)
                 ledger.close()
@@ -110,7 +118,7 @@ class Project:
 
     @property
     def method(self) -> str | None:
-        """The method other than SCEN that the project edits by, if it does."""
+        """The method that the project edits by; None for SCEN."""
         return self.settings.get("method")
 
     def close(self) -> None:
@@ -118,14 +126,14 @@ class Project:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the project's lock, and seal the ledger at the end. Raises `ProjectLocked`, naming the holder."""
+        """Hold the project's lock, and seal the ledger at the end. Raises `ProjectLocked`, which names the holder."""
         with locked(self.folder, self.wait):
             self.is_writing = True
             try:
                 yield
             finally:
                 self.is_writing = False
-                with suppress(OSError):  # what was committed stands: the seal is then old, and `verify --deep` says so
+                with suppress(OSError):  # the commits are on disk; `verify --deep` reports that the seal is out of date
                     seal(self.folder, self.ledger)
 
     def check_writing(self) -> None:
@@ -141,92 +149,83 @@ class Project:
         bias: float | None = None,
         threshold: Threshold | None = None,
     ) -> list[Edit]:
-        """Write one trained expert and its edits (one, unless they share it): the file first, then one
-        transaction with everything about them: the `bias` of their neuron, the `threshold` they call for.
+        """Write one trained expert and its edits: first the file, then all rows in one transaction.
 
-        An active edit of the same prompt becomes superseded, and so do those it says. A failed edit is recorded and
-        changes nothing; if all failed there are no `tensors`.
+        Args:
+            edits: The edits that share the expert, usually one. An active edit of the same prompt becomes superseded,
+                and so do the edits in `superseding`. A failed edit is recorded and changes nothing.
+            training: How they were trained.
+            tensors: The content of the file; None if all edits failed.
+            bias: The bias of the neuron.
+            threshold: The new threshold, if the edit raised it.
+
+        Returns:
+            The new edits.
         """
         self.check_writing()
-        first_id = self.ledger.next_edit_id()
-        ids = range(first_id, first_id + len(edits))
+        first = self.ledger.next_edit_id()
+        ids = list(range(first, first + len(edits)))
         expert = next((edit_id for edit_id, edit in zip(ids, edits, strict=True) if edit.active), None)
         stored = write_edit(self.folder, expert, tensors) if expert and tensors else None
         rank = tensors.expert.rank if tensors and isinstance(tensors.expert, LowRankArrays) else 0
-        leaving = [self.leaving(edit) if stored and edit.active else set() for edit in edits]
+        supersedes = [superseded_edits(self, edit) if stored and edit.active else [] for edit in edits]
         with self.ledger.db.atomic():
-            for edit_id, edit, replaced in zip(ids, edits, leaving, strict=True):
+            for edit_id, edit, older in zip(ids, edits, supersedes, strict=True):
                 file = stored if edit.active else None
-                row = edit_row(edit_id, expert, edit, training, file, len(edits), rank)
-                with self.ledger.change("edit" if file else "edit-failed", edit_id) as told:
-                    for older in replaced:
-                        self.ledger.db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
-                    self.ledger.db["edits"].insert({**row, "bias": bias if file else None})
-                    told |= self.event_payload(edit_id, sorted(replaced))
-                    if len(ids) > 1:
-                        told["together"] = list(ids)
-                    if file and threshold and edit_id == expert:
-                        told |= self.ledger.set_threshold(threshold)
+                state = "active" if file else "failed"
+                row = edit_row(edit_id, edit, training, len(edits), state, file, expert, rank, bias)
+                insert_edit(self, row, older, ids, threshold if file and edit_id == expert else None)
         return [self.find(edit_id) for edit_id in ids]
 
-    def event_payload(self, edit_id: int, supersedes: list[int]) -> dict[str, Any]:
-        """What an edit's event says: all of its row, in clear or by its digest, and what it was made with."""
-        row = dict(next(self.ledger.db["edits"].rows_where("id = ?", [edit_id])))
-        names = ("prompt", "target", "state", "superseded_by", "file", "sha256", "size", "bias", "activation", "rank")
-        told = {name: row[name] for name in (*names, "seed")}
-        base, recipe = self.settings.get("weights_digest"), self.settings["recipe"].get("name")
-        return {**told, "row": digest_of_row(row), "supersedes": supersedes, "base": base, "recipe": recipe}
-
-    def leaving(self, edit: TrainedEdit) -> set[int]:
-        """Edits active that one takes the place of."""
-        active = (older for older in edit.superseding if self.find(older).state == "active")
-        return {*self.ledger.active_edits_for(edit.record.prompt), *active}
-
     def set_threshold(self, threshold: Threshold) -> None:
-        """Put a active threshold."""
+        """Make a threshold the active one."""
         self.check_writing()
-        with self.ledger.change("calibrate") as told:
-            told |= self.ledger.set_threshold(threshold)
+        with self.ledger.change("calibrate") as payload:
+            payload |= self.ledger.set_threshold(threshold)
 
     def check_may_supersede(self, prompt: str) -> None:
-        """Raise `UsageError` if the edit that a prompt has now shares its expert with others: its neuron
-        would go on firing for it."""
+        """Raise `UsageError` if the prompt's active edit shares its expert: its neuron would stay active."""
         for edit in self.ledger.active_edits_for(prompt):
-            mates = self.ledger.sharing(edit)
-            if len(mates) > 1:
+            sharing = self.ledger.sharing(edit)
+            if len(sharing) > 1:
                 raise UsageError(
                     f"{prompt!r} is edit {edit}, which shares its expert with others: it cannot be superseded alone",
-                    hint=f"`scen revert {' '.join(map(str, mates))}`, then edit anew",
+                    hint=f"`scen revert {' '.join(map(str, sharing))}`, then edit again",
                 )
 
     def guard(self) -> Guard | None:
-        """The prompts that must stay the base's own, with their keys, if the project has any."""
+        """The guard, if the project has one."""
         return read_guard(self.folder, self.ledger)
 
     def set_guard(self, guard: NewGuard) -> None:
-        """Put a guard in the place of any other. What neurons were made with it stays as it is."""
+        """Replace the guard. Neurons that were fitted with the old one stay as they are."""
         self.check_writing()
-        add_guard(self.ledger, guard, write_guard_file(self.folder, guard))
-        for old in self.folder.glob("guard-*"):
-            if GUARD_FILE.fullmatch(old.name) and old.name != self.ledger.settings()["guard"]["file"]:
-                disk.remove(old)
+        stored = write_guard_file(self.folder, guard)
+        add_guard(self.ledger, guard, stored)
+        for path in self.folder.glob("guard-*"):
+            if GUARD_FILE.fullmatch(path.name) and path.name != stored.name:
+                disk.remove(path)
 
     def find(self, edit_id: int) -> Edit:
+        """An edit by its id. Raises `UsageError` if there is none."""
         edit = self.ledger.edit(edit_id)
         if edit is None:
             raise UsageError(f"there is no edit {edit_id}", hint="`scen status` lists the edits")
         return edit
 
     def merge(self) -> StoredFile:
-        """Rebuild `merged.safetensors` from the edit files (equation 9). Raises `UsageError` where there are none: in a
-        project that edits by another method than SCEN."""
+        """Rebuild `merged.safetensors` from the edit files (equation 9).
+
+        Raises:
+            UsageError: The project edits by another method than SCEN: it has no neurons.
+        """
         if self.method is not None:
             raise UsageError(f"this project edits by `{self.method}`: there are no neurons to merge")
         self.check_writing()
         return w_merge.rebuild_w_merge(self.folder, self.ledger, self.files)
 
     def w_merge(self) -> MergedNeurons:
-        """W_merge as the ledger says it is."""
+        """W_merge of the active edits."""
         return w_merge.load_w_merge(self.folder, self.ledger, self.files)
 
     def keys(self, edit: Edit) -> np.ndarray:
@@ -234,8 +233,11 @@ class Project:
         return self.files.keys(edit)
 
     def expert(self, edit_id: int) -> np.ndarray | LowRankArrays:
-        """The expert of one edit: (d, h) in W_down's place, or what is added to it. Raises `DamageFound` if the file
-        is not, byte for byte, the one that was committed."""
+        """The expert of an edit: (d, h), which replaces W_down, or low-rank, which is added to it.
+
+        Raises:
+            DamageFound: The file is not byte for byte what was committed.
+        """
         return self.files.expert(self.find(edit_id))
 
     def record_evaluation(
@@ -246,10 +248,20 @@ class Project:
         last_change: int,
         samples: list[dict[str, Any]],
     ) -> int:
-        """Keep figures, with the newest change of the ledger when they were begun, and every answer they
-        were counted from. Returns the evaluation's id."""
+        """Record an evaluation.
+
+        Args:
+            suite: The suite's name.
+            settings: How it was scored.
+            metrics: The figures.
+            last_change: `ledger.last_change()` when the evaluation began.
+            samples: Every prompt and its answers, which the figures count.
+
+        Returns:
+            The evaluation's id.
+        """
         self.check_writing()
-        with self.ledger.change("evaluation", suite=suite) as told:
+        with self.ledger.change("evaluation", suite=suite) as payload:
             row = {
                 "suite": suite,
                 "settings": json.dumps(settings),
@@ -258,9 +270,9 @@ class Project:
                 "samples": json.dumps(samples),
                 "created": now(),
             }
-            told["id"] = int(self.ledger.db["evaluations"].insert(row).last_pk)
-            told["row"] = digest_of_rows(self.ledger.db["evaluations"].rows_where("id = ?", [told["id"]]))
-        return int(told["id"])
+            payload["id"] = int(self.ledger.db["evaluations"].insert(row).last_pk)
+            payload["row"] = digest_of_rows(self.ledger.db["evaluations"].rows_where("id = ?", [payload["id"]]))
+        return int(payload["id"])
 
 
 def refuse_existing(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """The ledger's seal: the sha256 of `scen.db` as the last writer left it, and the newest hash of its log.
 
-SQLite keeps no sums of its pages. The seal names the file's change counter too, which every commit raises: a seal that
-is older than the ledger (its writer was killed) is told from a ledger that was changed behind SQLite's back. A ledger
-whose log does not know the sealed hash is an older copy of it, or another one: the files may be ahead of its rows.
+SQLite keeps no sums of its pages. The seal also records the file's change counter, which every commit raises: so a
+seal that is out of date (its writer was killed) is not confused with a ledger that was changed without SQLite. A
+ledger whose log lacks the sealed hash is an older copy, or another ledger: the files may be ahead of its rows.
 """
 
 from __future__ import annotations
@@ -17,49 +17,48 @@ from scen_cli.project.tensor_files import sha256_of
 
 LEDGER = "scen.db"
 SEAL = "scen.db.sha256"
-NAMES = {"counter", "sha256", "head"}
-LONGEST = 1000  # bytes
+FIELDS = {"counter", "sha256", "head"}
+MAX_BYTES = 1000
 
 
 def seal(folder: Path, ledger: Ledger, name: str = LEDGER) -> None:
-    """Write the seal if the ledger has changed since. Call with the project's lock, and no transaction open."""
+    """Write the seal if the ledger has changed since. Call with the project's lock and no open transaction."""
     counter = _counter(folder / name)
-    if _sealed(folder).get("counter") != counter:
-        kept = {"counter": counter, "sha256": sha256_of(folder / name), "head": ledger.head()}
-        write_durably(folder / SEAL, json.dumps(kept).encode())
+    if _read_seal(folder).get("counter") != counter:
+        content = {"counter": counter, "sha256": sha256_of(folder / name), "head": ledger.head()}
+        write_durably(folder / SEAL, json.dumps(content).encode())
 
 
 def rolled_back(folder: Path, ledger: Ledger) -> bool:
-    """Whether the ledger is not the one that was sealed, nor one that followed from it."""
-    head = _sealed(folder).get("head")
+    """Whether the ledger is neither the sealed one nor a later state of it."""
+    head = _read_seal(folder).get("head")
     return bool(head) and not ledger.has_event(str(head))
 
 
 def seal_problem(folder: Path) -> str | None:
     """What is wrong with the seal, if anything is."""
-    kept = _sealed(folder)
-    if not kept:
+    sealed = _read_seal(folder)
+    if not sealed:
         return "is missing or cannot be read"
-    if kept["counter"] != _counter(folder / LEDGER):
-        return "is of another state of the ledger: whoever wrote last did not end"
-    if kept["sha256"] != sha256_of(folder / LEDGER):
-        return f"is not that of `{LEDGER}`: bytes have changed that no commit changed"
+    if sealed["counter"] != _counter(folder / LEDGER):
+        return "is of another state of the ledger: the last writer was stopped"
+    if sealed["sha256"] != sha256_of(folder / LEDGER):
+        return f"is not that of `{LEDGER}`: bytes have changed without a commit"
     return None
 
 
-def _sealed(folder: Path) -> dict[str, Any]:
-    """The seal, empty if there is none that is whole."""
+def _read_seal(folder: Path) -> dict[str, Any]:
+    """The seal; empty if there is none or it is malformed."""
     path = folder / SEAL
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > LONGEST:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
             return {}
         content = path.read_bytes()
-        kept = json.loads(content)
+        sealed = json.loads(content)
     except (OSError, ValueError):
         return {}
-    if not isinstance(kept, dict) or set(kept) != NAMES or json.dumps(kept).encode() != content:
-        return {}
-    return kept
+    well_formed = isinstance(sealed, dict) and set(sealed) == FIELDS and json.dumps(sealed).encode() == content
+    return sealed if well_formed else {}
 
 
 def _counter(ledger: Path) -> int:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scen_cli.data.dataset_forms import parse_record
-from scen_cli.data.entries import read_as_they_are, read_entries
+from scen_cli.data.entries import parse_file, read_entries
 from scen_cli.data.records import EditRecord, Neighbour, Question
 from scen_cli.data.write_records import write_records
 
@@ -120,13 +120,13 @@ def test_a_field_that_is_wrong_is_named(base, change, problem):
     ],
 )
 def test_the_real_files(shared_data, tmp_path, name, form, records, prompts):
-    entries = read_as_they_are(str(shared_data / name))
+    entries = parse_file(str(shared_data / name))
     assert {entry.form for entry in entries} == {form}
     assert len(entries) == records
     assert [entry.problem for entry in entries if entry.problem] == []
     assert len({entry.record.prompt for entry in entries}) == prompts
     write_records(tmp_path / "own.jsonl", [entry.record for entry in entries])
-    assert [entry.record for entry in read_as_they_are(str(tmp_path / "own.jsonl"))] == [e.record for e in entries]
+    assert [entry.record for entry in parse_file(str(tmp_path / "own.jsonl"))] == [e.record for e in entries]
 
 
 def test_records_of_the_same_id_are_a_problem(tmp_path):
@@ -167,4 +167,4 @@ def test_what_is_written_reads_back_the_same(tmp_path, records, as_array):
         path.write_text(json.dumps([record.as_json() for record in records], indent=1), encoding="utf-8")
     else:
         write_records(path, records)
-    assert [entry.record for entry in read_as_they_are(str(path))] == records
+    assert [entry.record for entry in parse_file(str(path))] == records

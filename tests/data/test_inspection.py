@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from scen_cli.data.entries import read_as_they_are
+from scen_cli.data.entries import parse_file
 from scen_cli.data.inspection import NEAR, inspect, near_duplicates
 
 
@@ -20,7 +20,7 @@ def test_counts_repeats_and_conflicts(tmp_path):
     again = {**first, "rephrases": [], "locality": [{"prompt": "Who led Y?"}]}
     lines = [first, near, {**near, "target": "Di"}, again, {"prompt": "Z?"}]
     path.write_text("\n".join(map(json.dumps, lines)))
-    found = inspect(read_as_they_are(str(path)), ["Where is Z?", "X was led by"])
+    found = inspect(parse_file(str(path)), ["Where is Z?", "X was led by"])
     assert found.forms == {"scen": 4}
     assert (found.records, found.distinct_prompts) == (4, 2)
     assert found.problems == ["a.jsonl:5: `target` is missing"]
@@ -42,7 +42,7 @@ def test_counts_repeats_and_conflicts(tmp_path):
     [("zsre/ZsRE-test-all.json", 10, 0), ("counterfact/wiki_counterfact-train.json", 0, 54)],
 )
 def test_what_the_readme_says_of_the_real_files(shared_data, name, conflicts, edited):
-    found = inspect(read_as_they_are(str(shared_data / name)))
+    found = inspect(parse_file(str(shared_data / name)))
     assert (len(found.conflicts), found.locality_edited) == (conflicts, edited)
 
 

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from scen_cli.data.json_stream import LONGEST_RECORD, read_items
+from scen_cli.data.json_stream import MAX_RECORD, read_items
 from scen_cli.errors import UsageError
 
 
@@ -53,7 +53,7 @@ def test_a_record_without_end(tmp_path):
     long = '{"prompt": "' + "x" * (10 << 20) + '", "target": "y"}'
     [(place, problem), after] = items(tmp_path / "a.jsonl", long + '\n{"prompt": "a"}\n')
     assert place == 1
-    assert str(problem) == f"longer than {LONGEST_RECORD} characters"
+    assert str(problem) == f"longer than {MAX_RECORD} characters"
     assert after == (2, {"prompt": "a"})
     with pytest.raises(UsageError, match="record on line 1 is over"):
         items(tmp_path / "a.json", f"[{long}]")

@@ -19,7 +19,7 @@ from scen_cli.errors import UsageError
 from scen_cli.project.ledger import now
 from scen_cli.project.ledger_rows import Threshold
 from scen_cli.project.project import Project
-from scen_cli.project.unused_files import collect, garbage
+from scen_cli.project.unused_files import find_unused_files, remove_unused_files
 
 FACTS = [record.model_copy(update={"rephrases": ()}) for record in demo_edits()[:6]]
 NAMES = "id prompt target state superseded_by sha256 size bias activation rank expert".split()  # of an edit
@@ -92,7 +92,7 @@ def make_smaller(folder: Path, base: Any) -> None:
 def collect_garbage(folder: Path, _base: Any) -> None:
     project = Project(folder, author="tester")
     with project.writing():
-        collect(project, garbage(project))
+        remove_unused_files(project, find_unused_files(project))
 
 
 def evaluate(folder: Path, _base: Any) -> None:

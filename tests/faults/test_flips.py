@@ -13,8 +13,8 @@ from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.project.check import verify
 from scen_cli.project.guard import GuardTensors, NewGuard
 from scen_cli.project.project import Project, TrainedEdit, TrainingStats
-from scen_cli.project.tensor_files import EditTensors, LowRankArrays
-from tests.conftest import take_back, writing
+from scen_cli.project.edit_files import EditTensors, LowRankArrays
+from tests.conftest import revert, writing
 from tests.project.test_project import SETTINGS, D, H, commit
 
 pytestmark = pytest.mark.faults
@@ -40,7 +40,7 @@ def project(tmp_path):
             made.commit([trained], TrainingStats(3, 0.1), EditTensors(expert, keys[3], keys[4]), 0.0)
         with writing(made):
             made.record_evaluation("mine", {}, {"figures": {}}, made.ledger.last_change(), [{"prompt": "x"}])
-        take_back(made, 2)
+        revert(made, 2)
     made.close()
     return tmp_path / "p"
 

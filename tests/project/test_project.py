@@ -13,10 +13,11 @@ from scen_cli.cli.failures import explain
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project.check import repair, verify
+from scen_cli.project.edit_files import EditTensors, write_edit
 from scen_cli.project.project import Project, TrainedEdit, TrainingStats
 from scen_cli.project.settings import FORMAT
-from scen_cli.project.tensor_files import EditTensors, read_tensors, write_edit
-from tests.conftest import take_back, writing
+from scen_cli.project.tensor_files import read_tensors
+from tests.conftest import revert, writing
 
 H, D = 12, 5
 SETTINGS = {"format": FORMAT, "model": "x", "ffn_width": H, "layer": 1, "recipe": {"theta": 0.65}}
@@ -27,9 +28,10 @@ def project(tmp_path):
     return Project.create(tmp_path / "p", SETTINGS, theta=0.65)
 
 
-def commit(project, prompt, target="t", number=None):
+def commit(project, prompt, target="t", number=None, width=H):
+    """Commit an edit with random tensors; `number` is their seed. Returns (edit, tensors)."""
     rng = np.random.default_rng(len(prompt) if number is None else number)
-    shapes = {"expert": (D, H), "neuron": (H,), "key": (H,)}
+    shapes = {"expert": (D, width), "neuron": (width,), "key": (width,)}
     tensors = EditTensors(**{name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()})
     training = TrainingStats(seed=1, seconds=0.5, expert_losses=[2.0, 1.0])
     record = EditRecord(prompt=prompt, target=target, rephrases=("r",))
@@ -38,12 +40,12 @@ def commit(project, prompt, target="t", number=None):
         return project.commit([trained], training, tensors)[0], tensors
 
 
-def test_a_folder_without_a_project(tmp_path):
+def test_open_refuses_a_folder_without_a_project(tmp_path):
     with pytest.raises(NoProject, match="no scen project"):
         Project(tmp_path)
 
 
-def test_a_second_project_in_the_same_folder_is_refused(project):
+def test_create_refuses_a_folder_with_a_project(project):
     with pytest.raises(UsageError, match="already holds a project"):
         Project.create(project.folder, {}, theta=0.5)
 
@@ -61,14 +63,14 @@ def test_a_committed_edit_reads_back_exactly(project):
     assert (edit.sha256, edit.size) == (hashlib.sha256(content).hexdigest(), len(content))
 
 
-def test_a_transposed_expert_is_stored_as_it_looks_not_as_it_lies(tmp_path):
+def test_a_transposed_expert_is_stored_in_its_logical_order(tmp_path):
     expert = np.arange(D * H, dtype=np.float32).reshape(H, D).T
     (tmp_path / "edits").mkdir()
     stored = write_edit(tmp_path, 1, EditTensors(expert, np.zeros(H, np.float32), np.zeros(H, np.float32)))
     assert np.array_equal(read_tensors(tmp_path, stored.name, ("expert",))[0], expert)
 
 
-def test_merge_stacks_the_neurons_in_edit_order_and_always_gives_the_same_bytes(project):
+def test_merge_stacks_neurons_in_edit_order_with_the_same_bytes_each_time(project):
     tensors = [commit(project, f"Who {n}?", number=n)[1] for n in range(4)]
     with writing(project):
         digests = {project.merge().sha256 for _ in range(5)}
@@ -78,7 +80,7 @@ def test_merge_stacks_the_neurons_in_edit_order_and_always_gives_the_same_bytes(
     assert np.array_equal(merged.neurons, np.stack([t.neuron for t in tensors]))
 
 
-def test_an_old_merged_file_is_not_believed(project):
+def test_an_outdated_merged_file_is_not_used(project):
     commit(project, "Who?")
     with writing(project):
         project.merge()
@@ -88,13 +90,13 @@ def test_an_old_merged_file_is_not_believed(project):
     assert project.w_merge().experts == [1, 2]
 
 
-def test_merge_without_edits(project):
+def test_merge_without_edits_is_empty(project):
     with writing(project):
         project.merge()
     assert project.w_merge().neurons.shape == (0, H)
 
 
-def test_the_same_prompt_supersedes_and_says_so(project):
+def test_an_edit_supersedes_the_active_edit_of_its_prompt(project):
     first, _ = commit(project, "Who?", "Ada", 1)
     commit(project, "Where?", "Oslo", 2)
     second, _ = commit(project, "Who?", "Eva", 3)
@@ -104,26 +106,26 @@ def test_the_same_prompt_supersedes_and_says_so(project):
     assert project.w_merge().experts == [2, 3]
 
 
-def test_revert_takes_one_edit_out_and_keeps_its_record_and_file(project):
+def test_revert_keeps_record_and_file(project):
     edits = [commit(project, f"Who {n}?", number=n)[0] for n in range(3)]
     before = (project.folder / edits[1].file).read_bytes()
-    assert take_back(project, 2)[0].state == "reverted"
+    assert revert(project, 2)[0].state == "reverted"
     assert project.w_merge().experts == [1, 3]
     assert (project.folder / edits[1].file).read_bytes() == before
     assert project.find(2).prompt == "Who 1?"
     with pytest.raises(UsageError, match="edit 2 is not active: it is reverted"):
-        take_back(project, 2)
+        revert(project, 2)
     with pytest.raises(UsageError, match="there is no edit 9"):
-        take_back(project, 9)
+        revert(project, 9)
 
 
-def test_revert_works_while_another_edits_file_is_lost(project):
+def test_revert_works_while_the_file_of_another_edit_is_missing(project):
     edits = [commit(project, f"Who {n}?", number=n)[0] for n in range(2)]
     (project.folder / edits[1].file).unlink()
-    assert take_back(project, 1)[0].state == "reverted"
+    assert revert(project, 1)[0].state == "reverted"
 
 
-def test_a_failed_edit_leaves_what_it_would_have_replaced(project):
+def test_a_failed_edit_supersedes_nothing(project):
     commit(project, "Who?", "Ada")
     reason = "2 of 3 target tokens are still wrong"
     trained = TrainedEdit(EditRecord(prompt="Who?", target="Eva"), SourceLine("b", 1), False, reason=reason)
@@ -136,32 +138,32 @@ def test_a_failed_edit_leaves_what_it_would_have_replaced(project):
 
 
 class TestVerify:
-    def test_whole(self, project):
+    def test_an_intact_project_has_no_problems(self, project):
         commit(project, "Who?")
         with writing(project):
             project.merge()
         assert verify(project) == []
 
-    @pytest.mark.parametrize("harm", ["byte", "cut", "gone"])
-    def test_a_harmed_file_is_named_with_its_edit(self, project, harm):
+    @pytest.mark.parametrize("damage", ["byte", "truncated", "missing"])
+    def test_a_damaged_file_is_named_with_its_edit(self, project, damage):
         edit, _ = commit(project, "Who?")
         path = project.folder / edit.file
         content = bytearray(path.read_bytes())
-        if harm == "byte":
+        if damage == "byte":
             content[-1] ^= 1
             path.write_bytes(content)
-        elif harm == "cut":
+        elif damage == "truncated":
             path.write_bytes(content[:-7])
         else:
             path.unlink()
         problems = verify(project, deep=True)
         assert [problem.where for problem in problems if problem.kind == "damage"] == [edit.file]
         assert "edit 1" in problems[0].what
-        assert verify(project) == ([] if harm == "byte" else problems[:1])  # the quick look reads no content
+        assert verify(project) == ([] if damage == "byte" else problems[:1])  # without `deep` no content is read
         with writing(project):
-            assert repair(project) == []  # nothing here can be put right without loss
+            assert repair(project) == []  # nothing can be repaired here
 
-    def test_a_stray_file_and_a_wrong_merge_are_repaired(self, project):
+    def test_repair_removes_a_stray_file_and_rebuilds_a_damaged_merge(self, project):
         commit(project, "Who?")
         with writing(project):
             project.merge()
@@ -177,7 +179,7 @@ class TestVerify:
         assert verify(project) == []
         assert not stray.exists()
 
-    def test_a_rewritten_event_breaks_the_chain(self, project):
+    def test_a_changed_event_breaks_the_chain(self, project):
         commit(project, "Who?")
         commit(project, "Where?")
         with sqlite3.connect(project.folder / "scen.db") as db:
@@ -187,29 +189,28 @@ class TestVerify:
         ]
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "problem"),
         [
             ("update edits set target = 'Mars' where id = 1", "edit 1 is not as it was committed: target"),
             ("update thresholds set theta = 0.01", "theta is 0.01; it was set to 0.65"),
             ("update edits set file = null where id = 1", "edit 1 is active but has no file"),
         ],
     )
-    def test_a_doctored_ledger(self, project, change, said):
+    def test_a_changed_row_contradicts_the_log(self, project, change, problem):
         commit(project, "Who?")
         with sqlite3.connect(project.folder / "scen.db") as db:
             db.execute(change)
-        assert said in [problem.what for problem in verify(project)]
+        assert problem in [found.what for found in verify(project)]
 
 
-def test_a_ledger_that_is_no_database(project):
+def test_open_refuses_a_ledger_that_is_not_a_database(project):
     project.close()
     (project.folder / "scen.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(DamageFound, match="not a readable ledger"):
         Project(project.folder)
 
 
-def test_an_expert_that_is_not_the_committed_one_is_refused(project):
-    """One edit's file over another's: both are whole, and one of them is the wrong one."""
+def test_an_intact_file_of_another_edit_is_refused(project):
     first, _ = commit(project, "Who?", number=1)
     second, _ = commit(project, "Where?", number=2)
     (project.folder / first.file).write_bytes((project.folder / second.file).read_bytes())
@@ -217,7 +218,7 @@ def test_an_expert_that_is_not_the_committed_one_is_refused(project):
         project.expert(1)
 
 
-def test_an_unreadable_merged_file_is_made_anew(project):
+def test_repair_rebuilds_an_unreadable_merged_file(project):
     commit(project, "Who?")
     (project.folder / "merged.safetensors").write_bytes(b"junk")
     assert project.w_merge().experts == [1]
@@ -227,7 +228,7 @@ def test_an_unreadable_merged_file_is_made_anew(project):
     assert verify(project) == []
 
 
-def test_an_empty_ledger_and_one_of_a_newer_scen(tmp_path):
+def test_open_refuses_an_empty_ledger_and_a_newer_format(tmp_path):
     (tmp_path / "scen.db").touch()
     with pytest.raises(DamageFound, match="holds no project"):
         Project(tmp_path)
@@ -238,7 +239,7 @@ def test_an_empty_ledger_and_one_of_a_newer_scen(tmp_path):
         Project(tmp_path / "new")
 
 
-def test_a_locked_ledger_is_not_called_damaged(project, monkeypatch):
+def test_a_locked_ledger_is_not_reported_as_damaged(project, monkeypatch):
     other = sqlite3.connect(project.folder / "scen.db")
     other.execute("begin exclusive")
     monkeypatch.setattr("scen_cli.project.ledger.BUSY_SECONDS", 0.1)
@@ -256,16 +257,16 @@ def _create(folder, outcomes):
         outcomes.put("refused")
 
 
-def test_of_several_inits_at_once_one_makes_the_project(tmp_path):
+def test_one_of_several_concurrent_inits_creates_the_project(tmp_path):
     context = multiprocessing.get_context("fork")
     outcomes = context.Queue()
-    racers = [context.Process(target=_create, args=(tmp_path / "p", outcomes)) for _ in range(6)]
-    for racer in racers:
-        racer.start()
-    told = sorted(outcomes.get(timeout=30) for _ in racers)
-    for racer in racers:
-        racer.join()
-    assert told == ["made"] + ["refused"] * 5
+    processes = [context.Process(target=_create, args=(tmp_path / "p", outcomes)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    results = sorted(outcomes.get(timeout=30) for _ in processes)
+    for process in processes:
+        process.join()
+    assert results == ["made"] + ["refused"] * 5
     assert verify(Project(tmp_path / "p")) == []
 
 
@@ -282,7 +283,7 @@ def _hold(folder, held, release):
         release.wait(30)
 
 
-def test_a_second_writer_is_told_who_holds_the_project(project):
+def test_a_second_writer_learns_which_process_holds_the_lock(project):
     context = multiprocessing.get_context("fork")
     held, release = context.Event(), context.Event()
     holder = context.Process(target=_hold, args=(project.folder, held, release))
@@ -296,8 +297,8 @@ def test_a_second_writer_is_told_who_holds_the_project(project):
         pass
 
 
-def test_a_neuron_that_is_not_what_was_committed_is_damage_and_no_old_cache(project):
-    """The quick look reads neurons, and names the edit."""
+def test_a_changed_neuron_is_damage_of_its_edit(project):
+    """`verify` reads neurons even without `deep`: the cache is not reported as outdated instead."""
     edit, tensors = commit(project, "Who?", number=1)
     with writing(project):
         project.merge()

@@ -1,0 +1,192 @@
+"""What can be read from the ledger. Its rows are not trusted: each is checked as it is read."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sqlite_utils import Database
+
+from scen_cli.errors import VERIFY_HINT, DamageFound
+from scen_cli.project.event_log import SIGNED
+from scen_cli.project.ledger_rows import Edit, GuardPrompt, Threshold, decoded, unreadable
+
+CHANGES = "'edit', 'edit-failed', 'revert', 'calibrate', 'compress'"  # events that may change an answer
+
+
+class LedgerQueries:
+    """The queries of `Ledger`. All of them raise `DamageFound` for a row that cannot be read."""
+
+    db: Database
+
+    def settings(self) -> dict[str, Any]:
+        return {row["name"]: decoded(f"setting `{row['name']}`", row["value"]) for row in self.db["settings"].rows}
+
+    def file_setting(self, name: str, pattern: re.Pattern[str], fields: tuple[str, ...]) -> dict[str, Any] | None:
+        """A setting that names a file, such as the guard's; None if the project has no such file.
+
+        Args:
+            name: The setting.
+            pattern: What its `file` must match.
+            fields: The fields that it must have.
+        """
+        setting = self.settings().get(name)
+        well_formed = (
+            isinstance(setting, dict) and set(setting) == set(fields) and pattern.fullmatch(str(setting["file"]))
+        )
+        if setting is not None and not well_formed:
+            raise DamageFound(f"setting `{name}` in `scen.db` names no file of a {name}", hint=VERIFY_HINT)
+        return setting
+
+    def edits(self, *states: str) -> list[Edit]:
+        """Edits in the given states (all edits if there are none), in the order they were made."""
+        where = f"state in ({','.join('?' * len(states))})" if states else None
+        return [Edit.from_row(row) for row in self.db["edits"].rows_where(where, states, order_by="id")]
+
+    def edit(self, edit_id: int) -> Edit | None:
+        return next((Edit.from_row(row) for row in self.db["edits"].rows_where("id = ?", [edit_id])), None)
+
+    def find_exact(self, prompt: str, target: str) -> list[Edit]:
+        """Edits of exactly this prompt and target, newest first."""
+        rows = self.db["edits"].rows_where("prompt = ? and target = ?", [prompt, target], order_by="id desc")
+        return [Edit.from_row(row) for row in rows]
+
+    def edits_superseded_by(self, edit_id: int) -> list[int]:
+        """Ids of the edits that an edit superseded."""
+        return self._ids("superseded_by = ? order by id", edit_id)
+
+    def active_edits_for(self, prompt: str) -> list[int]:
+        """Active edits of exactly this prompt."""
+        return self._ids("prompt = ? and state = 'active'", prompt)
+
+    def sharing(self, edit_id: int) -> list[int]:
+        """Active edits that have the same expert as this edit, which is one of them."""
+        own = "select expert from edits where id = ?"
+        return self._ids(f"state = 'active' and expert = ({own}) order by id", edit_id)
+
+    def active_prompts(self) -> list[tuple[int, str]]:
+        """(id, prompt) of each active edit, in order."""
+        return self.db.execute("select id, prompt from edits where state = 'active' order by id").fetchall()
+
+    def active_experts(self) -> dict[int, int]:
+        """The expert of each active edit: {edit: expert}, in order of the edits."""
+        return dict(self.db.execute("select id, expert from edits where state = 'active' order by id").fetchall())
+
+    def active_biases(self) -> dict[int, float]:
+        """The bias of each active expert's neuron: {expert: bias}."""
+        query = "select expert, max(bias) from edits where state = 'active' group by expert"
+        return {expert: bias or 0.0 for expert, bias in self._numbers("bias", query)}
+
+    def active_ranks(self) -> dict[int, int]:
+        """The rank of each active expert, 0 for a full one: {expert: rank}."""
+        query = "select expert, max(rank) from edits where state = 'active' group by expert"
+        return {expert: int(rank or 0) for expert, rank in self._numbers("rank", query)}
+
+    def active_subject_forms(self) -> dict[int, list[list[int]]]:
+        """How the subject of each active edit is tokenised: lists of token ids."""
+        query = "select id, subject_forms from edits where state = 'active'"
+        rows = self.db.execute(query).fetchall()
+        return {edit: decoded(f"`subject_forms` of edit {edit}", forms) for edit, forms in rows}
+
+    def min_own_activation(self) -> float | None:
+        """The lowest activation of an active edit's neuron on its own key; None if no edit is active."""
+        numbers = "typeof(activation) in ('real', 'integer')"
+        query = f"select 0, min(activation) from edits where state = 'active' and {numbers}"
+        return self._numbers("activation", query)[0][1]
+
+    def long_targets(self, size: int) -> list[tuple[str, str]]:
+        """(prompt, target) of active edits whose target has at least `size` bytes."""
+        query = "select prompt, target from edits where state = 'active' and length(cast(target as blob)) >= ?"
+        return self.db.execute(query, [size]).fetchall()
+
+    def next_edit_id(self) -> int:
+        return int(self.db.execute("select coalesce(max(id), 0) + 1 from edits").fetchone()[0])
+
+    def theta(self) -> float:
+        """The active threshold."""
+        return self.threshold().theta
+
+    def threshold(self) -> Threshold:
+        """The active threshold, and how it was chosen."""
+        return self.thresholds(1)[0]
+
+    def thresholds(self, newest: int | None = None) -> list[Threshold]:
+        """The history of the threshold, newest first; `newest` limits how many are returned."""
+        rows = list(self.db["thresholds"].rows_where(order_by="id desc", limit=newest))
+        if not rows:
+            raise unreadable("theta", "the table `thresholds` is empty")
+        return [Threshold.from_row(row) for row in rows]
+
+    def guard(self) -> list[GuardPrompt]:
+        """The guard prompts, in the order of the rows of their keys."""
+        try:
+            return [GuardPrompt(**row) for row in self.db["guard"].rows_where(order_by="id")]
+        except (TypeError, ValueError) as error:
+            raise unreadable("the guard", error) from error
+
+    def evaluation(self, evaluation_id: int) -> dict[str, Any] | None:
+        """One evaluation, with its `settings`, `metrics` and `samples` decoded."""
+        rows = self.db["evaluations"].rows_where("id = ?", [evaluation_id])
+        return next((_evaluation(row, "settings", "metrics", "samples") for row in rows), None)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Every evaluation without its samples, oldest first."""
+        columns = "id, suite, created, last_change, settings, metrics"
+        rows = self.db["evaluations"].rows_where(select=columns, order_by="id")
+        return [_evaluation(row, "settings", "metrics") for row in rows]
+
+    def current_evaluations(self) -> dict[str, dict[str, Any]]:
+        """Metrics of the newest evaluation of each suite, of those that scored the edits now active."""
+        rows = self.db["evaluations"].rows_where("last_change = ?", [self.last_change()], order_by="id")
+        return {row["suite"]: _evaluation(row, "metrics")["metrics"] for row in rows}
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event, its `detail` decoded, in order."""
+        events = list(self.db["events"].rows_where(order_by="id"))
+        for event in events:
+            if not all(isinstance(event[name], str) for name in ("created", "kind", "detail", "hash")):
+                raise unreadable(f"event {event['id']}", "a column does not hold text")
+        return [_event(event) for event in events]
+
+    def changes(self) -> list[dict[str, Any]]:
+        """The event that made the project, and the events that may change an answer, in order."""
+        return [_event(row) for row in self.db["events"].rows_where(f"kind in ('init', {CHANGES})", order_by="id")]
+
+    def last_change(self) -> int:
+        """Id of the newest event that may change an answer; 0 if there is none."""
+        row = self.db.execute(f"select id from events where kind in ({CHANGES}) order by id desc limit 1").fetchone()
+        return int(row[0]) if row else 0
+
+    def provenance(self, edit_id: int) -> dict[str, Any]:
+        """Who made an edit, with which version, recipe and base."""
+        rows = self.db["events"].rows_where("edit = ? and kind like 'edit%'", [edit_id], limit=1)
+        detail: dict[str, Any] = next((_event(row)["detail"] for row in rows), {})
+        return {name: detail.get(name) for name in (*SIGNED, "recipe", "base")}
+
+    def has_event(self, event_hash: str) -> bool:
+        """Whether an event of this hash is in the log."""
+        return self.db.execute("select 1 from events where hash = ?", [event_hash]).fetchone() is not None
+
+    def head(self) -> str:
+        """The newest event's hash, which stands for the whole log."""
+        row = self.db.execute("select hash from events order by id desc limit 1").fetchone()
+        return str(row[0]) if row else ""
+
+    def _ids(self, where: str, value: object) -> list[int]:
+        return [row[0] for row in self.db.execute(f"select id from edits where {where}", [value]).fetchall()]
+
+    def _numbers(self, what: str, query: str) -> list[tuple[int, float | None]]:
+        """(expert, number) of each row of a query."""
+        rows = self.db.execute(query).fetchall()
+        if wrong := [row for row in rows if not isinstance(row[1], int | float | None)]:
+            raise unreadable(f"the {what} of expert {wrong[0][0]}", wrong[0][1])
+        return rows
+
+
+def _event(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "detail": decoded(f"event {row['id']}", row["detail"])}
+
+
+def _evaluation(row: dict[str, Any], *columns: str) -> dict[str, Any]:
+    """A row with some of its columns decoded from JSON."""
+    return {**row, **{name: decoded(f"evaluation {row['id']}", row[name]) for name in columns}}
