@@ -1,4 +1,4 @@
-"""All methods by name, and how one is made."""
+"""All methods by name, and how to create a method."""
 
 from __future__ import annotations
 

@@ -59,16 +59,16 @@ class EditContexts:
     def of(cls, context: MethodContext, edits: Sequence[EditRecord], count: int, at_subject: bool) -> EditContexts:
         """`count` texts per edit, without those that do not fit the base's context."""
         pairs: list[tuple[Prompt, str]] = []
-        owners, positions, plain = [], [], []
+        edit_indices, positions, plain = [], [], []
         for index, edit in enumerate(edits):
             longer = (f"{opening} {edit.prompt}" for opening in OPENINGS[: count - 1])
             texts = [edit.prompt, *(text for text in longer if context.has_room(text, edit.target))]
             plain.append(len(pairs))
             pairs += [(text, edit.target) for text in texts]
-            owners += [index] * len(texts)
+            edit_indices += [index] * len(texts)
             subject = edit.subject if at_subject else None
             positions += [edited_position(context.template, text, subject) for text in texts]
-        tensors = (torch.tensor(numbers, device=context.base.device) for numbers in (owners, positions, plain))
+        tensors = (torch.tensor(numbers, device=context.base.device) for numbers in (edit_indices, positions, plain))
         return cls(context.examples(pairs), *tensors)
 
     def at_position(self, hidden: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ the z-score of |O_t - P_t| is at least alpha. Mean and deviation come from the p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +53,7 @@ class Spread:
 
     def scores(self, distances: Tensor) -> Tensor:
         """z-scores (rows, tokens); -inf for a prompt whose distances are all equal."""
-        mean, deviation = (per_row(one, len(distances)) for one in (self.mean, self.deviation))
+        mean, deviation = (per_row(value, len(distances)) for value in (self.mean, self.deviation))
         return torch.where(deviation > 0, (distances - mean) / deviation.clamp(min=1e-30), -torch.inf)
 
 
@@ -95,10 +94,10 @@ class ComebaHK(HookMethod):
 
     def _write(self, edits: Sequence[EditRecord], contexts: EditContexts) -> None:
         """Find values with validated hooks; then write layer by layer, while this and later hooks are temporary."""
-        values = find_values(self.context, self.layers[-1], contexts, edits, self.settings, self._texts)
+        values = find_values(self.context, self.layers[-1], contexts, edits, self.settings, self.answering)
         self.validated = [False] * len(self.layers)
         for index, c in enumerate(self.c):
-            with self._texts(*contexts.examples.prompts):
+            with self.answering(*contexts.examples.prompts):
                 keys, delta = layer_update(self.model, self.layers, index, c, contexts, values)
             self.c[index] = c + keys.T @ keys
             self.deltas[index] = self.deltas[index] + delta.float()
@@ -131,10 +130,6 @@ class ComebaHK(HookMethod):
         with self.following(found):
             run_texts(self.model, ids, mask)
         return found
-
-    def _texts(self, ids: Tensor, mask: Tensor) -> AbstractContextManager[None]:
-        """A block for texts that begin with these prompts, with each hook validated or temporary as it is now."""
-        return self.following(self.decide(ids, mask))
 
     def edited_output(self, index: int, hidden: Tensor, output: Tensor, decision: Any) -> Tensor:
         added = nn.functional.linear(hidden.float(), self.deltas[index])

@@ -59,13 +59,13 @@ class MethodContext:
         return self.cached("unedited", compute)
 
     @property
-    def answered(self) -> list[tuple[str, str]]:
+    def known_answers(self) -> list[tuple[str, str]]:
         """The pairs of `unedited` whose answer is not empty."""
         return [pair for pair in self.unedited if pair[1]]
 
     def check_training_data(self, method: str) -> None:
         """Raise `UsageError` if there are no development edits or no unedited prompts with an answer."""
-        if not self.development or not self.answered:
+        if not self.development or not self.known_answers:
             raise UsageError(f"{method} is trained on development edits and unedited prompts: both are needed")
 
     def examples(self, pairs: Sequence[tuple[Prompt, str]]) -> Examples:

@@ -36,7 +36,8 @@ class FineTuning(WeightMethod):
     def edited_names(self) -> list[str]:
         """The matrices of the layer's FFN."""
         ffn = self.layers[0].down_proj_name.rpartition(".")[0]
-        return [name for name, one in self.model.named_parameters() if name.startswith(f"{ffn}.") and one.dim() == 2]
+        parameters = self.model.named_parameters()
+        return [name for name, weight in parameters if name.startswith(f"{ffn}.") and weight.dim() == 2]
 
     def fit(self, edits: Sequence[EditRecord]) -> None:
         weights = self.trainable_weights()
@@ -81,7 +82,7 @@ class FineTuningKL(FineTuning):
 
     def _known_questions(self) -> tuple[list[tuple[str, str]], Tensor]:
         """Unedited questions with the base's answers, and the questions' embeddings (n, h)."""
-        known = self.context.answered
+        known = self.context.known_answers
         key = ("known questions", self.layers[0].index)
         return known, self.context.cached(key, lambda: self._embed([prompt for prompt, _answer in known]))
 

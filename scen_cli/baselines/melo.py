@@ -115,9 +115,8 @@ class Melo(HookMethod):
             blocks = [self.database.find(key) for key in self._read_keys(ids, mask)]
         choice = torch.tensor([BASE if block is None else block for block in blocks])
         ranks = torch.full((self.count,), self.settings.rank)
-        return [
-            ActiveRoute(ExpertStack(a, b, ranks, _no_full_expert), choice) for a, b in zip(self.a, self.b, strict=True)
-        ]
+        stacks = [ExpertStack(a, b, ranks, _no_full_expert) for a, b in zip(self.a, self.b, strict=True)]
+        return [ActiveRoute(stack, choice) for stack in stacks]
 
     def why(self, prompt: str) -> str:
         with attached(self, False):
@@ -142,11 +141,12 @@ class Melo(HookMethod):
         return {**tensors, "count": torch.tensor(self.count), "random": self._random.get_state()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        count, rank = int(state["count"]), self.settings.rank
+        count = int(state["count"])
         if not all(0 <= block < count for block in state["database.blocks"].tolist()):
             raise ValueError(f"`database.blocks` names a block that is none of its {count}")
-        a = self.loaded(state, {f"{one.index}.lora_A": (count * rank, one.ffn_width) for one in self.layers})
-        b = self.loaded(state, {f"{one.index}.lora_B": (count * rank, one.projection_shape[0]) for one in self.layers})
+        rows = count * self.settings.rank
+        a = self.loaded(state, {f"{layer.index}.lora_A": (rows, layer.ffn_width) for layer in self.layers})
+        b = self.loaded(state, {f"{layer.index}.lora_B": (rows, layer.projection_shape[0]) for layer in self.layers})
         tensors = {name: tensor.to(self.base.device) for name, tensor in state.items() if "database." in name}
         self.database.load({name.removeprefix("database."): tensor for name, tensor in tensors.items()})
         self.a, self.b, self.count = a, b, count

@@ -104,7 +104,7 @@ class Mend(WeightMethod):
         """Train a network whose edits of development edits' prompts teach their rephrases too, and keep the base's
         answers to unedited prompts."""
         self.context.check_training_data("MEND")
-        config, known, edits = self.settings, self.context.answered, self.context.development
+        config, known, edits = self.settings, self.context.known_answers, self.context.development
         examples = self.examples(edits)
         batches = [examples.rows(rows) for rows in batched(range(len(examples)), TEXTS_PER_PASS)]
         u, delta = (torch.cat(parts) for parts in zip(*map(self._factors, batches), strict=True))

@@ -81,7 +81,7 @@ class RetrievalMethod(Method):
         prepended = self.prepended(ids, mask)
         if not prepended:
             return super().generate(ids, mask, **options)
-        longer, longer_mask = self.pad_left([one.before(one.tokens) for one in prepended.values()])
+        longer, longer_mask = self.pad_left([entry.before(entry.tokens) for entry in prepended.values()])
         out: Tensor = self.reader.generate(input_ids=longer, attention_mask=longer_mask, **options)
         answers = dict(zip(prepended, out[:, longer.shape[1] :].split(len(out) // len(longer)), strict=True))
         if len(prepended) < len(ids):  # the base answers all rows: to the bit, a row's answer depends on its batch
@@ -98,9 +98,9 @@ class RetrievalMethod(Method):
         if not prepended:
             return logits
         tokens = real_tokens(*texts)
-        longer = self.pad_left([one.before(tokens[row]) for row, one in prepended.items()])
-        for (row, one), own in zip(prepended.items(), run_texts(self.reader, *longer), strict=True):
-            positions = texts[1][row].nonzero()[one.skipped :, 0]
+        longer = self.pad_left([entry.before(tokens[row]) for row, entry in prepended.items()])
+        for (row, entry), own in zip(prepended.items(), run_texts(self.reader, *longer), strict=True):
+            positions = texts[1][row].nonzero()[entry.skipped :, 0]
             logits[row, positions] = own[-len(positions) :]
         return logits
 
@@ -114,9 +114,9 @@ class RetrievalMethod(Method):
         rows = {}
         for row, (index, tokens) in enumerate(zip(found, real_tokens(ids, mask), strict=True)):
             if index is not None:
-                one = Prepended(*self._earlier_turn(*self.edits[index]), tokens)
-                if not context or len(one.before(tokens)) < context:
-                    rows[row] = one
+                entry = Prepended(*self._earlier_turn(*self.edits[index]), tokens)
+                if not context or len(entry.before(tokens)) < context:
+                    rows[row] = entry
         return rows
 
     def _earlier_turn(self, question: str, answer: str) -> tuple[list[int], int]:

@@ -44,18 +44,17 @@ class Scen(Method):
 
     def __init__(self, context: MethodContext, settings: ScenSettings) -> None:
         super().__init__(context, settings)
-        context = self.context
         self._folder = Path(tempfile.mkdtemp(prefix="scen-"))
         finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         recipe = make_recipe(settings.recipe, settings.changes)
         project = new_project(
             self._folder / "0",
             "demo" if self.base.folder == DEMO else str(self.base.folder),
-            context.layer,
+            self.context.layer,
             template=self.template.form,
             recipe=recipe,
-            guard=guard_of(context) if recipe.needs_guard else None,
-            seed=context.seed,
+            guard=guard_of(self.context) if recipe.needs_guard else None,
+            seed=self.context.seed,
             base=self.base,
         )
         self.editor = Editor(project, base=self.base)
@@ -65,10 +64,8 @@ class Scen(Method):
             for edit in edits:
                 try:
                     self.editor.edit(edit, SourceLine("suite", 1))
-                except (
-                    UsageError
-                ):  # it conflicts with another edit: like an edit that was not learned, it counts as wrong
-                    continue
+                except UsageError:
+                    continue  # it conflicts with another edit; like an edit that was not learned, it counts as wrong
             self.editor.project.merge()
         if not self.attached:
             self.editor.detach()

@@ -7,7 +7,7 @@ where its own answer is predicted, and below zero where other answers are: there
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -41,8 +41,7 @@ class TPatcherSettings(Settings):
     stop: float = Field(0.1, ge=0, description="activation loss at which training ends if the answer is right")
 
 
-@dataclass(frozen=True)
-class Patches:
+class Patches(NamedTuple):
     """`keys` (n, d), `biases` (n,) and `values` (n, d), float32."""
 
     keys: Tensor
@@ -56,11 +55,8 @@ class Patches:
     def output(self, queries: Tensor) -> Tensor:
         return self.activation(queries).relu() @ self.values
 
-    def __add__(self, more: Patches) -> Patches:
-        return Patches(*(torch.cat(both) for both in zip(self.tensors(), more.tensors(), strict=True)))
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.keys, self.biases, self.values
+    def joined(self, more: Patches) -> Patches:
+        return Patches(*map(torch.cat, zip(self, more, strict=True)))
 
 
 class TPatcher(HookMethod):
@@ -94,7 +90,7 @@ class TPatcher(HookMethod):
         if not wrong.any():
             return  # no mistake, no neuron
         own = queries[None] if self.settings.per == "sample" else queries[wrong][:, None]
-        self.patches += self._train(examples, own, memory)
+        self.patches = self.patches.joined(self._train(examples, own, memory))
 
     def _train(self, examples: Examples, own: Tensor, memory: Tensor) -> Patches:
         """Train n patches, each active at its `own` queries (n, queries, d) and at no query of `memory` (m, d)."""
@@ -102,9 +98,9 @@ class TPatcher(HookMethod):
         middle = own.mean(dim=1)
         start = (middle / (middle**2).sum(dim=1, keepdim=True), own.new_zeros(len(own)), torch.zeros_like(middle))
         new = Patches(*(tensor.requires_grad_() for tensor in start))
-        optimizer = torch.optim.Adam(new.tensors(), lr=config.lr)
+        optimizer = torch.optim.Adam(new, lr=config.lr)
         for _ in range(config.steps):
-            logits = self._run(examples, self.patches + new)
+            logits = self._run(examples, self.patches.joined(new))
             active = (own @ new.keys[..., None])[..., 0] + new.biases[:, None]
             others = new.activation(memory)
             activation = _hardest(-active, HARDEST_OWN)
@@ -114,20 +110,20 @@ class TPatcher(HookMethod):
             if bool(examples.learned(logits).all()) and activation < config.stop and not (others > 0).any():
                 break
             take_step(optimizer, loss)
-        return Patches(*(tensor.detach() for tensor in new.tensors()))
+        return Patches(*(tensor.detach() for tensor in new))
 
     def _memory(self, queries: Tensor) -> Tensor:
         """The queries (m, d) where a new patch must be inactive: of unedited prompts, and of earlier edits except those
         of the same prompt."""
-        apart = torch.cdist(self.queries, queries) > SAME * queries.norm(dim=1)
-        return torch.cat([self._unedited_queries(), self.queries[apart.all(dim=1)]])
+        different = torch.cdist(self.queries, queries) > SAME * queries.norm(dim=1)
+        return torch.cat([self._unedited_queries(), self.queries[different.all(dim=1)]])
 
     def _unedited_queries(self) -> Tensor:
         """Queries (m, d) of the base's answers to unedited prompts."""
 
         def read() -> Tensor:
             with attached(self, False):
-                return self._read_queries(self.context.answered)
+                return self._read_queries(self.context.known_answers)
 
         return self.context.cached(("answer queries", self.layer.index), read)
 
@@ -156,7 +152,7 @@ class TPatcher(HookMethod):
         return (output.float() + patches.output(hidden)).to(output.dtype)
 
     def state(self) -> dict[str, Tensor]:
-        return {**vars(self.patches), "queries": self.queries}
+        return {**self.patches._asdict(), "queries": self.queries}
 
     def load(self, state: dict[str, Tensor]) -> None:
         (n, d), queries = state["keys"].shape, len(state["queries"])

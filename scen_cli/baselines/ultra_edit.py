@@ -37,9 +37,9 @@ class RunningMoments:
         """Add rows (n, width), and return them standardised by the moments with them."""
         rows = rows.double()
         count = self.count + len(rows)
-        apart = rows.mean(dim=0) - self.mean
-        self.squares += ((rows - rows.mean(dim=0)) ** 2).sum(dim=0) + apart**2 * self.count * len(rows) / count
-        self.mean, self.count = self.mean + apart * len(rows) / count, count
+        difference = rows.mean(dim=0) - self.mean
+        self.squares += ((rows - rows.mean(dim=0)) ** 2).sum(dim=0) + difference**2 * self.count * len(rows) / count
+        self.mean, self.count = self.mean + difference * len(rows) / count, count
         deviation = (self.squares / (self.count - 1).clamp(min=1)).sqrt()
         return (rows - self.mean) / (deviation + 1e-12)
 
@@ -70,8 +70,10 @@ class UltraEdit(WeightMethod):
             self.add(layer, torch.linalg.solve(h.T @ h + ridge, h.T @ v).T)
 
     def state(self) -> dict[str, Tensor]:
-        moments = {f"{key}.{name}": value for key, one in self.moments.items() for name, value in vars(one).items()}
-        return super().state() | moments
+        tensors = super().state()
+        for key, moments in self.moments.items():
+            tensors |= {f"{key}.{name}": value for name, value in vars(moments).items()}
+        return tensors
 
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)

@@ -37,11 +37,6 @@ class Cluster:
         self.center = self.points.mean(dim=0)
         self.radius = max(float((self.points - self.center).norm(dim=1).max()), least_radius)
 
-    def shrink(self, radius: float) -> None:
-        """Reduce the radius and drop the points that are now outside."""
-        self.radius = radius
-        self.drop((self.points - self.center).norm(dim=1) > radius)
-
     def drop(self, dropped: Tensor) -> None:
         """Drop points by a mask (n,)."""
         self.points = self.points[~dropped]
@@ -49,7 +44,7 @@ class Cluster:
 
 
 class VectorDatabase:
-    """Clusters in the order of their creation; `radius` (r0) is that of a new one."""
+    """Clusters in the order of their creation; `radius` (r0) is that of a new cluster."""
 
     def __init__(self, radius: float) -> None:
         self.radius = radius
@@ -66,7 +61,8 @@ class VectorDatabase:
             nearest.add(key, block, self.radius)
         else:
             self.clusters.append(Cluster(key, distance / 2 + APART, label, key[None], [block]))
-            nearest.shrink(distance / 2 - APART)
+            nearest.radius = distance / 2 - APART
+            nearest.drop((nearest.points - nearest.center).norm(dim=1) > nearest.radius)
 
     def _forget(self, key: Tensor, label: Label) -> None:
         """Drop points with this very key under another label: those of an earlier edit of the same prompt. (The
@@ -100,12 +96,12 @@ class VectorDatabase:
         """The whole database as tensors for `load`."""
         clusters, empty = self.clusters, torch.empty(0, 0)
         return {
-            "centers": torch.stack([one.center for one in clusters]) if clusters else empty,
-            "radii": torch.tensor([one.radius for one in clusters], dtype=torch.float64),
-            "labels": pack_labels([one.label for one in clusters]),
-            "points": torch.cat([one.points for one in clusters]) if clusters else empty,
-            "blocks": torch.tensor([block for one in clusters for block in one.blocks], dtype=torch.long),
-            "sizes": torch.tensor([len(one.blocks) for one in clusters], dtype=torch.long),
+            "centers": torch.stack([cluster.center for cluster in clusters]) if clusters else empty,
+            "radii": torch.tensor([cluster.radius for cluster in clusters], dtype=torch.float64),
+            "labels": pack_labels([cluster.label for cluster in clusters]),
+            "points": torch.cat([cluster.points for cluster in clusters]) if clusters else empty,
+            "blocks": torch.tensor([block for cluster in clusters for block in cluster.blocks], dtype=torch.long),
+            "sizes": torch.tensor([len(cluster.blocks) for cluster in clusters], dtype=torch.long),
             "radius": torch.tensor(self.radius, dtype=torch.float64),
         }
 

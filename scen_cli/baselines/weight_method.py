@@ -34,7 +34,7 @@ class WeightMethod(Method):
 
     def attach(self) -> None:
         if not self.attached:
-            self._base_weights = {name: one.detach().clone() for name, one in self.parameters.items()}
+            self._base_weights = {name: weight.detach().clone() for name, weight in self.parameters.items()}
             self._copy(self.weights)
         super().attach()
 

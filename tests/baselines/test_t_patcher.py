@@ -43,7 +43,7 @@ def test_later_edits_keep_earlier_patches(patcher, context, edits):
     before = method.patches
     method.fit(edits[2:COUNT])
     assert len(method.patches.keys) > len(before.keys)
-    for earlier, now in zip(before.tensors(), method.patches.tensors(), strict=True):
+    for earlier, now in zip(before, method.patches, strict=True):
         assert torch.equal(now[: len(earlier)], earlier)
 
 
