@@ -1,4 +1,4 @@
-"""Contradictions are found before anything is trained, and resolved as the user says."""
+"""A record that contradicts an edit is found before anything is trained, and refused, superseding or kept."""
 
 from __future__ import annotations
 
@@ -24,13 +24,25 @@ def project(make_editor):
     return editor.project
 
 
+@pytest.fixture
+def learned_project(make_editor):
+    """A project whose edits are learned, so that `reason` is about the conflict and not about a missed target."""
+    editor = make_editor("closed-form", **{**FAST, "expert_steps": 20})
+    edit_all(editor, [FIRST])
+    return editor.project
+
+
 def run(scen, project, records, *options, code=0):
     lines = "\n".join(json.dumps(record) for record in records)
     return scen("edit", "-", "--dir", project.folder, "--device", "cpu", *options, stdin=lines, code=code)
 
 
+def states(project) -> list[str]:
+    return [edit.state for edit in project.ledger.edits()]
+
+
 @pytest.mark.parametrize("record", [REPHRASED, SAME_WORDS])
-def test_another_target_for_the_same_question_is_refused_with_both_named(scen, project, record):
+def test_another_target_for_the_same_question_is_refused(scen, project, record):
     result = run(scen, project, [OTHER_FACT, record], code=2)
     assert "-:2: edit 1 ('Where was Ivan Gromener born?' -> 'Riga') is the same question" in result.stderr
     assert "`--conflicts supersede` or `--conflicts keep`" in result.stderr
@@ -38,52 +50,37 @@ def test_another_target_for_the_same_question_is_refused_with_both_named(scen, p
 
 
 @pytest.mark.parametrize("record", [SAME_TARGET, OTHER_FACT])
-def test_another_fact_or_the_same_answer_is_no_contradiction(scen, project, record):
+def test_another_fact_or_the_same_target_is_no_conflict(scen, project, record):
     run(scen, project, [record])
-    assert [edit.state for edit in project.ledger.edits()] == ["active", "active"]
+    assert states(project) == ["active", "active"]
 
 
-def test_it_may_supersede(scen, project):
+def test_supersede_replaces_the_contradicted_edit(scen, project):
     result = run(scen, project, [REPHRASED], "--conflicts", "supersede")
     assert "supersedes edit 1" in result.stderr
-    assert [(edit.state, edit.superseded_by) for edit in project.ledger.edits()] == [
-        ("superseded", 2),
-        ("active", None),
-    ]
+    edits = [(edit.state, edit.superseded_by) for edit in project.ledger.edits()]
+    assert edits == [("superseded", 2), ("active", None)]
 
 
-def test_two_records_may_supersede_the_same_edit_one_after_the_other(scen, project):
+def test_supersede_with_two_records_of_one_question_leaves_the_last(scen, project):
     records = [{**SAME_WORDS, "target": "Lima"}, {"prompt": "Where was Ivan Gromener born", "target": "Oslo"}]
     run(scen, project, records, "--conflicts", "supersede")
-    assert [edit.state for edit in project.ledger.edits()] == ["superseded", "superseded", "active"]
+    assert states(project) == ["superseded", "superseded", "active"]
 
 
-@pytest.fixture
-def learning(make_editor):
-    """A project whose edits are learned: what is kept beside is then said of them, not that they are not learned."""
-    editor = make_editor("closed-form", **{**FAST, "expert_steps": 20})
-    edit_all(editor, [FIRST])
-    return editor.project
-
-
-def test_all_that_a_record_contradicts_is_superseded(scen, learning):
-    project = learning
-    run(scen, project, [REPHRASED], "--conflicts", "keep", "--reason", "to see")
-    third = {"prompt": "What is the birthplace of Ivan Gromener?", "target": "Lima"}
-    run(scen, project, [third], "--conflicts", "supersede")
-    assert [edit.state for edit in project.ledger.edits()] == ["superseded", "superseded", "active"]
-
-
-def test_both_may_be_kept_for_a_reason_that_the_ledger_remembers(scen, learning):
-    project = learning
+def test_keep_records_the_reason_and_supersede_replaces_both(scen, learned_project):
+    project = learned_project
     run(scen, project, [REPHRASED], "--conflicts", "keep", "--reason", "two people of that name")
-    assert [edit.state for edit in project.ledger.edits()] == ["active", "active"]
+    assert states(project) == ["active", "active"]
     reason = json.loads(scen("show", "2", "--dir", project.folder, "--json").stdout)["reason"]
     assert reason.startswith("kept beside edit 1 ('Where was Ivan Gromener born?' -> 'Riga')")
     assert reason.endswith(": two people of that name")
+    third = {"prompt": "What is the birthplace of Ivan Gromener?", "target": "Lima"}
+    run(scen, project, [third], "--conflicts", "supersede")
+    assert states(project) == ["superseded", "superseded", "active"]
 
 
-def test_records_of_one_run_may_contradict_each_other(scen, make_editor):
+def test_records_of_one_run_that_contradict_each_other(scen, make_editor):
     project = make_editor("closed-form", **FAST).project
     pair = [FIRST.as_json(), REPHRASED]
     assert "-:2: an earlier record" in run(scen, project, pair, code=2).stderr
@@ -91,22 +88,22 @@ def test_records_of_one_run_may_contradict_each_other(scen, make_editor):
     skipped = run(scen, project, pair, "--keep-going", code=3)
     assert "1 edited, 0 skipped, 1 failed" in skipped.stdout
     run(scen, project, [{**REPHRASED, "target": "Lima"}], "--conflicts", "supersede")
-    assert [edit.state for edit in project.ledger.edits()] == ["superseded", "active"]
+    assert states(project) == ["superseded", "active"]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--conflicts", "fight"], "`--conflicts fight` is not known"),
         (["--conflicts", "keep"], "`--conflicts keep` and `--reason` go together"),
         (["--reason", "because"], "`--conflicts keep` and `--reason` go together"),
     ],
 )
-def test_options_that_make_no_sense(scen, project, options, said):
-    assert said in run(scen, project, [REPHRASED], *options, code=2).stderr
+def test_invalid_options_are_refused(scen, project, options, message):
+    assert message in run(scen, project, [REPHRASED], *options, code=2).stderr
 
 
-def test_words_alone_tell_under_a_recipe_whose_keys_do_not(scen, make_editor):
+def test_without_whitened_keys_only_the_same_words_conflict(scen, make_editor):
     editor = make_editor("paper", expert_steps=1, require_learned=False)
     edit_all(editor, [FIRST])
     assert "is the same question, with another target" in run(scen, editor.project, [SAME_WORDS], code=2).stderr
