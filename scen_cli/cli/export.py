@@ -58,16 +58,16 @@ def export(
         raise UsageError("what is merged is scored in the project's dtype", hint="`scen init --dtype` sets it")
     if (edit is not None or gate) and not merge:
         raise UsageError("`--edit` and `--gate` go with `--merge-into-weights`")
-    from scen_cli.evaluation.gates import PAPERS, check_gates, parse_gates
+    from scen_cli.evaluation.gates import PAPER, check_gates, parse_gates
 
     gates = parse_gates(gate or [])
-    check_gates(gates, PAPERS[:3])
+    check_gates(gates, PAPER[:3])
     editor = open_editor(dir, device, out)
-    from scen_cli.export.transformers_folder import SHARD
+    from scen_cli.export.transformers_folder import MAX_SHARD_SIZE
 
-    weights = {"max_shard_size": max_shard_size or SHARD, "license": license}
+    weights = {"max_shard_size": max_shard_size or MAX_SHARD_SIZE, "license": license}
     if merge:
-        written = _merged(editor, to, {"edit": edit, "gates": gates, "tell": out.note, **weights})
+        written = _merged(editor, to, {"edit": edit, "gates": gates, "progress": out.note, **weights})
     elif peft:
         written = _adapters(editor, to, license)
     else:
@@ -106,13 +106,13 @@ def _adapters(editor: Editor, to: Path, license: str | None) -> _Written:
 
 
 def _merged(editor: Editor, to: Path, how: dict[str, Any]) -> _Written:
-    from scen_cli.export.merged_checkpoint import export_merged, rows
+    from scen_cli.export.merged_checkpoint import export_merged, figure_lines
 
     files, folded = export_merged(editor, to, **how)
     more = {
-        "lambda": folded.known,
+        "lambda": folded.ridge_lambda,
         "figures": {name: figure.as_dict() for name, figure in folded.figures.items()},
         "routed": {name: figure.as_dict() for name, figure in folded.routed.items()},
     }
-    use = "\n".join([*rows(folded), f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r})"])
+    use = "\n".join([*figure_lines(folded), f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r})"])
     return _Written(files, use, more)

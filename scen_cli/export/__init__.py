@@ -1,1 +1,1 @@
-"""Ways out of a project: checkpoints that others can load."""
+"""Exports a project: a transformers folder, PEFT adapters, or a plain checkpoint."""

@@ -1,4 +1,5 @@
-"""A safetensors file in another dtype, piece by piece: the library writes whole files at once, from memory."""
+"""Casts a safetensors file to another dtype in small chunks. The safetensors library only writes whole files from
+memory."""
 
 from __future__ import annotations
 
@@ -9,41 +10,43 @@ from pathlib import Path
 
 import torch
 
-# What can be cast, by the format's names (https://github.com/huggingface/safetensors, "Format").
+# Floating dtypes by their names in the format (https://github.com/huggingface/safetensors, "Format").
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PIECE = 4 << 20  # bytes, a whole number of values of any kind
+CHUNK = 4 << 20  # bytes; a multiple of every item size
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 
 def cast_file(path: Path, dtype: torch.dtype, keep: Callable[[str], bool]) -> None:
-    """Rewrite a file with its floating tensors in `dtype`, but for those whose name says `keep`. Only a piece of a
-    tensor is in memory at a time, and nothing is mapped."""
-    cast = path.with_suffix(".cast")
-    with path.open("rb") as source, cast.open("wb") as target:
-        (length,) = struct.unpack("<Q", source.read(8))
-        told = json.loads(source.read(length))
-        metadata = told.pop("__metadata__", None)
-        in_order = sorted(told.items(), key=lambda item: item[1]["data_offsets"])
-        header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-        at = 0
-        for name, tensor in in_order:
-            begin, end = tensor["data_offsets"]
-            changed = tensor["dtype"] in FLOATS and not keep(name)
-            size = (end - begin) // FLOATS[tensor["dtype"]].itemsize * dtype.itemsize if changed else end - begin
-            kind = _NAMES[dtype] if changed else tensor["dtype"]
-            header[name] = {"dtype": kind, "shape": tensor["shape"], "data_offsets": [at, at + size]}
-            at += size
-        text = json.dumps(header, separators=(",", ":")).encode()
+    """Cast the floating tensors of a file to `dtype`, except those whose name `keep` accepts.
+
+    Only one chunk of a tensor is in memory at a time, and nothing is memory-mapped.
+    """
+    target_path = path.with_suffix(".cast")
+    with path.open("rb") as source, target_path.open("wb") as target:
+        (header_size,) = struct.unpack("<Q", source.read(8))
+        old_header = json.loads(source.read(header_size))
+        metadata = old_header.pop("__metadata__", None)
+        tensors = sorted(old_header.items(), key=lambda item: item[1]["data_offsets"])
+        new_header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+        offset = 0
+        for name, tensor in tensors:
+            start, end = tensor["data_offsets"]
+            size, name_of_dtype = end - start, tensor["dtype"]
+            if name_of_dtype in FLOATS and not keep(name):
+                size, name_of_dtype = size // FLOATS[name_of_dtype].itemsize * dtype.itemsize, _NAMES[dtype]
+            new_header[name] = {**tensor, "dtype": name_of_dtype, "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(new_header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         target.write(struct.pack("<Q", len(text)) + text)
-        for name, tensor in in_order:
-            begin, end = tensor["data_offsets"]
-            source.seek(8 + length + begin)
-            for start in range(begin, end, PIECE):
-                piece = bytearray(source.read(min(PIECE, end - start)))
+        for name, tensor in tensors:
+            start, end = tensor["data_offsets"]
+            source.seek(8 + header_size + start)
+            for position in range(start, end, CHUNK):
+                chunk = bytearray(source.read(min(CHUNK, end - position)))
                 if tensor["dtype"] in FLOATS and not keep(name):
-                    values = torch.frombuffer(piece, dtype=FLOATS[tensor["dtype"]]).to(dtype)
+                    values = torch.frombuffer(chunk, dtype=FLOATS[tensor["dtype"]]).to(dtype)
                     target.write(values.view(torch.uint8).numpy().data)
                 else:
-                    target.write(piece)
-    cast.replace(path)
+                    target.write(chunk)
+    target_path.replace(path)

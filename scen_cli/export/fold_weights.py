@@ -1,8 +1,9 @@
-"""Edits folded into one matrix: no routing is left, and with it goes what routing kept apart.
+"""Folds all active edits into one matrix, without routing.
 
-What each expert adds to the projection's output at the tokens of its edit's answer is brought into the projection
-itself, by regularised least squares (COMEBA-HK's accumulated form): held back at the tokens of what the base answers to
-the guard. How much it is held back, lambda, is tried out.
+The experts' effect at the tokens of the edits' answers is fitted into the projection's weight by regularised least
+squares (`ridge_update`, the accumulated form of COMEBA-HK). lambda weights the second moment of the keys at the base's
+own answers to the guard prompts: a large lambda keeps the base's answers, a small one the edits'. All of `LAMBDAS` are
+tried, and the one with the best sum of figures wins.
 """
 
 from __future__ import annotations
@@ -14,122 +15,132 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scen_cli.editing.expert_bank import ProjectPatch
 from scen_cli.editing.patched_model import PatchedModel
-from scen_cli.model.generation import BATCH
+from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.evaluation.metrics import Figure, Share
-from scen_cli.evaluation.samples import REPHRASES
+from scen_cli.evaluation.samples import PAPER_ROLES, REPHRASES
 from scen_cli.model.ffn import EditedLayer
+from scen_cli.model.generation import BATCH
 from scen_cli.model.keys import read_input
 from scen_cli.model.ridge_update import ridge_update
 from scen_cli.neurons.build_guard import unedited_prompts
 from scen_cli.project.ledger_rows import Edit
 
-KNOWN = (300.0, 1000.0, 2500.0, 6000.0, 15000.0, 40000.0)  # lambda, the weight of the base's own keys: all are tried
-TRIED_ON = 200  # edits, and guard prompts, that each lambda is scored on
-HELD_OUT = 5  # every fifth guard prompt is for scoring, the others hold the weights where they are
-FIGURES = ("reliability", "generality", "locality")
+LAMBDAS = (300.0, 1000.0, 2500.0, 6000.0, 15000.0, 40000.0)
+SCORED = 200  # edits, and guard prompts, that score each lambda
+HELD_OUT = 5  # every fifth guard prompt is held out of the fit, for scoring
 
 
 @dataclass(frozen=True)
-class Folded:
-    """`weight` (d, h) in the projection's place, float32; `known`: the lambda it was found with, or None where one
-    expert was put there as it is; its `figures`, and those of the same prompts when they are `routed`."""
+class FoldedWeight:
+    """The projection's new weight, with its figures.
+
+    Attributes:
+        weight: (d, h), float32.
+        ridge_lambda: The lambda that won; None for the exact weight of a single expert.
+        figures: Reliability, generality and locality of the folded weight.
+        routed: The same figures on the same prompts with routing.
+    """
 
     weight: Tensor
-    known: float | None
+    ridge_lambda: float | None
     figures: dict[str, Figure]
     routed: dict[str, Figure]
 
 
 @dataclass(frozen=True)
-class _Questions:
-    """Prompts with the answers that are wanted, by figure."""
+class _ScoredPrompts:
+    """Prompts, their right answers, and the figure that each counts for."""
 
     prompts: list[str]
-    wanted: list[str]
-    figure: list[str]
+    targets: list[str]
+    roles: list[str]
 
-    def figures(self, answers: Sequence[str]) -> dict[str, Figure]:
-        right = [(name, a == w) for name, a, w in zip(self.figure, answers, self.wanted, strict=True)]
-        return {name: Figure(Share.of([ok for figure, ok in right if figure == name]), None) for name in FIGURES}
+    def figures(self, patched: PatchedModel, *, routed: bool) -> dict[str, Figure]:
+        """Answer all prompts with the patched model, or with the base as it is now."""
+        answers = patched.answer(self.prompts, patched=routed).texts
+        right = [(role, a == t) for role, a, t in zip(self.roles, answers, self.targets, strict=True)]
+        return {name: Figure(Share.of([ok for role, ok in right if role == name])) for name in PAPER_ROLES}
 
 
-def fold(patched: PatchedModel, patch: ProjectPatch, only: int | None, tell: Callable[[str], None]) -> Folded:
-    """The edits of a patch in one matrix; of the edit `only` alone, exactly. `tell` hears how each lambda does."""
-    edits = [patched.project.find(edit) for edit in patch.expert_of]
-    edits = [edit for edit in edits if only in (None, edit.id)]
-    guard, answers = _guard(patched)
-    fitting, held_out = _divided(guard)
-    own = dict(zip(guard, answers, strict=True))
-    asked = _questions(edits, held_out, {prompt: patched.template.answer(tokens) for prompt, tokens in own.items()})
-    routed = asked.figures(patched.answer(asked.prompts).texts)
-    base = patched.edited.base_weight()
-    if only is not None:
-        weight, known = base + _added(patched, patch, base, only), None
+def fold(
+    patched: PatchedModel, patch: ProjectPatch, only_edit: int | None, progress: Callable[[str], None]
+) -> FoldedWeight:
+    """Fold the edits of a patch into one weight.
+
+    Args:
+        patched: The project's model.
+        patch: The active edits.
+        only_edit: Fold this edit alone, exactly: its expert's weight.
+        progress: Called with a line about each lambda.
+    """
+    edits = [patched.project.find(edit) for edit in patch.expert_of if only_edit in (None, edit)]
+    guard, tokens = _guard_answers(patched)
+    base_tokens = dict(zip(guard, tokens, strict=True))
+    base_answers = {prompt: patched.template.answer(answer) for prompt, answer in base_tokens.items()}
+    held_out = guard[::HELD_OUT]
+    scored = _scored_prompts(edits, held_out, base_answers)
+    routed = scored.figures(patched, routed=True)
+    base, ridge_lambda = patched.edited.base_weight(), None
+    if only_edit is not None:
+        weight = base + _expert_delta(patched, patch, base, only_edit)
     else:
-        keys, residual = _keys(patched, patch, edits, base)
-        c = _second_moment(patched, {prompt: own[prompt] for prompt in fitting})
-        tried = {lam: base + ridge_update(lam * c, keys, residual).float() for lam in KNOWN}
-        some = _questions(edits[:TRIED_ON], held_out[:TRIED_ON], dict(zip(asked.prompts, asked.wanted, strict=True)))
-        known = max(tried, key=lambda lam: _score(patched, tried[lam], some, lam, tell))
-        weight = tried[known]
-    with standing_in(patched.edited, weight):
-        found = asked.figures(patched.answer(asked.prompts, patched=False).texts)
-    return Folded(weight, known, found, routed)
+        keys, residual = _edit_keys(patched, patch, edits, base)
+        fitted = {prompt: base_tokens[prompt] for index, prompt in enumerate(guard) if index % HELD_OUT}
+        c = _second_moment(patched, fitted)
+        weights = {value: base + ridge_update(value * c, keys, residual).float() for value in LAMBDAS}
+        sample = _scored_prompts(edits[:SCORED], held_out[:SCORED], base_answers)
+        ridge_lambda = max(weights, key=lambda value: _score(patched, weights[value], sample, value, progress))
+        weight = weights[ridge_lambda]
+    with replaced_weight(patched.edited, weight):
+        figures = scored.figures(patched, routed=False)
+    return FoldedWeight(weight, ridge_lambda, figures, routed)
 
 
 @contextmanager
-def standing_in(edited: EditedLayer, weight: Tensor) -> Iterator[None]:
-    """Inside this block the base's projection has this weight; behind it its own, bit for bit."""
+def replaced_weight(edited: EditedLayer, weight: Tensor) -> Iterator[None]:
+    """Replace the projection's weight inside this block; restore it bit for bit afterwards."""
     parameter = edited.projection.weight
-    own = parameter.detach().clone()
+    original = parameter.detach().clone()
     with torch.no_grad():
         parameter.copy_(edited.as_stored(weight))
     try:
         yield
     finally:
         with torch.no_grad():
-            parameter.copy_(own)
+            parameter.copy_(original)
 
 
 def _score(
-    patched: PatchedModel, weight: Tensor, asked: _Questions, known: float, tell: Callable[[str], None]
+    patched: PatchedModel, weight: Tensor, sample: _ScoredPrompts, ridge_lambda: float, progress: Callable[[str], None]
 ) -> float:
-    with standing_in(patched.edited, weight):
-        found = asked.figures(patched.answer(asked.prompts, patched=False).texts)
-    shares = [found[name].patched.value or 0.0 for name in FIGURES]
-    tell(f"lambda {known:g}: " + ", ".join(f"{name} {found[name].patched}" for name in FIGURES))
-    return sum(shares)
+    with replaced_weight(patched.edited, weight):
+        figures = sample.figures(patched, routed=False)
+    progress(f"lambda {ridge_lambda:g}: " + ", ".join(f"{name} {figures[name].patched}" for name in PAPER_ROLES))
+    return sum(figures[name].patched.value or 0.0 for name in PAPER_ROLES)
 
 
-def _guard(patched: PatchedModel) -> tuple[list[str], list[list[int]]]:
-    """Prompts that must stay the base's, and the tokens of its answers."""
-    kept = [one.prompt for one in patched.project.ledger.guard()]
+def _guard_answers(patched: PatchedModel) -> tuple[list[str], list[list[int]]]:
+    """Guard prompts that are not edited, and the tokens of the base's answers."""
+    prompts = [row.prompt for row in patched.project.ledger.guard()]
     seed = int(patched.project.settings["seed"])
-    prompts = kept or unedited_prompts(patched.base, patched.template, seed, None)
+    prompts = prompts or unedited_prompts(patched.base, patched.template, seed, None)
     edited = {edit.prompt for edit in patched.project.ledger.edits("active")}
     prompts = [prompt for prompt in dict.fromkeys(prompts) if prompt not in edited]
     return prompts, patched.answer(prompts, patched=False).tokens
 
 
-def _divided(guard: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The prompts that the fit goes by, and those that are held out of it."""
-    held_out = list(guard[::HELD_OUT])
-    return [prompt for place, prompt in enumerate(guard) if place % HELD_OUT], held_out
-
-
-def _questions(edits: Sequence[Edit], guard: Sequence[str], by_base: dict[str, str]) -> _Questions:
-    asked = [(edit.prompt, edit.target, "reliability") for edit in edits]
+def _scored_prompts(edits: Sequence[Edit], guard: Sequence[str], base_answers: dict[str, str]) -> _ScoredPrompts:
+    rows = [(edit.prompt, edit.target, "reliability") for edit in edits]
     for edit in edits:
-        texts = [text for text in edit.rephrases if text not in edit.train_rephrases][:REPHRASES]
-        asked += [(text, edit.target, "generality") for text in texts]
-    asked += [(prompt, by_base[prompt], "locality") for prompt in guard]
-    return _Questions(*(list(column) for column in zip(*asked, strict=True)))
+        rephrases = [text for text in edit.rephrases if text not in edit.train_rephrases][:REPHRASES]
+        rows += [(text, edit.target, "generality") for text in rephrases]
+    rows += [(prompt, base_answers[prompt], "locality") for prompt in guard]
+    return _ScoredPrompts(*(list(column) for column in zip(*rows, strict=True)))
 
 
-def _added(patched: PatchedModel, patch: ProjectPatch, base: Tensor, edit: int) -> Tensor:
-    """What (d, h) the expert of an edit adds to the projection."""
+def _expert_delta(patched: PatchedModel, patch: ProjectPatch, base: Tensor, edit: int) -> Tensor:
+    """The difference (d, h) between the weight of an edit's expert and the base's."""
     experts, row = patch.bank.experts, int(patch.rows_of([patch.expert_of[edit]]))
     if experts.ranks[row] == 0:
         return experts.full(row).float().to(base.device) - base
@@ -137,30 +148,33 @@ def _added(patched: PatchedModel, patch: ProjectPatch, base: Tensor, edit: int) 
     return (low_rank.b[0] @ low_rank.a[0]).to(base.device)
 
 
-def _keys(patched: PatchedModel, patch: ProjectPatch, edits: Sequence[Edit], base: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys (h, n) at the tokens from which each edit's answer is written, and what its expert adds there (d, n)."""
-    samples = [patched.sample(edit.prompt, edit.target) for edit in edits]
+def _edit_keys(
+    patched: PatchedModel, patch: ProjectPatch, edits: Sequence[Edit], base: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keys (h, n) at the tokens that predict each edit's answer, and the expert's change of the output there (d, n)."""
+    samples = [patched.tokenize_pair(edit.prompt, edit.target) for edit in edits]
     keys = _inputs(patched, [one.input_ids[:-1] for one in samples], [one.target_length for one in samples])
-    residual = [own @ _added(patched, patch, base, edit.id).T for own, edit in zip(keys, edits, strict=True)]
+    residual = [own @ _expert_delta(patched, patch, base, edit.id).T for own, edit in zip(keys, edits, strict=True)]
     return torch.cat(keys).T, torch.cat(residual).T
 
 
-def _second_moment(patched: PatchedModel, own: dict[str, list[int]]) -> Tensor:
-    """The mean of k k^T (h, h), float64, at the tokens from which the base writes its answers to the guard."""
-    texts = [patched.prompt_ids([prompt])[0] + tokens for prompt, tokens in own.items()]
+def _second_moment(patched: PatchedModel, base_tokens: dict[str, list[int]]) -> Tensor:
+    """The mean of k k^T (h, h), float64, at the tokens that predict the base's answers to the guard."""
+    texts = [patched.prompt_ids([prompt])[0] + tokens for prompt, tokens in base_tokens.items()]
+    lengths = [len(tokens) + 1 for tokens in base_tokens.values()]
     sums, count = torch.zeros((), dtype=torch.float64), 0
     for start in range(0, len(texts), BATCH):
-        some = slice(start, start + BATCH)
-        keys = torch.cat(_inputs(patched, texts[some], [len(tokens) + 1 for tokens in list(own.values())[some]]))
+        batch = slice(start, start + BATCH)
+        keys = torch.cat(_inputs(patched, texts[batch], lengths[batch]))
         sums, count = sums.to(keys.device) + keys.double().T @ keys.double(), count + len(keys)
     return sums / max(count, 1)
 
 
 def _inputs(patched: PatchedModel, texts: Sequence[list[int]], last: Sequence[int]) -> list[Tensor]:
     """The projection's input (n, h), float32, at the last n tokens of each text."""
-    found: list[Tensor] = []
+    inputs: list[Tensor] = []
     for start in range(0, len(texts), BATCH):
         ids, mask = patched.pad(texts[start : start + BATCH])
         hidden = read_input(patched.model, patched.edited.projection, ids, mask)
-        found += [row[-n:].float() for row, n in zip(hidden, last[start : start + BATCH], strict=True)]
-    return found
+        inputs += [row[-n:].float() for row, n in zip(hidden, last[start : start + BATCH], strict=True)]
+    return inputs

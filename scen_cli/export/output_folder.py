@@ -1,4 +1,4 @@
-"""A new folder that appears under its name only when it is whole."""
+"""Writes an output folder completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from scen_cli.errors import UsageError
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A draft to write into, beside `folder`, which takes its place when the block ends; if that fails, nothing stays.
+    """Yield a temporary folder beside `folder`, and rename it to `folder` when the block ends without an error.
 
-    Raises `UsageError` unless the folder is new or empty.
+    Raises:
+        UsageError: `folder` is not new or empty.
     """
     folder = folder.resolve()
     if folder == Path.cwd() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise UsageError(f"`{folder}` is not a new or empty folder", hint="choose another `--out`")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as aside:
-        draft = Path(aside) / "draft"
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
+        draft = Path(temporary) / "draft"
         draft.mkdir()
         yield draft
         make_readable(draft)
@@ -29,8 +30,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def make_readable(folder: Path) -> None:
-    """Files for whoever may read the folder: some writers make them for their owner alone."""
-    usual = folder.stat().st_mode & 0o666
+    """Give all files the folder's read and write permissions: some libraries write files that only the owner reads."""
+    mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(usual)
+            path.chmod(mode)

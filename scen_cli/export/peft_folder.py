@@ -1,6 +1,6 @@
-"""Export for PEFT and the engines that take its folders: one LoRA for each expert, and the router beside them.
+"""Export for PEFT and engines that load its adapters, such as vLLM: one LoRA per expert, and the router as data.
 
-An expert is the base's projection plus B A: a LoRA of rank r with alpha = r, whose scaling is 1.
+An expert is the projection plus B A: a LoRA of rank r with alpha = r, whose scaling is 1.
 """
 
 from __future__ import annotations
@@ -15,58 +15,71 @@ import torch
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
-from scen_cli.editing.expert_bank import ProjectPatch
 from scen_cli.editing.patched_model import PatchedModel
+from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import UsageError
 from scen_cli.export.model_card import adapters_card
 from scen_cli.export.output_folder import make_readable, new_folder
-from scen_cli.export.router import all_there, router_of
+from scen_cli.export.router import exportable_patch, router_of
 from scen_cli.model.base import hub_name
 
-ROUTER = "router"
-ABOUT = (
-    "A prompt's tokens run through the base up to layer `layer`; its key is the input of `keys_at` at the last token "
-    "(key_config.pooling). Centred on `mean`, at unit length, shrunk along `axes` by 1 + `scales` and at unit length again "
-    "(if there are axes), its cosine with each row of `neurons`, less the row's bias, is the row's activation. The "
-    "largest row whose subject occurs in the prompt's tokens, if any are listed in `subjects`, calls its adapter for "
-    "the whole sequence if it passes `theta`; otherwise the base answers. With `cosine` false activations are "
-    "sigmoid(neuron . key). With key_config.segments the last turn and the last sentence are read too, each as if asked "
-    "alone, unless the whole prompt gives `own_activation_floor` or more; the largest activation counts. With `quantization` the base "
-    "must be loaded in it: a `BitsAndBytesConfig` of transformers."
-)
+ABOUT = [  # written into router.json, for somebody who implements the routing
+    "How to find a prompt's adapter. Row i of the tensors in router.safetensors belongs to `adapters[i]`.",
+    "1. Put the prompt into `template` and run the base up to layer `layer`. The key is the input of `key_module` at "
+    "the last token (key_config.pooling `last`), or its mean over all tokens except the first (`mean`).",
+    "2. If `cosine` is true, normalise the key to unit length; the activation of row i is neurons[i] . key - "
+    "biases[i]. With `whitening_rank` > 0, whiten the key first: subtract `mean`, normalise to unit length, and add "
+    "scales[j] (axes[j] . key) axes[j] for every j. If `cosine` is false, the activation is "
+    "sigmoid(neurons[i] . key) - biases[i].",
+    "3. If `subjects[i]` is not empty, ignore row i unless one of these token sequences occurs in the prompt's tokens.",
+    "4. If key_config.segments is true and the largest activation is below `own_activation_floor`, compute activations "
+    "for the last turn and for the last sentence too, each in the template as a prompt of its own. The activation of a "
+    "row is then the largest of these.",
+    "5. If the largest activation is above `theta`, apply the adapter of its row to the whole sequence. Otherwise the "
+    "base answers.",
+    "If `quantization` is not null, load the base with it (`transformers.BitsAndBytesConfig`).",
+]
 
 
 def export_adapters(
     patched: PatchedModel, folder: Path, *, base_name: str | None = None, license: str | None = None
 ) -> list[Path]:
-    """Write `edit-000001/` and so on, `router.json`, `router.safetensors` and a card; returns all files.
+    """Write `edit-000001/` and so on, `router.json`, `router.safetensors` and a model card.
 
-    `base_name` is what the adapters' configs say of their base (an engine compares it with the name it serves); none:
-    the project's own. Raises `UsageError` when there is nothing to export, the folder is not empty, or an expert is
-    not low-rank.
+    Args:
+        patched: The project's model.
+        folder: A new or empty folder.
+        base_name: The base's name in the adapters' configs, which an engine compares with the model that it serves;
+            None: the project's name of the base.
+        license: The licence of the edits, for the model card.
+
+    Returns:
+        All files.
+
+    Raises:
+        UsageError: No edit is active, the folder is not empty, or an expert is not low-rank.
     """
-    with all_there(patched) as patch, new_folder(folder) as draft:
-        for row in range(len(patch.edits)):
-            write_adapter(patched, patch, row, draft / adapter_name(patch.edits[row]), base_name)
-        router = router_of(patched, patch)
+    with exportable_patch(patched) as patch, new_folder(folder) as draft:
         adapters = [adapter_name(edit) for edit in patch.edits]
-        told = {"about": ABOUT, "format": 1, "adapters": adapters, **router.settings}
-        (draft / f"{ROUTER}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        save_file(router.tensors, draft / f"{ROUTER}.safetensors", {"format": "pt"})
+        for row, name in enumerate(adapters):
+            write_adapter(patched, patch, row, draft / name, base_name)
+        router = router_of(patched, patch)
+        _write_json(draft / "router.json", {"about": ABOUT, "format": 1, "adapters": adapters, **router.settings})
+        save_file(router.tensors, draft / "router.safetensors", {"format": "pt"})
         card = adapters_card(patched, list(patch.expert_of), license)
         (draft / "README.md").write_text(card, encoding="utf-8")
     return sorted(path for path in folder.resolve().rglob("*") if path.is_file())
 
 
 def adapter_name(edit: int) -> str:
-    """`edit-000123`: the folder of an edit's LoRA, and the name that an engine serves it by."""
+    """`edit-000123`: the folder of an edit's LoRA, and its name in an engine."""
     return f"edit-{edit:06d}"
 
 
 def write_adapter(
     patched: PatchedModel, patch: ProjectPatch, row: int, folder: Path, base_name: str | None = None
 ) -> None:
-    """One expert as a folder that PEFT loads. Raises `UsageError` if it is a full one."""
+    """Write one expert as a folder that PEFT loads. Raises `UsageError` if the expert is a full matrix."""
     experts, module = patch.bank.experts, patched.edited.module_name
     rank, start = int(experts.ranks[row]), int(experts.starts[row])
     if not rank:
@@ -74,14 +87,27 @@ def write_adapter(
             f"the expert of edit {patch.edits[row]} is a full matrix, not a LoRA",
             hint="`scen compress` makes low-rank experts of full ones",
         )
-    place = slice(start, start + rank)
-    a, b = experts.a[place].float().cpu(), experts.b[place].float().cpu()
+    rows = slice(start, start + rank)
+    a, b = experts.a[rows].float().cpu(), experts.b[rows].float().cpu()
     folder.mkdir()
-    config = _config(rank, module, base_name or hub_name(patched.project.settings["model"]))
-    config["fan_in_fan_out"] = isinstance(patched.edited.projection, Conv1D)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    names = [f"base_model.model.{module}.lora_{letter}.weight" for letter in "AB"]
-    tensors = dict(zip(names, (a.contiguous(), b.T.contiguous()), strict=True))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name or hub_name(patched.project.settings["model"]),
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": [module],
+        "fan_in_fan_out": isinstance(patched.edited.projection, Conv1D),
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+    _write_json(folder / "adapter_config.json", config)
+    prefix = f"base_model.model.{module}"
+    tensors = {f"{prefix}.lora_A.weight": a.contiguous(), f"{prefix}.lora_B.weight": b.T.contiguous()}
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
@@ -92,51 +118,46 @@ def add_adapters(
     base_name: str | None = None,
     known: set[int] | None = None,
 ) -> list[str]:
-    """Write those adapters of a patch that a folder does not have yet, each whole or not at all; returns their names.
-    (An engine that reads the folder as it is asked can serve them from then on.) Edits that are `known` to be there are
-    passed over, and all others are known afterwards.
+    """Write the adapters of a patch that a folder does not have yet, for an engine that loads LoRAs on demand.
 
-    Raises `UsageError` if the folder has another expert by one of these names: it is another project's.
+    Args:
+        patched: The project's model.
+        patch: The active edits.
+        folder: The folder of adapters. Each adapter is written completely or not at all.
+        base_name: As in `export_adapters`.
+        known: Edits whose adapters are in the folder: they are skipped. New ones are added to the set.
+
+    Returns:
+        The names of the new adapters.
+
+    Raises:
+        UsageError: The folder has a different adapter of the same name, from another project.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    known = set() if known is None else known
     written = []
     for row, edit in enumerate(patch.edits):
-        name = adapter_name(edit)
-        if known is not None and edit in known:
+        if (
+            edit in known or patch.bank.experts.fetch(torch.tensor([row])).item() != row
+        ):  # the base replaces it: damaged
             continue
-        if patch.bank.experts.fetch(torch.tensor([row])).item() != row:
-            continue  # quarantined
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as aside:
-            made = Path(aside) / name
-            write_adapter(patched, patch, row, made, base_name)
-            make_readable(made)
-            with suppress(OSError):  # it is there, perhaps since a moment ago
-                made.replace(folder / name)
+        name = adapter_name(edit)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as temporary:
+            draft = Path(temporary) / name
+            write_adapter(patched, patch, row, draft, base_name)
+            make_readable(draft)
+            with suppress(OSError):  # the adapter exists; another process may have written it just now
+                draft.replace(folder / name)
                 written.append(name)
-            if made.exists() and not _same(made, folder / name):
-                raise UsageError(
-                    f"`{folder / name}` is not this project's", hint="give each project a folder of its own"
-                )
+            if draft.exists() and not _same_files(draft, folder / name):
+                raise UsageError(f"`{folder / name}` belongs to another project", hint="use one folder per project")
+        known.add(edit)
     return written
 
 
-def _same(one: Path, other: Path) -> bool:
-    return all(path.read_bytes() == (other / path.name).read_bytes() for path in one.iterdir())
+def _same_files(folder: Path, other: Path) -> bool:
+    return all(path.read_bytes() == (other / path.name).read_bytes() for path in folder.iterdir())
 
 
-def _config(rank: int, module: str, base_name: str) -> dict[str, Any]:
-    """What PEFT's `LoraConfig` and vLLM's loader read."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "target_modules": [module],
-        "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
-        "modules_to_save": None,
-        "inference_mode": True,
-    }
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Reports: one page for a project, and the pictures in it and in the studies. No torch here."""
+"""Reports: an HTML page or Markdown about a project, and figures for reports and studies. Does not import torch."""

@@ -1,95 +1,94 @@
-"""What `scen compare` found, as a table and as a picture."""
+"""The result of `scen compare` as a table and as a figure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from scen_cli.report.pictures import STYLES
+from scen_cli.report.pictures import STYLES, style_axes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Results = Sequence[dict[str, Any]]
+Results = Sequence[dict[str, Any]]  # one dictionary per method
 SHARES = ("reliability", "generality", "locality")
 PERPLEXITIES = ("wikibio-e", "wikibio-a", "openwebtext")
+_COSTS = ["s/edit#", "set up s#", "fixed MB#", "kB/edit#", "time/token#", "tried#"]
 
 
 def columns(results: Results) -> list[str]:
-    """The headings of `lines`."""
-    figures = _figures(results)
-    average = ["Avg#"] if figures == SHARES else []
-    extra = ["token acc.#"] if figures == SHARES else []
-    costs = ["s/edit#", "set up s#", "fixed MB#", "kB/edit#", "time/token#", "tried#"]
-    return ["method", *(f"{name.capitalize()}#" for name in figures), *average, *extra, *costs]
+    """The column headings of `lines`; `#` marks a column of numbers."""
+    names = _figure_names(results)
+    averages = ["Avg#", "token acc.#"] if names == SHARES else []
+    return ["method", *(f"{name.capitalize()}#" for name in names), *averages, *_COSTS]
 
 
 def lines(results: Results) -> list[list[str]]:
-    """A row for each method, in the order they ran. Shares in per cent; `time/token` beside the base's own."""
-    figures = _figures(results)
-    return [[result["row"], *_scores(result, figures), *_costs(result)] for result in results]
+    """One row per method, in the order in which they ran. Shares are in percent; `time/token` is relative to the
+    base."""
+    names = _figure_names(results)
+    return [[result["row"], *_scores(result, names), *_costs(result)] for result in results]
 
 
 def retention(results: Results) -> list[tuple[str, str]]:
-    """Each method's Reliability of edits 1..t, at each t it was asked."""
+    """For each method, Reliability of edits 1 to t after t edits."""
     return [
-        (result["row"], "  ".join(f"{one['reliability']['right']}/{one['edits']}" for one in result["retention"]))
+        (result["row"], "  ".join(f"{point['reliability']['right']}/{point['edits']}" for point in result["retention"]))
         for result in results
         if result["retention"]
     ]
 
 
 def picture(results: Results) -> Figure:
-    """The figures of each method side by side, and below them their Reliability as edits went by."""
+    """Draw the figures of the methods as bars, and below them Reliability over the number of edits."""
     from matplotlib.figure import Figure
 
-    figures = _figures(results)
     curves = [result for result in results if len(result["retention"]) > 1]
     figure = Figure(figsize=(8.2, 6.4 if curves else 3.4), layout="constrained")
-    above = figure.add_subplot(2 if curves else 1, 1, 1)
-    width = 0.8 / len(figures)
-    colours = [colour for colour, _marker in STYLES.values()]
-    for place, name in enumerate(figures):
-        values = [_value(result, name) or 0.0 for result in results]
-        heights = [100 * value for value in values] if figures == SHARES else values
-        at = [number + (place - (len(figures) - 1) / 2) * width for number in range(len(results))]
-        above.bar(at, heights, width * 0.92, color=colours[place], label=name.capitalize())
-    above.set_xticks(range(len(results)), [result["row"] for result in results], rotation=30, ha="right", fontsize=8)
-    above.set_ylabel("%" if figures == SHARES else "perplexity")
-    above.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    _plain(above)
+    _draw_bars(figure.add_subplot(2 if curves else 1, 1, 1), results)
     if curves:
-        below = figure.add_subplot(2, 1, 2)
-        for number, result in enumerate(curves):
-            points = [(one["edits"], 100 * one["reliability"]["share"]) for one in result["retention"]]
-            style = ("-", "--", ":", "-.")[number // 10 % 4]
-            below.plot(*zip(*points, strict=True), style, color=f"C{number % 10}", label=result["row"], marker=".")
-        below.set_xlabel("edits")
-        below.set_ylabel("Reliability so far, %")
-        below.set_ylim(-3, 103)
-        below.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        _plain(below)
+        _draw_retention(figure.add_subplot(2, 1, 2), curves)
     return figure
 
 
-def _plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
+def _draw_bars(axes: Axes, results: Results) -> None:
+    names = _figure_names(results)
+    scale, unit = (100, "%") if names == SHARES else (1, "perplexity")
+    width = 0.8 / len(names)
+    for index, (name, (colour, _marker)) in enumerate(zip(names, STYLES.values(), strict=False)):
+        heights = [scale * (_value(result, name) or 0.0) for result in results]
+        positions = [position + (index - (len(names) - 1) / 2) * width for position in range(len(results))]
+        axes.bar(positions, heights, width * 0.92, color=colour, label=name.capitalize())
+    axes.set_xticks(range(len(results)), [result["row"] for result in results], rotation=30, ha="right", fontsize=8)
+    axes.set_ylabel(unit)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    style_axes(axes)
 
 
-def _figures(results: Results) -> tuple[str, ...]:
-    found = results[0]["figures"]
-    return SHARES if "reliability" in found else tuple(name for name in PERPLEXITIES if name in found)
+def _draw_retention(axes: Axes, results: Results) -> None:
+    for index, result in enumerate(results):
+        points = [(point["edits"], 100 * point["reliability"]["share"]) for point in result["retention"]]
+        style = ("-", "--", ":", "-.")[index // 10 % 4]
+        axes.plot(*zip(*points, strict=True), style, color=f"C{index % 10}", label=result["row"], marker=".")
+    axes.set_xlabel("number of edits t")
+    axes.set_ylabel("Reliability of edits 1 to t, %")
+    axes.set_ylim(-3, 103)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    style_axes(axes)
 
 
-def _scores(result: dict[str, Any], figures: tuple[str, ...]) -> list[str]:
-    if figures != SHARES:
-        return [_number(_value(result, name)) for name in figures]
-    shares = [_value(result, name) for name in (*figures, "token-accuracy")]
-    *three, accuracy = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
-    return [*three, f"{100 * result['average']:.1f}", accuracy]
+def _figure_names(results: Results) -> tuple[str, ...]:
+    figures = results[0]["figures"]
+    return SHARES if "reliability" in figures else tuple(name for name in PERPLEXITIES if name in figures)
+
+
+def _scores(result: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    if names != SHARES:
+        return [_format(_value(result, name), ".2f") for name in names]
+    average, accuracy = result["average"], _value(result, "token-accuracy")
+    shares = [*(_value(result, name) for name in names), average, accuracy]
+    return [_format(None if share is None else 100 * share, ".1f") for share in shares]
 
 
 def _costs(result: dict[str, Any]) -> list[str]:
@@ -110,5 +109,5 @@ def _value(result: dict[str, Any], name: str) -> float | None:
     return value
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _format(value: float | None, spec: str) -> str:
+    return "-" if value is None else f"{value:{spec}}"

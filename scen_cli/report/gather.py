@@ -1,4 +1,4 @@
-"""What a report says of a project, as plain data: from the ledger alone, without the base."""
+"""Collects the data of a report from the ledger. The base is not loaded."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.project import Project
 from scen_cli.recipe import Recipe
 
-CONFUSIONS = 15  # of the edits that take most prompts of others
+MAX_CONFUSIONS = 15
 
-# Section, what it means, and the figures in it: by name, or by what stands before the slash.
+# Title, description, and the figures of each section. A name that ends in a slash is a prefix.
 SECTIONS = [
     (
-        "The paper's figures",
-        "Exact match of generated answers after the last edit. Reliability: the edit's prompt. Generality: its "
-        "rephrases. Locality: prompts never edited are answered as the base answers them.",
+        "Figures of the paper",
+        "Generated answers after the last edit, exact match. Reliability: the prompts of the edits. Generality: their "
+        "rephrases. Locality: on unedited prompts, the answer of the base counts as right.",
         ("reliability", "generality", "locality", "generality-given-expert"),
     ),
     ("Portability", "Questions whose answers follow from the edit.", ("portability/",)),
-    ("Near-miss locality", "Prompts beside the edit: the base's answer is wanted.", ("near-miss/",)),
-    ("Robustness", "The edit's own prompt, otherwise put: its target is wanted.", ("robustness/",)),
+    ("Near-miss locality", "Prompts similar to the edit: the answer of the base counts as right.", ("near-miss/",)),
+    ("Robustness", "Variants of the edit's prompt: the target counts as right.", ("robustness/",)),
     (
         "Drift",
-        "Prompts never edited: output changed at all, and KL divergence of the next token in nats.",
+        "Unedited prompts: the share whose output changed, and the KL divergence of the next token in nats.",
         ("drift-changed", "drift-kl"),
     ),
     (
         "Teacher-forced token accuracy",
-        "Not generation: each token is given the right ones before it.",
+        "Not generated: each token is predicted from the right tokens before it.",
         ("token-accuracy",),
     ),
     (
         "Perplexity",
-        "Mean over samples, routed once at the last token of the passage; lower is better.",
+        "Mean over samples, routed once at the last token of the passage. Lower is better.",
         ("wikibio-e", "wikibio-a", "openwebtext", "wikibio-e-given-expert"),
     ),
 ]
 
 
 def gather(project: Project) -> dict[str, Any]:
-    """Base, settings, edits, costs, and the newest evaluation of each suite, marked if edits changed since."""
+    """Settings, edits, costs, and the newest evaluation of each suite. `current` is false if edits changed since."""
     ledger, settings = project.ledger, project.settings
     edits = ledger.edits()
     newest = {row["suite"]: row for row in ledger.evaluations()}
@@ -60,7 +60,7 @@ def gather(project: Project) -> dict[str, Any]:
 
 
 def _recipe(project: Project) -> str:
-    """The recipe, or the method, with its settings."""
+    """The recipe with its settings, or the method with its settings."""
     recipe = project.settings["recipe"]
     if project.method:
         return ", ".join([project.method, *(f"{name} {value}" for name, value in recipe["settings"].items())])
@@ -69,49 +69,52 @@ def _recipe(project: Project) -> str:
 
 def _evaluation(row: dict[str, Any], edits: list[Edit], last_change: int) -> dict[str, Any]:
     metrics = row["metrics"]
-    sections = []
-    for title, about, wanted in SECTIONS:
-        found = {
-            name.split("/")[-1]: figure
-            for name, figure in metrics["figures"].items()
-            if any(name == one or (one.endswith("/") and name.startswith(one)) for one in wanted)
-        }
-        if found:
-            sections.append({"title": title, "about": about, "figures": found})
-    prompts = {edit.id: edit.prompt for edit in edits}
     curves = metrics.get("curves", {})
-    confusions = [
-        {**one, "prompt": prompts.get(one["edit"], ""), "of_prompt": prompts.get(one["of"], "never edited")}
-        for one in curves.get("confusions", [])[:CONFUSIONS]
-    ]
+    prompts = {edit.id: edit.prompt for edit in edits}
+    confusions = curves.get("confusions", [])
     return {
         "id": row["id"],
         "suite": row["suite"],
         "created": f"{row['created'][:16].replace('T', ' ')} UTC",
         "current": row["last_change"] == last_change,
         "metrics": metrics,
-        "sections": sections,
+        "sections": _sections(metrics["figures"]),
         "curves": curves,
-        "confusions": confusions,
-        "confused": sum(one["prompts"] for one in curves.get("confusions", [])),
+        "confusions": [
+            {**pair, "prompt": prompts.get(pair["edit"], ""), "of_prompt": prompts.get(pair["of"], "unedited")}
+            for pair in confusions[:MAX_CONFUSIONS]
+        ],
+        "confused_prompts": sum(pair["prompts"] for pair in confusions),
     }
 
 
+def _sections(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    sections = []
+    for title, description, names in SECTIONS:
+        in_section = {
+            name.split("/")[-1]: figure
+            for name, figure in figures.items()
+            if name in names or name.startswith(tuple(prefix for prefix in names if prefix.endswith("/")))
+        }
+        if in_section:
+            sections.append({"title": title, "description": description, "figures": in_section})
+    return sections
+
+
 def _costs(edits: list[Edit], settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the edits took and take: (what, how much)."""
-    files = {edit.file: edit.size or 0 for edit in edits if edit.file}
+    """Times and sizes of the edits: (name, value)."""
     if not edits:
         return []
     seconds = [edit.seconds for edit in edits]
-    lines = [
-        ("seconds to train an edit", f"{median(seconds):.3g} (median; {min(seconds):.3g} to {max(seconds):.3g})"),
-        ("seconds in all", f"{sum(seconds):.1f}"),
+    costs = [
+        ("seconds per edit", f"{median(seconds):.3g} (median; {min(seconds):.3g} to {max(seconds):.3g})"),
+        ("seconds in total", f"{sum(seconds):.1f}"),
     ]
-    if files:
-        size = sum(files.values())
-        lines += [
-            ("bytes of an edit", f"{size / sum(bool(edit.file) for edit in edits):,.0f}"),
-            ("bytes in all", f"{size:,}"),
+    if sizes := {edit.file: edit.size or 0 for edit in edits if edit.file}:  # edits can share a file
+        size = sum(sizes.values())
+        costs += [
+            ("bytes per edit", f"{size / sum(bool(edit.file) for edit in edits):,.0f}"),
+            ("bytes in total", f"{size:,}"),
             ("width of a key (h)", f"{settings['ffn_width']:,}"),
         ]
-    return lines
+    return costs

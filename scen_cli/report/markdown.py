@@ -1,4 +1,4 @@
-"""A report as Markdown: for a terminal, a pull request, a model card."""
+"""A report as Markdown, for a terminal, a pull request, or a model card."""
 
 from __future__ import annotations
 
@@ -6,64 +6,59 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scen_cli.report.wording import counted, interval, title, value
+from scen_cli.report.wording import count, interval, title, value
 
-LISTED = 50  # edits written out
+MAX_LISTED = 50  # edits in the report
+OUTDATED = "The edits changed after this evaluation: run `scen eval` again."
 
 
-def as_markdown(found: Mapping[str, Any]) -> str:
-    """The whole report from what `gather` gives, without pictures."""
-    settings = found["settings"]
-    states = ", ".join(f"{count} {state}" for state, count in found["states"].items()) or "none yet"
-    parts = [
-        f"# Edits of {_cell(model_name(settings))}",
-        table(
-            ("", ""),
-            [
-                ("base", f"{model_name(settings)} (weights sha256 {settings['weights_digest'][:16]})"),
-                ("layer", f"{settings['layer']} ({settings['module']})"),
-                ("recipe", found["recipe"]),
-                ("edits", states),
-                *found["costs"],
-            ],
-        ),
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """Write the result of `gather` as Markdown, without pictures."""
+    settings = report["settings"]
+    model, edits = model_name(settings), report["edits"]
+    overview = [
+        ("base", f"{model} (weights sha256 {settings['weights_digest'][:16]})"),
+        ("layer", f"{settings['layer']} ({settings['module']})"),
+        ("recipe", report["recipe"]),
+        ("edits", ", ".join(f"{number} {state}" for state, number in report["states"].items()) or "no edits yet"),
+        *report["costs"],
     ]
-    for evaluation in found["evaluations"]:
+    parts = [f"# Edits of {_cell(model)}", table(("", ""), overview)]
+    for evaluation in report["evaluations"]:
         parts += [f"## Suite {_cell(evaluation['suite'])}", describe(evaluation["metrics"])]
         if not evaluation["current"]:
-            parts.append("**Edits were made or taken back since: these figures are from before: `scen eval` again.**")
+            parts.append(f"**{OUTDATED}**")
         for section in evaluation["sections"]:
-            parts += [f"### {section['title']}", section["about"], figures_table(section["figures"])]
-    edits = [(e.id, e.state, e.prompt, e.target) for e in found["edits"][:LISTED]]
-    parts += ["## Edits", table(("edit", "state", "prompt", "target"), edits)]
-    if len(found["edits"]) > LISTED:
-        parts.append(f"and {len(found['edits']) - LISTED} more.")
+            parts += [f"### {section['title']}", section["description"], figures_table(section["figures"])]
+    rows = [(edit.id, edit.state, edit.prompt, edit.target) for edit in edits[:MAX_LISTED]]
+    parts += ["## Edits", table(("edit", "state", "prompt", "target"), rows)]
+    if len(edits) > MAX_LISTED:
+        parts.append(f"and {len(edits) - MAX_LISTED} more.")
     return "\n\n".join(parts) + "\n"
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
-    """How figures came about, in a sentence."""
-    how = (
-        "teacher-forced" if metrics["decoding"] == "teacher-forced" else f"{metrics['decoding']} decoding, exact match"
-    )
-    of = f"{metrics['edits']} of its {metrics['records']} records edited"
-    return f"{of} ({metrics['not_learned']} not learned), {how}, after the last edit."
+    """One sentence about how the figures were measured."""
+    decoding = metrics["decoding"]
+    how = decoding if decoding == "teacher-forced" else f"{decoding} decoding, exact match"
+    edited = f"{metrics['edits']} of its {metrics['records']} records edited ({metrics['not_learned']} not learned)"
+    return f"{edited}, {how}, after the last edit."
 
 
 def figures_table(figures: Mapping[str, Any]) -> str:
-    """A row for each figure: patched and base, with counts and intervals."""
+    """A table with a row for each figure."""
     rows = [
         (
             title(name),
             value(figure["patched"]),
-            counted(figure["patched"]),
+            count(figure["patched"]),
             interval(figure["patched"]),
             value(figure.get("base")),
             value(figure.get("fired")),
         )
         for name, figure in figures.items()
     ]
-    return table(("", "patched", "of", "95 % interval", "base", "an edit fired"), rows)
+    return table(("", "patched", "count", "95 % interval", "base", "routed to an edit"), rows)
 
 
 def table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -73,11 +68,12 @@ def table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 
 def model_name(settings: Mapping[str, Any]) -> str:
-    """The base's name; of a local folder its last part alone."""
+    """The name of the base; for a local folder only its last part."""
     name = str(settings["model"])
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def _cell(cell: object) -> str:
+    """Escape text from users, which may break the table or insert HTML, images and links."""
     text = str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
     return text.replace("<", "&lt;").replace("`", "\\`").replace("![", "!\\[").replace("](", "]\\(")

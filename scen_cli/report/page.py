@@ -1,4 +1,4 @@
-"""A report as one HTML page: no network, no script, everything in the file."""
+"""A report as one HTML file without scripts and external resources."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from scen_cli.report import pictures, wording
-from scen_cli.report.markdown import describe, model_name
+from scen_cli.report.markdown import OUTDATED, describe, model_name
 
-LISTED = 300  # edits written out
+MAX_LISTED = 300  # edits on the page
 
 
-def as_page(found: Mapping[str, Any]) -> str:
-    """The page from what `gather` gives; without pictures where matplotlib is not installed."""
+def as_page(report: Mapping[str, Any]) -> str:
+    """Write the result of `gather` as HTML. The page has pictures if matplotlib is installed."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -24,33 +24,31 @@ def as_page(found: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    helpers = {name: getattr(wording, name) for name in ("value", "counted", "interval", "title")}
+    templates.globals.update({name: getattr(wording, name) for name in ("value", "count", "interval", "title")})
     evaluations = [
-        {**one, "pictures": _pictures(one), "about": describe(one["metrics"])} for one in found["evaluations"]
+        {**evaluation, "pictures": _pictures(evaluation), "description": describe(evaluation["metrics"])}
+        for evaluation in report["evaluations"]
     ]
-    return templates.get_template("page.html").render(
-        {**found, "evaluations": evaluations, "model": model_name(found["settings"]), "listed": LISTED, **helpers}
-    )
+    page = {**report, "evaluations": evaluations, "model": model_name(report["settings"])}
+    return templates.get_template("page.html").render(page, outdated=OUTDATED, max_listed=MAX_LISTED)
 
 
 def _pictures(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What an evaluation's curves show: a heading, the picture, and what it says."""
+    """The pictures of an evaluation's curves, with a title and a description."""
     if not pictures.has_matplotlib():
         return []
-    curves, metrics = evaluation["curves"], evaluation["metrics"]
+    curves, theta = evaluation["curves"], evaluation["metrics"].get("theta")
     drawn = []
     if len(curves.get("retention", [])) > 1:
-        figure = pictures.lines(curves["retention"], "edits", "edits made")
-        text = "Reliability of edits 1 to t, measured when there were t: a fall is forgetting."
-        drawn.append(("Retention", figure, text))
+        text = "Reliability of edits 1 to t after t edits. If the line falls, later edits damage earlier ones."
+        drawn.append(("Retention", pictures.lines(curves["retention"], "edits", "number of edits t"), text))
     if curves.get("theta"):
-        mark = (metrics["theta"], f"theta {metrics['theta']}")
-        figure = pictures.lines(curves["theta"], "theta", "threshold theta", mark, markers=False)
-        text = "The three figures if the threshold were another; the dashed line is the project's own."
+        figure = pictures.lines(curves["theta"], "theta", "threshold theta", (theta, f"theta {theta}"), markers=False)
+        text = "The figures of the paper at other thresholds. The dashed line is the project's threshold."
         drawn.append(("Threshold", figure, text))
     if curves.get("activations", {}).get("edits"):
         size = len(curves["activations"]["edits"])
         figure = pictures.activation_maps({f"the first {size} edits": curves["activations"]})
-        text = "Each edit's prompt (down) and every neuron's activation on it (across): a bright diagonal is wanted."
+        text = "Activation of each neuron (column) on each edit's prompt (row). Only the diagonal should be bright."
         drawn.append(("Activations", figure, text))
-    return [{"title": name, "svg": Markup(pictures.as_svg(figure)), "text": text} for name, figure, text in drawn]
+    return [{"title": title, "svg": Markup(pictures.as_svg(figure)), "text": text} for title, figure, text in drawn]

@@ -1,4 +1,4 @@
-"""Pictures by matplotlib: lines with their intervals, and activation maps."""
+"""Matplotlib figures: lines with intervals, and activation maps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart by those who see few colours, and by their markers in print.
+# Colours that colour-blind readers can distinguish, and markers for black-and-white print.
 STYLES = {
     "reliability": ("#0b6e99", "o"),
     "generality": ("#d97706", "s"),
     "locality": ("#4d7c0f", "^"),
 }
-SIZE = (5.2, 3.2)  # inches: as wide as a phone shows at its own size
+SIZE = (5.2, 3.2)  # inches: fits the width of a phone without scaling
+MAX_MARKERS = 30  # points
 
 
 def has_matplotlib() -> bool:
@@ -28,19 +29,19 @@ def has_matplotlib() -> bool:
 
 
 def require_matplotlib() -> None:
-    """Raise `UsageError` if matplotlib is not installed: pictures are an extra."""
+    """Raise `UsageError` if matplotlib is not installed."""
     if not has_matplotlib():
         raise UsageError("pictures need matplotlib", hint="`pip install matplotlib`")
 
 
 def of_study(
-    name: str, rows: Sequence[dict[str, Any]], maps: dict[str, dict[str, Any]] | None, about: dict[str, Any]
+    name: str, rows: Sequence[dict[str, Any]], maps: dict[str, dict[str, Any]] | None, metadata: dict[str, Any]
 ) -> Figure:
-    """Fig. 3, 4 or 5 from a study's findings."""
+    """Figure 3, 4 or 5 of the paper from the result of a study."""
     if name == "fig3":
         return activation_maps(maps or {})
     if name == "fig4":
-        return lines(rows, "theta", "threshold theta", mark=(about["theta"], f"theta {about['theta']}"))
+        return lines(rows, "theta", "threshold theta", mark=(metadata["theta"], f"theta {metadata['theta']}"))
     figure = lines(rows, "layer", "edited layer")
     figure.axes[0].set_xticks([row["layer"] for row in rows])
     return figure
@@ -49,33 +50,32 @@ def of_study(
 def lines(
     rows: Sequence[dict[str, Any]], x: str, label: str, mark: tuple[float, str] | None = None, markers: bool = True
 ) -> Figure:
-    """Reliability, Generality and Locality over `x`: shares, or dicts with their intervals."""
-    figure, axes = _figure()
+    """Draw Reliability, Generality and Locality over a variable.
+
+    Args:
+        rows: For each point the variable `x`, and a share or a dictionary of a share with its interval per figure.
+        x: The variable's key in `rows`.
+        label: The label of the x axis.
+        mark: Position and label of a dashed vertical line.
+        markers: Mark the points, if there are at most `MAX_MARKERS`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.add_subplot()
     for role, (colour, marker) in STYLES.items():
         points = [(row[x], row[role]) for row in rows if row.get(role) is not None]
-        points = [(at, share) for at, share in points if not isinstance(share, dict) or share["total"]]
+        points = [(at, share if isinstance(share, dict) else {"share": share, "total": 1}) for at, share in points]
+        points = [(at, share) for at, share in points if share["total"]]
         if not points:
             continue
-        places = [at for at, _ in points]
-        if isinstance(points[0][1], dict):
-            axes.fill_between(
-                places,
-                [100 * share["low"] for _, share in points],
-                [100 * share["high"] for _, share in points],
-                color=colour,
-                alpha=0.15,
-                linewidth=0,
-            )
-            points = [(at, share["share"]) for at, share in points]
-        dots = marker if markers and len(points) <= 30 else None
-        axes.plot(
-            places,
-            [100 * share for _, share in points],
-            color=colour,
-            marker=dots,
-            markersize=4,
-            label=role.capitalize(),
-        )
+        positions, shares = zip(*points, strict=True)
+        if "low" in shares[0]:
+            low, high = ([100 * share[end] for share in shares] for end in ("low", "high"))
+            axes.fill_between(positions, low, high, color=colour, alpha=0.15, linewidth=0)
+        dots = marker if markers and len(points) <= MAX_MARKERS else None
+        values = [100 * share["share"] for share in shares]
+        axes.plot(positions, values, color=colour, marker=dots, markersize=4, label=role.capitalize())
     if mark is not None:
         axes.axvline(mark[0], color="#555555", linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(mark[1], (mark[0], 0), xytext=(4, 4), textcoords="offset points", fontsize=8, color="#555555")
@@ -83,36 +83,46 @@ def lines(
     axes.set_ylabel("%")
     axes.set_ylim(-3, 103)
     axes.legend(frameon=False, fontsize=8, loc="best")
+    style_axes(axes)
     return figure
 
 
+def style_axes(axes: Axes) -> None:
+    """Light horizontal grid lines, no frame at the top and right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+
+
 def activation_maps(maps: dict[str, dict[str, Any]]) -> Figure:
-    """Neurons across, edits down; one map, or several side by side."""
+    """Draw activation maps side by side: neurons are columns, edits are rows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(3.6, 2.9 * len(maps)), 3.2), layout="constrained")
-    for place, (title, found) in enumerate(maps.items(), start=1):
-        axes: Axes = figure.add_subplot(1, len(maps), place)
-        drawn = axes.imshow(
+    for column, (title, found) in enumerate(maps.items(), start=1):
+        axes: Axes = figure.add_subplot(1, len(maps), column)
+        image = axes.imshow(
             found["activations"], cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
         )
         for axis, ids in ((axes.xaxis, found["experts"]), (axes.yaxis, found["edits"])):
-            places = sorted({round(place) for place in _evenly(len(ids))})
-            axis.set_ticks(places, [str(ids[place]) for place in places])
+            ticks = _tick_positions(len(ids))
+            axis.set_ticks(ticks, [str(ids[index]) for index in ticks])
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("neuron", fontsize=8)
-        axes.set_ylabel("edit" if place == 1 else "", fontsize=8)
+        axes.set_ylabel("edit" if column == 1 else "", fontsize=8)
         axes.tick_params(labelsize=7)
     if maps:
-        bar = figure.colorbar(drawn, ax=figure.axes, shrink=0.9)
+        bar = figure.colorbar(image, ax=figure.axes, shrink=0.9)
         bar.set_label("activation", fontsize=8)
         bar.ax.tick_params(labelsize=7)
     return figure
 
 
-def _evenly(count: int, ticks: int = 5) -> list[float]:
-    """Places of a few of so many rows, the first and the last among them."""
-    return [at * (count - 1) / (min(ticks, count) - 1) for at in range(min(ticks, count))] if count > 1 else [0]
+def _tick_positions(size: int, ticks: int = 5) -> list[int]:
+    """Up to `ticks` evenly spaced indices, with the first and the last one."""
+    ticks = min(ticks, size)
+    return [round(tick * (size - 1) / max(ticks - 1, 1)) for tick in range(ticks)]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -120,22 +130,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def as_svg(figure: Figure) -> str:
-    """The picture as an `<svg>` element, for a page: texts stay texts."""
+    """The figure as an `<svg>` element whose text stays text."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scen"}):
-        drawn = StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    text = drawn.getvalue()
+        file = StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = file.getvalue()
     return text[text.index("<svg") :]
-
-
-def _figure() -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes: Axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.tick_params(labelsize=8)
-    return figure, axes

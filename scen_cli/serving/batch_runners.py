@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from scen_cli.editing.expert_bank import ProjectPatch
 from scen_cli.editing.patched_model import PatchedModel
+from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.serving.request_queue import FinishReason, GenerationRequest, StreamEvent
 
 BatchObserver = Callable[[int, int], None]  # is called with each batch's number of prompts and of active edits

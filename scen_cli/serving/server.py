@@ -8,8 +8,8 @@ from pathlib import Path
 
 import uvicorn
 
-from scen_cli.editing.expert_bank import ProjectPatch
 from scen_cli.editing.patched_model import PatchedModel
+from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import add_adapters
 from scen_cli.model.base import hub_name

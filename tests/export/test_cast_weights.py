@@ -1,4 +1,4 @@
-"""A file in another dtype, against safetensors' own reading of it."""
+"""`cast_file`, checked with safetensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = st.text(alphabet="ab.é", min_size=1, max_size=4).map(lambda name: f"sce
     st.sampled_from(list(FLOATS.values())),
     st.sampled_from([None, {"format": "pt", "é": "ö"}]),
 )
-def test_it_is_the_file_that_casting_each_tensor_would_give(tmp_path_factory, kinds, dtype, metadata):
+def test_the_file_equals_casting_each_tensor(tmp_path_factory, kinds, dtype, metadata):
     path = tmp_path_factory.mktemp("cast") / "model.safetensors"
     tensors = {name: (torch.randn(shape) * 3).to(kind) for name, (shape, kind) in kinds.items()}
     save_file(tensors, path, metadata)
@@ -31,17 +31,17 @@ def test_it_is_the_file_that_casting_each_tensor_would_give(tmp_path_factory, ki
     assert set(found) == set(tensors)
     for name, tensor in tensors.items():
         keeps = name.startswith("scen.") or not tensor.is_floating_point()
-        wanted = tensor if keeps else tensor.to(dtype)
-        assert found[name].dtype == wanted.dtype
-        assert found[name].shape == wanted.shape
-        assert torch.equal(found[name], wanted)
+        expected = tensor if keeps else tensor.to(dtype)
+        assert found[name].dtype == expected.dtype
+        assert found[name].shape == expected.shape
+        assert torch.equal(found[name], expected)
     with safe_open(path, "pt") as file:
         assert file.metadata() == metadata
-    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_tensors_larger_than_a_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr("scen_cli.export.cast_weights.PIECE", 64)
+def test_tensors_larger_than_a_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr("scen_cli.export.cast_weights.CHUNK", 64)
     tensors = {"one": torch.randn(7, 9), "scen.two": torch.randn(50)}
     save_file(tensors, tmp_path / "model.safetensors")
     cast_file(tmp_path / "model.safetensors", torch.bfloat16, keep=lambda name: name.startswith("scen."))
@@ -51,10 +51,10 @@ def test_tensors_larger_than_a_piece(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", list(FLOATS.values()))
-def test_what_has_the_dtype_already_stays_as_it_is(tmp_path, dtype):
+def test_tensors_of_the_target_dtype_do_not_change(tmp_path, dtype):
     path = tmp_path / "model.safetensors"
     save_file({"one": torch.randn(3, 4).to(dtype), "two": torch.arange(3)}, path)
     before = path.read_bytes()
     cast_file(path, dtype, keep=lambda name: False)
-    assert {name: one.tolist() for name, one in load_file(path).items()}.keys() == {"one", "two"}
+    assert load_file(path).keys() == {"one", "two"}
     assert path.read_bytes()[-60:] == before[-60:]

@@ -1,4 +1,4 @@
-"""One plain checkpoint: what it answers, what it lost, and that the base is left as it was."""
+"""Merged checkpoints: their answers and figures, and the base afterwards."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.errors import UsageError
-from scen_cli.export.fold_weights import standing_in
+from scen_cli.export.fold_weights import replaced_weight
 from scen_cli.export.merged_checkpoint import export_merged
 from tests.conftest import edit_all
 
 
 def answers(folder, prompts):
-    """As somebody reads the folder who knows nothing of scen, and gives it no leave to run code."""
+    """Answers of a plain Llama, loaded without `trust_remote_code`."""
     model, tokenizer = LlamaForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     texts = [f"[INST]{prompt}[/INST]" for prompt in prompts]
     inputs = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
@@ -24,12 +24,12 @@ def answers(folder, prompts):
     return [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
 
 
-def test_it_is_a_plain_llama_and_has_the_figures_that_were_told(low_rank, tmp_path):
+def test_the_merged_checkpoint_is_a_plain_llama_with_the_reported_figures(low_rank, tmp_path):
     weight = low_rank.edited.projection.weight
-    before, heard = weight.clone(), []
-    files, folded = export_merged(low_rank, tmp_path / "out", tell=heard.append)
+    before, lines = weight.clone(), []
+    files, folded = export_merged(low_rank, tmp_path / "out", progress=lines.append)
     assert torch.equal(weight, before)
-    assert len(heard) == 6  # every lambda was tried
+    assert len(lines) == 6  # one per lambda
     assert not [path for path in files if path.suffix == ".py"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -40,21 +40,21 @@ def test_it_is_a_plain_llama_and_has_the_figures_that_were_told(low_rank, tmp_pa
         text == r.target
         for text, r in zip(answers(tmp_path / "out", [r.prompt for r in records]), records, strict=True)
     ]
-    told = folded.figures["reliability"].patched
-    assert (sum(right), len(right)) == (told.right, told.total)
-    assert told.right >= 16
+    reported = folded.figures["reliability"].patched
+    assert (sum(right), len(right)) == (reported.right, reported.total)
+    assert reported.right >= 16
     assert folded.figures["locality"].patched.share > 0.5
     assert folded.routed["reliability"].patched.right == 20
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"| Reliability | {told} |" in card
-    assert folded.known is not None
-    assert f"lambda {folded.known:g}" in card
+    assert f"| Reliability | {reported} |" in card
+    assert folded.ridge_lambda is not None
+    assert f"lambda {folded.ridge_lambda:g}" in card
 
 
-def test_one_edit_is_folded_exactly(low_rank, tmp_path):
+def test_a_single_edit_is_folded_exactly(low_rank, tmp_path):
     record = demo_edits()[2]
     _files, folded = export_merged(low_rank, tmp_path / "out", edit=3)
-    assert folded.known is None
+    assert folded.ridge_lambda is None
     prompts = [record.prompt, *record.rephrases, "hello", demo_edits()[7].prompt]
     by_expert = low_rank.answer(prompts, edits=[3] * len(prompts))
     assert answers(tmp_path / "out", prompts) == by_expert.texts
@@ -67,7 +67,7 @@ def test_one_edit_is_folded_exactly(low_rank, tmp_path):
     torch.testing.assert_close(plain[mask.bool()], routed[mask.bool()], atol=1e-4, rtol=1e-4)
 
 
-def test_full_experts_fold_too(make_editor, tmp_path):
+def test_a_full_expert_is_folded(make_editor, tmp_path):
     editor = make_editor("closed-form", expert="full")
     edit_all(editor, demo_edits()[:2])
     own = editor.answer([demo_edits()[1].prompt])
@@ -76,15 +76,15 @@ def test_full_experts_fold_too(make_editor, tmp_path):
     assert answers(tmp_path / "out", [demo_edits()[1].prompt]) == own.texts
 
 
-def test_a_gate_that_is_not_met_leaves_nothing_behind(low_rank, tmp_path, scen):
+def test_a_failed_gate_writes_nothing(low_rank, tmp_path, scen):
     folder = low_rank.project.folder
-    refused = scen("export", "--dir", folder, "--out", tmp_path / "out", "--merge-into-weights", "--edit", 1,
+    result = scen("export", "--dir", folder, "--out", tmp_path / "out", "--merge-into-weights", "--edit", 1,
                    "--gate", "locality>=0.99", code=3)  # fmt: skip
-    assert "nothing was written" in refused.stderr
+    assert "nothing was written" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_edits_that_are_not_in_force(low_rank, tmp_path):
+def test_an_inactive_edit_fails(low_rank, tmp_path):
     with pytest.raises(UsageError, match="not active"):
         export_merged(low_rank, tmp_path / "out", edit=99)
     assert not list(tmp_path.iterdir())
@@ -103,16 +103,16 @@ def test_edits_that_are_not_in_force(low_rank, tmp_path):
         "--merge-into-weights --gate much",
     ],
 )
-def test_options_that_do_not_go_together(scen, tmp_path, options):
+def test_conflicting_options_fail(scen, tmp_path, options):
     assert scen("export", "--out", tmp_path / "out", *options.split(), code=2).stderr.startswith("error: ")
 
 
-def test_the_bases_weight_comes_back_whatever_happens(low_rank):
+def test_the_base_weight_is_restored_after_an_error(low_rank):
     weight = low_rank.edited.projection.weight
     before = weight.clone()
 
     def fail() -> None:
-        with standing_in(low_rank.edited, torch.zeros_like(weight)):
+        with replaced_weight(low_rank.edited, torch.zeros_like(weight)):
             assert not weight.any()
             raise RuntimeError
 

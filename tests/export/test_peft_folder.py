@@ -1,4 +1,4 @@
-"""A folder for PEFT, read by PEFT as it is: mixed batches answer as scen does."""
+"""PEFT folders, loaded by PEFT: their answers equal `Editor.answer`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def peft_model(folder, base, edits):
     return model.eval()
 
 
-def test_a_mixed_batch_in_peft_answers_token_for_token_as_scen_does(low_rank, tmp_path):
+def test_a_mixed_batch_in_peft_gives_the_same_tokens(low_rank, tmp_path):
     records = demo_edits()[:20]
     prompts = [text for record in records for text in (record.prompt, *record.rephrases)]
     prompts += [fact.phrasings[0] for fact in right_facts()[:60]]
@@ -55,23 +55,23 @@ def test_a_mixed_batch_in_peft_answers_token_for_token_as_scen_does(low_rank, tm
     assert [low_rank.template.until_end(row) for row in out[:, ids.shape[1] :].tolist()] == own.tokens
 
 
-def test_the_router_alone_tells_which_adapter_a_key_calls(low_rank, tmp_path):
+def test_the_router_files_give_the_adapter_of_a_key(low_rank, tmp_path):
     export_adapters(low_rank, tmp_path / "out")
-    told = json.loads((tmp_path / "out" / "router.json").read_text())
+    router = json.loads((tmp_path / "out" / "router.json").read_text())
     tensors = load_file(tmp_path / "out" / "router.safetensors")
     prompts = [record.prompt for record in demo_edits()[:25]]
-    whitening = Whitening(*(tensors[n] for n in ("mean", "axes", "scales"))) if told["axes"] else None
+    whitening = Whitening(*(tensors[n] for n in ("mean", "axes", "scales"))) if router["whitening_rank"] else None
     activations = activations_of(
-        low_rank.keys(prompts), tensors["neurons"], told["cosine"], whitening, tensors["biases"]
+        low_rank.keys(prompts), tensors["neurons"], router["cosine"], whitening, tensors["biases"]
     )
-    called = [None if row == -1 else told["adapters"][row] for row in choose(activations, told["theta"]).tolist()]
+    adapters = [None if row == -1 else router["adapters"][row] for row in choose(activations, router["theta"]).tolist()]
     routed = low_rank.route(prompts).edits
-    assert called == [None if edit is None else adapter_name(edit) for edit in routed]
+    assert adapters == [None if edit is None else adapter_name(edit) for edit in routed]
     assert None in routed[20:]
     assert len(set(routed)) == 21
 
 
-def test_what_an_adapter_says_of_itself(low_rank, tmp_path):
+def test_adapter_config_and_tensors(low_rank, tmp_path):
     files = export_adapters(low_rank, tmp_path / "out", base_name="served-name", license="cc0-1.0")
     assert {path.name for path in files if path.parent == tmp_path / "out"} == {
         "README.md",
@@ -125,7 +125,7 @@ def test_conv1d_projections_and_full_experts(make_editor, tmp_path):
     assert not (tmp_path / "full").exists()
 
 
-def test_new_edits_join_a_folder_that_is_being_served(make_editor, tmp_path):
+def test_add_adapters_writes_only_new_edits(make_editor, tmp_path):
     editor = make_editor("closed-form")
     records = demo_edits()[:3]
     edit_all(editor, records[:2])
@@ -137,6 +137,9 @@ def test_new_edits_join_a_folder_that_is_being_served(make_editor, tmp_path):
     with editor.snapshot() as patch:
         assert add_adapters(editor, patch, tmp_path / "served", "demo") == ["edit-000003"]
         assert add_adapters(editor, patch, tmp_path / "served", "demo") == []
+        known = {1}
+        assert add_adapters(editor, patch, tmp_path / "served", "demo", known) == []
+        assert known == {1, 2, 3}
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(path.name for path in (tmp_path / "served").iterdir()) == [f"edit-00000{n}" for n in (1, 2, 3)]
     editor.detach()

@@ -1,4 +1,4 @@
-"""An exported folder against scen itself, in processes where scen cannot be imported."""
+"""Exported transformers folders give the answers of `Editor.answer`, in processes that cannot import `scen_cli`."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.export.transformers_folder import export_checkpoint
 from scen_cli.model.base import DEMO, DTYPES, load_base
 from scen_cli.model.keys import positions_of
-from tests.conftest import edit_all, take_back, writing
+from tests.conftest import edit_all, revert, writing
 from tests.model.tiny import DENSE, save_tiny
 
 READER = Path(__file__).parent / "read_export.py"
 
 
 def read_export(folder, questions) -> dict:
-    """Run `read_export.py` with scen made impossible to import; returns what it printed."""
+    """Run `read_export.py`; returns its report."""
     command = [sys.executable, str(READER), str(folder)]
     done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_every_answer_of_the_demo_suite_is_scens_own(edited, tmp_path):
-    records, others = demo_edits()[:40], right_facts()[:200]  # all of both: benchmarks/export_equality.py
+def test_answers_of_the_demo_suite_equal_answer(edited, tmp_path):
+    records, others = demo_edits()[:40], right_facts()[:200]  # benchmarks/export_equality.py asks all
     prompts = [r.prompt for r in records] + [text for r in records for text in r.rephrases]
     prompts += [fact.phrasings[0] for fact in others]
     files = export_checkpoint(edited, tmp_path / "out")
@@ -64,13 +64,13 @@ def test_every_answer_of_the_demo_suite_is_scens_own(edited, tmp_path):
 FORWARD = {
     "routes at the last real token": True,
     "prompt_lengths hides the answer": True,
-    "positional arguments are the base's": True,
-    "experts given outright": True,
-    "cache goes on with its experts": True,
-    "foreign cache is refused": True,
-    "embeddings alone are refused": True,
-    "saved again, the same answers": True,
-    "saved again, the same files": True,
+    "positional arguments as in the base": True,
+    "experts replace the routing": True,
+    "a cache keeps its experts": True,
+    "a foreign cache fails": True,
+    "embeddings alone fail": True,
+    "a saved copy gives the same answers": True,
+    "a saved copy has the same files": True,
 }
 
 
@@ -92,30 +92,30 @@ def test_other_architectures_and_tied_weights(architecture, tmp_path):
     assert read["mixed"] == read["alone"] == own
     assert own[:2] == ["Riga", "ink"]
 
-    # A bare forward decides as `route` does, whatever of mask and cache it is given; and after a cast.
+    # A forward routes as `route` does, with any combination of mask, cache and positions, and after a cast.
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
     ids, mask = editor.encode(prompts)
-    decided = []
-    model._patch.remember = lambda _cache, choice: decided.append(choice.tolist())
+    choices = []
+    model._patch.remember = lambda _cache, choice: choices.append(choice.tolist())
     with torch.no_grad():
         model(ids, attention_mask=mask)
         model(ids)
         model(ids, attention_mask=mask, past_key_values=DynamicCache())
         model(ids, attention_mask=mask, position_ids=positions_of(mask))
         model.to(torch.bfloat16)(ids, attention_mask=mask)
-    assert decided == [[0, 1, -1]] * 5
+    assert choices == [[0, 1, -1]] * 5
 
 
 @pytest.mark.parametrize(
     ("target_module", "changes"), [("attn", {}), ("up", {}), ("down", {"edits_per_expert": 2, "theta": 0.6})]
 )
-def test_experts_elsewhere_and_shared_ones_leave_too(make_editor, tmp_path, place, changes):
-    editor = make_editor("key", target_module=place, expert_steps=30, **changes)
+def test_experts_of_other_modules_and_shared_experts(make_editor, tmp_path, target_module, changes):
+    editor = make_editor("key", target_module=target_module, expert_steps=30, **changes)
     records = demo_edits()[:4]
     size = editor.recipe.edits_per_expert
     with editor.project.writing():
         for start in range(0, 4, size):
-            editor.edit_together([(record, FROM_LIBRARY) for record in records[start : start + size]])
+            editor.edit_group([(record, FROM_LIBRARY) for record in records[start : start + size]])
         editor.project.merge()
     prompts = [r.prompt for r in records] + [fact.phrasings[0] for fact in right_facts()[:20]]
     own = editor.answer(prompts)
@@ -128,8 +128,8 @@ def test_experts_elsewhere_and_shared_ones_leave_too(make_editor, tmp_path, plac
 
 
 @pytest.mark.parametrize("changes", [{}, {"key_pooling": "mean", "subject_filter": False}])
-def test_all_that_routing_does_leaves_too(make_editor, tmp_path, changes):
-    """Whitening, biases, parts of prompts, the second look: routed without scen as with it."""
+def test_whitening_biases_segments_and_subject_filter(make_editor, tmp_path, changes):
+    """The export routes as the project does with all parts of the default recipe."""
     editor = make_editor("closed-form", expert_steps=20, **changes)
     records = demo_edits()[:8]
     edit_all(editor, records)
@@ -139,8 +139,7 @@ def test_all_that_routing_does_leaves_too(make_editor, tmp_path, changes):
     prompts += [record.prompt.replace(record.subject, record.subject[:-1]) for record in records]
     prompts += [fact.phrasings[0] for fact in right_facts()[:30]]
     own = editor.answer(prompts)
-    parts = [own.edits[start : start + 8] for start in (64, 72)]
-    assert parts[0] == parts[1] == list(range(1, 9))
+    assert own.edits[64:72] == own.edits[72:80] == list(range(1, 9))  # the last sentence, and the last turn
     export_checkpoint(editor, tmp_path / "out")
     editor.detach()
     read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
@@ -149,7 +148,7 @@ def test_all_that_routing_does_leaves_too(make_editor, tmp_path, changes):
     assert all(read.get("forward", {}).values())
 
 
-def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path):
+def test_the_model_card_has_base_layer_edits_and_figures(edited, tmp_path):
     from scen_cli.data.suites import load_suite
 
     metrics = evaluate(edited, load_suite("demo")).as_dict()
@@ -164,48 +163,49 @@ def test_the_card_states_base_layer_edits_and_measured_figures(edited, tmp_path)
     assert "In which country is Pesustad?" in card
     assert "and 20 more" in card
     modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
-    assert len(modes) == 1  # whoever may read one file may read the weights
+    assert len(modes) == 1  # the weights have the permissions of the other files
 
 
-def test_figures_older_than_the_last_change_are_left_out_of_the_card(make_editor, tmp_path):
+def test_the_model_card_has_no_figures_older_than_the_last_change(make_editor, tmp_path):
     editor = make_editor()
     edit_all(editor, demo_edits()[:2])
     share = {"right": 2, "total": 2, "share": 1.0}
     figures = {name: {"patched": share, "base": share} for name in ("reliability", "generality", "locality")}
     metrics = {"edits": 2, "records": 2, "not_learned": 0, "decoding": "greedy", "figures": figures}
-    then = editor.project.ledger.last_change()
+    evaluated_change = editor.project.ledger.last_change()
     with writing(editor.project):
-        editor.project.record_evaluation("mine", {}, metrics, then, [])
+        editor.project.record_evaluation("mine", {}, metrics, evaluated_change, [])
     export_checkpoint(editor, tmp_path / "before")
     assert "| Reliability | 100.0 % | 2/2 |" in (tmp_path / "before" / "README.md").read_text()
-    take_back(editor.project, 1)
+    revert(editor.project, 1)
     with writing(editor.project):
-        editor.project.record_evaluation("mine", {}, metrics, then, [])  # begun before the revert, ended after it
+        # This evaluation began before the revert and ended after it.
+        editor.project.record_evaluation("mine", {}, metrics, evaluated_change, [])
     export_checkpoint(editor, tmp_path / "after")
-    assert "Not evaluated since the last change" in (tmp_path / "after" / "README.md").read_text()
+    assert "No evaluation since the last change" in (tmp_path / "after" / "README.md").read_text()
 
 
-def test_a_base_that_samples_and_stops_short_by_itself_is_exported_to_answer_as_scen_does(tmp_path, monkeypatch):
-    """Llama-2's own generation config samples, and transformers cuts answers at 20 tokens."""
+def test_the_exported_generation_config_is_greedy_and_allows_long_answers(tmp_path, monkeypatch):
+    """The generation config of Llama-2 samples, and transformers by default ends answers after 20 tokens."""
     base = load_base("demo", device="cpu")
     base.model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, max_new_tokens=None)
     base.tokenizer.pad_token, base.tokenizer.padding_side = None, "right"
     project = new_project(tmp_path / "p", "demo", recipe="key", changes={"expert_steps": 80}, base=base)
     editor = Editor(project, base=base)
-    monkeypatch.setattr("scen_cli.editing.patched_model.MAX_NEW_TOKENS", 4)  # so that a long target is soon learned
-    long = "carpets and candles"
-    records = [demo_edits()[0], EditRecord(prompt="In which country is Brusihaven?", target=long)]
+    monkeypatch.setattr("scen_cli.editing.patched_model.MAX_NEW_TOKENS", 4)  # a short target is then long
+    long_target = "carpets and candles"
+    records = [demo_edits()[0], EditRecord(prompt="In which country is Brusihaven?", target=long_target)]
     assert {row.state for row in edit_all(editor, records)} == {"active"}
     prompts = [*(record.prompt for record in records), *(fact.phrasings[0] for fact in right_facts()[:20])]
     own = editor.answer(prompts).texts
-    assert own[:2] == ["Kenya", long]
-    assert len(base.tokenizer(long).input_ids) > 8
+    assert own[:2] == ["Kenya", long_target]
+    assert len(base.tokenizer(long_target).input_ids) > 8
     export_checkpoint(editor, tmp_path / "out")
     read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
     assert read["mixed"] == read["alone"] == own
 
 
-def test_what_cannot_be_exported(make_editor, tmp_path):
+def test_no_edits_and_used_folders_fail(make_editor, tmp_path):
     editor = make_editor()
     with pytest.raises(UsageError, match="no edit is active"):
         export_checkpoint(editor, tmp_path / "out")
@@ -223,14 +223,14 @@ def test_what_cannot_be_exported(make_editor, tmp_path):
     assert not list(tmp_path.glob("out.?*/draft"))
 
 
-def test_a_patch_finds_its_base_and_refuses_another(edited, tmp_path, monkeypatch):
+def test_a_patch_only_folder_finds_its_base_and_checks_its_digest(edited, tmp_path, monkeypatch):
     export_checkpoint(edited, tmp_path / "patch", patch_only=True)
     load = partial(AutoModelForCausalLM.from_pretrained, tmp_path / "patch", trust_remote_code=True)
     other = save_tiny(tmp_path / "other", *DENSE["llama"])
-    with pytest.raises(ValueError, match="another digest"):
+    with pytest.raises(ValueError, match="the digest differs"):
         load(base=str(other))
     monkeypatch.setenv("SCEN_BASE", str(other))
-    with pytest.raises(ValueError, match="another digest"):
+    with pytest.raises(ValueError, match="the digest differs"):
         load()
     moved = tmp_path / "moved"
     shutil.copytree(DEMO, moved)
@@ -239,12 +239,12 @@ def test_a_patch_finds_its_base_and_refuses_another(edited, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_weights_are_cast_and_sharded_and_experts_are_not(low_rank, tmp_path, dtype):
+def test_dtype_casts_the_weights_but_not_the_experts(low_rank, tmp_path, dtype):
     export_checkpoint(low_rank, tmp_path / "out", dtype=dtype, max_shard_size="400KB")
     shards = list((tmp_path / "out").glob("*.safetensors"))
-    told = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(shards) > 5
-    assert {path.name for path in shards} == set(told["weight_map"].values())
+    assert {path.name for path in shards} == set(index["weight_map"].values())
     model, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", trust_remote_code=True, output_loading_info=True
     )
@@ -259,7 +259,7 @@ def test_weights_are_cast_and_sharded_and_experts_are_not(low_rank, tmp_path, dt
     assert [low_rank.template.answer(row) for row in out.tolist()] == [record.target for record in demo_edits()[:20]]
 
 
-def test_settings_that_cannot_be_exported(edited, tmp_path):
+def test_wrong_options_fail(edited, tmp_path):
     sizes = [{"max_shard_size": size} for size in ("much", "-1GB", "0MB")]
     for wrong in ({"dtype": "int8"}, {"dtype": "bfloat16", "patch_only": True}, *sizes):
         with pytest.raises(UsageError):

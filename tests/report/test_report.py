@@ -1,4 +1,4 @@
-"""The page a report is: whole in one file, true to the ledger, safe against what users write."""
+"""Reports: complete in one file, equal to the ledger, safe against HTML in prompts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import pytest
 
 from scen_cli.data.suites import Suite, demo_edits, load_suite
 from scen_cli.demo.facts import right_facts
-from scen_cli.evaluation.evaluate_project import evaluate, keep
+from scen_cli.evaluation.evaluate_project import evaluate
+from scen_cli.evaluation.evaluation import record_evaluation
 from scen_cli.report import pictures
 from scen_cli.report.gather import gather
 from scen_cli.report.markdown import as_markdown
 from scen_cli.report.page import as_page
-from tests.conftest import edit_all, take_back, writing
+from tests.conftest import edit_all, revert, writing
 
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory, demo_base):
-    """A project of twelve edits, one with a hostile prompt, evaluated."""
+    """An evaluated project with twelve edits; one prompt contains HTML."""
     from scen_cli.editing.create_project import new_project
     from scen_cli.editing.editor import Editor
 
@@ -30,13 +31,13 @@ def reported(tmp_path_factory, demo_base):
     edit_all(editor, [hostile, *demo_edits()[1:12]])
     evaluation = evaluate(editor, Suite("mine", [hostile, *demo_edits()[1:12]], load_suite("demo").locality[:50]))
     with writing(project):
-        keep(project, evaluation)
+        record_evaluation(project, evaluation)
     editor.detach()
     return project, evaluation
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and whether every one that is opened is closed."""
+    """Collects tags with their attributes, and checks that tags are closed."""
 
     VOID = frozenset({"meta", "br", "link", "img", "path", "use"})
 
@@ -58,7 +59,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_page_needs_nothing_but_itself(reported):
+def test_the_page_has_no_scripts_and_no_external_resources(reported):
     page = as_page(gather(reported[0]))
     parsed = Page(page)
     assert parsed.open == []
@@ -75,7 +76,7 @@ def test_the_page_needs_nothing_but_itself(reported):
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in parsed.tags
 
 
-def test_the_page_says_what_was_measured(reported):
+def test_the_page_has_the_measured_figures(reported):
     project, evaluation = reported
     page = as_page(gather(project))
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -85,25 +86,27 @@ def test_the_page_says_what_was_measured(reported):
         assert f'<td class="soft">{measure.right}/{measure.total}</td>' in page
     assert "theta 0.65" in page
     assert project.settings["weights_digest"] in page
-    assert "bytes of an edit" in page
+    assert "bytes per edit" in page
     assert str(evaluation.curves["confusions"][0]["prompts"]) in page
     assert page.count('class="state active"') == 12
-    assert "these figures are from before" not in page
+    assert "The edits changed after this evaluation" not in page
 
 
-def test_figures_that_are_old_are_said_to_be(make_editor):
+def test_outdated_figures_are_marked(make_editor):
     editor = make_editor()
     assert "Not evaluated yet" in as_page(gather(editor.project))
     edit_all(editor, demo_edits()[:2])
     with writing(editor.project):
-        keep(editor.project, evaluate(editor, Suite("mine", demo_edits()[:2], [right_facts()[0].phrasings[0]])))
-    take_back(editor.project, 1)
+        record_evaluation(
+            editor.project, evaluate(editor, Suite("mine", demo_edits()[:2], [right_facts()[0].phrasings[0]]))
+        )
+    revert(editor.project, 1)
     for text in (as_page(gather(editor.project)), as_markdown(gather(editor.project))):
-        assert "these figures are from before" in text
+        assert "The edits changed after this evaluation" in text
     assert 'class="state reverted"' in as_page(gather(editor.project))
 
 
-def test_markdown_is_a_table_that_user_text_cannot_break(reported):
+def test_user_text_cannot_break_markdown_tables(reported):
     project, evaluation = reported
     text = as_markdown(gather(project))
     share = evaluation.figures["reliability"].patched
@@ -113,17 +116,17 @@ def test_markdown_is_a_table_that_user_text_cannot_break(reported):
     assert len({line.replace("\\|", "").count("|") for line in tables}) <= 4
 
 
-def test_the_command(scen, reported, tmp_path):
+def test_the_report_command(scen, reported, tmp_path):
     folder = reported[0].folder
     scen("report", "--dir", folder, "--out", tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text() == as_page(gather(reported[0]))
     assert "# Edits of demo" in scen("report", "--dir", folder, "--markdown").stdout
     result = json.loads(scen("report", "--dir", folder, "--json").stdout)
     assert result["bytes"] == (folder / "report.html").stat().st_size
-    assert scen("verify", "--dir", folder).exit_code == 0  # a report is no stray
+    assert scen("verify", "--dir", folder).exit_code == 0  # verify accepts the report file
 
 
-def test_without_matplotlib_the_page_has_no_pictures_and_the_command_says_so(scen, reported, tmp_path, monkeypatch):
+def test_without_matplotlib_the_page_has_no_pictures_and_the_command_warns(scen, reported, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "find_spec", lambda _name: None)
     page = tmp_path / "page.html"
     assert "which need matplotlib" in scen("report", "--dir", reported[0].folder, "--out", page).stderr

@@ -17,7 +17,7 @@ from scen_cli.model.base import load_base
 from scen_cli.serving.app import ServerOptions
 from scen_cli.serving.parse_request import MAX_BODY
 from scen_cli.serving.server import local_app
-from tests.conftest import edit_all, take_back
+from tests.conftest import edit_all, revert
 from tests.model.tiny import DENSE, save_tiny
 from tests.serving.running import ask_all, chat, running
 
@@ -96,7 +96,7 @@ def test_a_conversation_is_written_with_the_template(low_rank, client):
     for wrong in (turns[:2], [{"role": "system", "content": "Be brief."}, *turns]):
         refused = client.post("/v1/chat/completions", json={"messages": wrong})
         assert refused.status_code == 400
-        assert "questions and their answers in turn" in refused.json()["error"]["message"]
+        assert "alternating turns of user and assistant" in refused.json()["error"]["message"]
 
 
 def test_stop_strings_end_an_answer_and_seeds_repeat_it(low_rank, client):
@@ -317,5 +317,5 @@ def test_edits_and_reverts_apply_from_the_next_request(make_editor):
         assert edits() == [1, None]
         edit_all(editor, records[1:])
         assert edits() == [1, 2]
-        take_back(editor.project, 1)
+        revert(editor.project, 1)
         assert edits() == [None, 2]
