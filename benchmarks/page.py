@@ -17,8 +17,8 @@ from benchmarks.measuring import machine, markdown, write
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-PAGES = [FOLDER / "README.md", ROOT / "README.md"]
-PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if "<!-- table: " in page.read_text(encoding="utf-8")]
+_MARKDOWN = (FOLDER / "README.md", ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = [page for page in _MARKDOWN if "<!-- table: " in page.read_text(encoding="utf-8")]
 # Settings in recorded results, and their present names.
 RENAMED = {"reading": "key_pooling", "lead": "logit_margin", "variants": "prompt_augmentations"}
 METRICS = ("reliability", "generality", "locality")

@@ -1,4 +1,4 @@
-"""`scen data`, and what every command says of a file that is not in order."""
+"""`scen data`, and the error message of every command for a malformed file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MEND = '{"src": "a?", "alt": "b", "rephrase": "A?"}'
 MALFORMED = {
     "wrong encoding": GOOD.encode("utf-16"),
     "latin-1": '{"prompt": "Où?", "target": "là"}'.encode("latin-1"),
-    "not text at all": bytes(range(256)) * 4,
+    "binary": bytes(range(256)) * 4,
     "empty": b"",
     "only blank lines": b"\n \n\t\n",
     "empty array": b"[]",
     "truncated line": GOOD.encode()[:-12],
     "truncated array": f"[{GOOD.strip()}, {GOOD.strip()[:20]}".encode(),
-    "array without its end": f"[{GOOD.strip()}".encode(),
+    "unclosed array": f"[{GOOD.strip()}".encode(),
     "text after the array": f"[{GOOD.strip()}] and more".encode(),
     "missing comma": f"[{GOOD.strip()} {GOOD.strip()}]".encode(),
     "missing target": b'{"prompt": "Where was Ada born?"}',
@@ -42,8 +42,8 @@ MALFORMED = {
     "a 10 MB line": b'{"prompt": "' + b"x" * (10 << 20) + b'", "target": "b"}',
     "a 10 MB record": b'[{"prompt": "' + b"x" * (10 << 20) + b'", "target": "b"}]',
     "deep nesting": b"[" * 200_000,
-    "a number without end": b'{"prompt": "a?", "target": ' + b"9" * 6000 + b"}",
-    "half a character": b'{"prompt": "\\ud800", "target": "b"}',
+    "a number of 6,000 digits": b'{"prompt": "a?", "target": ' + b"9" * 6000 + b"}",
+    "a lone surrogate": b'{"prompt": "\\ud800", "target": "b"}',
     "duplicate ids": b'{"prompt": "a?", "target": "b", "id": "1"}\n{"prompt": "c?", "target": "d", "id": "1"}',
 }
 
@@ -56,13 +56,13 @@ def project(tmp_path_factory, demo_base):
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-def test_a_malformed_file_is_one_clear_line_and_nothing_is_written(scen, tmp_path, project, kind):
+def test_a_malformed_file_gives_one_error_line_and_nothing_is_written(scen, tmp_path, project, kind):
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(MALFORMED[kind])
     before = sorted(path.name for path in tmp_path.iterdir())
     ledger = (project / "scen.db").read_bytes()
     commands = [["edit", str(bad), "--dir", str(project)]]
-    if kind != "duplicate ids":  # which hinder only editing
+    if kind != "duplicate ids":  # only `scen edit` refuses these
         commands.append(["data", "convert", str(bad), "--out", str(tmp_path / "out.jsonl")])
     for command in commands:
         result = scen(*command, code=2)
@@ -86,12 +86,12 @@ def test_inspect_and_convert(scen, tmp_path):
     record = {"prompt": "a?", "target": "b", "rephrases": ["A?"]}
     assert [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()] == [record, record]
     again = scen("data", "convert", str(data), "--out", str(tmp_path / "own.jsonl"), code=2)
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
     (tmp_path / "prompts.jsonl").write_text('{"text": "c?"}\n')
     assert "1 prompts without targets" in scen("data", "inspect", str(tmp_path / "prompts.jsonl")).stdout
 
 
-def test_standard_input_is_utf_8_whatever_the_locale(tmp_path):
+def test_standard_input_is_read_as_utf_8_in_every_locale(tmp_path):
     record = '{"prompt": "Où est né Zoé?", "target": "Besançon"}\n'
     for locale in ({"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
         out = tmp_path / f"{len(locale)}.jsonl"
