@@ -1,4 +1,4 @@
-"""One attack, the ground it is made on, and the tools attacks have in common."""
+"""One attack, the folder it runs in, and tools that attacks share."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ from safetensors.numpy import load_file, save_file
 
 from scen_cli.data.suites import demo_edits
 
-FIRST, SECOND, THIRD = demo_edits()[:3]  # the two edits of the healthy project, and one that is not made yet
-FIFO_SECONDS = 6  # a reader that waits at a pipe is let go after so long: a hang becomes a failure
+FIRST, SECOND, THIRD = demo_edits()[:3]  # the two edits of the healthy project, and a further one
+FIFO_SECONDS = 6  # a reader that waits at a pipe is released after this: a hang becomes a failure
 
 
 @dataclass(frozen=True)
 class Attack:
-    """`prepare` doctors the ground; then `command` must end with `code` and say `says`, in this process, without a
-    traceback, in `seconds` at most. In the command `{p}` is the project, `{f}` an input file, `{m}` a checkpoint's
-    folder, `{o}` a path where nothing is yet, `{q}` the prompt of edit 1."""
+    """An attack and the expected outcome.
+
+    Attributes:
+        name: What is attacked, and how.
+        prepare: Tampers with the files.
+        command: Runs in this process, and must not end with a traceback. `{p}` is the project, `{f}` an input file,
+            `{m}` a checkpoint's folder, `{o}` a path that does not exist, `{q}` the prompt of edit 1.
+        code: The exit code that it must have.
+        says: What its output must contain.
+        seconds: How long it may take.
+    """
 
     name: str
     prepare: Callable[[Ground], object]
@@ -37,7 +45,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Ground:
-    """A folder with a healthy project `p` in it, and room for more."""
+    """A folder with a healthy project `p`, for one attack."""
 
     folder: Path
 
@@ -55,7 +63,7 @@ class Ground:
 
     @property
     def canary(self) -> Path:
-        """What no attack may ever bring about."""
+        """A file that no attack may create."""
         return self.folder / "canary"
 
     def edit_file(self, edit: int = 1) -> Path:
@@ -70,12 +78,12 @@ class Ground:
         return self.project / "merged.safetensors"
 
     def words(self, command: str) -> list[str]:
-        """The command's words, with what stands for paths and prompts filled in."""
+        """The command's words, with paths and prompts filled in."""
         names = {"p": self.project, "f": self.input, "m": self.model, "o": self.folder / "out", "q": FIRST.prompt}
         return [word.format(**names) if word.startswith("{") else word for word in shlex.split(command)]
 
     def sql(self, *statements: str | tuple[str, tuple]) -> None:
-        """Run statements on the ledger, past scen."""
+        """Run statements on the ledger without scen."""
         db = sqlite3.connect(self.project / "scen.db")
         with db:
             for statement in statements:
@@ -83,7 +91,7 @@ class Ground:
         db.close()
 
     def setting(self, name: str, value: Any) -> None:
-        """Give one setting of the project another value."""
+        """Change one setting of the project."""
         self.sql(("insert or replace into settings (name, value) values (?, ?)", (name, json.dumps(value))))
 
     def recipe(self, **changes: Any) -> None:
@@ -93,15 +101,14 @@ class Ground:
         self.setting("recipe", {**json.loads(value), **changes})
 
     def tensors(self, path: Path, known_to_ledger: bool = False, **changes: np.ndarray | None) -> None:
-        """Write a file anew with some tensors changed (None: left out); with its new sha256 and size in the ledger if
-        that is wanted."""
-        there = {**load_file(path), **changes}
-        save_file({name: value for name, value in there.items() if value is not None}, path)
+        """Change tensors of a file (None removes one), and its sha256 in the ledger if `known_to_ledger`."""
+        tensors = {**load_file(path), **changes}
+        save_file({name: value for name, value in tensors.items() if value is not None}, path)
         if known_to_ledger:
             self.acknowledge(path)
 
     def acknowledge(self, path: Path) -> None:
-        """Put a file's sha256 and size into its edit's row, as one who can write the ledger too would."""
+        """Write a file's sha256 and size into its edit's row, as somebody who can write to the ledger would."""
         from scen_cli.project.tensor_files import sha256_of
 
         name = path.relative_to(self.project).as_posix()
@@ -114,7 +121,7 @@ class Ground:
 
 
 class Canary:
-    """Whoever unpickles this creates a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,17 +131,17 @@ class Canary:
 
 
 def replace_by(path: Path, content: bytes | None) -> None:
-    """Other content in a file's place; None removes it."""
+    """Replace a file's content; None removes the file."""
     path.unlink(missing_ok=True)
     if content is not None:
         path.write_bytes(content)
 
 
 def replace_by_fifo(path: Path) -> None:
-    """A pipe in a file's place. Whoever opens it waits, and is let go after a while by a process of its own."""
+    """Replace a file by a pipe. A process that opens it waits; another process releases it after a while."""
     path.unlink()
     os.mkfifo(path)
-    subprocess.Popen(  # opened for both, a pipe never makes the opener wait; it is closed at once
+    subprocess.Popen(  # opening a pipe for reading and writing never waits; it is closed at once
         ["sh", "-c", f"sleep {FIFO_SECONDS}; [ -p {shlex.quote(str(path))} ] && : <> {shlex.quote(str(path))}"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -143,7 +150,7 @@ def replace_by_fifo(path: Path) -> None:
 
 
 def header(content: dict[str, Any] | bytes, length: int | None = None, data: bytes = b"") -> bytes:
-    """A safetensors file with this header; `length` is what it claims the header takes."""
+    """A safetensors file with this header; `length` is the header length that it claims."""
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 

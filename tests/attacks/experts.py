@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save
 
 from tests.attacks.attack import THIRD, Attack, Canary, Ground, header, replace_by, replace_by_fifo, tensor
 
@@ -18,12 +19,12 @@ ASK, VERIFY, DEEP, EXPORT = (
 )
 SCORE = "eval --quick --suite demo --dir {p}"
 MORE = f'edit --prompt "{THIRD.prompt}" --target "{THIRD.target}" --dir {{p}}'
-FIRED, QUARANTINED = "edit 1 fired", "damaged"
+ROUTED, QUARANTINED = "edit 1 was activated", "damaged"
 RANK, H, D = 4, 768, 96
 
 
 def expert(content, known: bool = False):
-    """Other content in the place of edit 1's file; `known`: and in the ledger, as one who can write there would."""
+    """Replace the content of edit 1's file; `known`: change the ledger too, as somebody who can write to it would."""
 
     def prepare(ground: Ground) -> None:
         path = ground.edit_file()
@@ -35,7 +36,7 @@ def expert(content, known: bool = False):
 
 
 def tensors(**changes):
-    """Other tensors in edit 1's file, whose digest the ledger knows."""
+    """Change tensors in edit 1's file, and its sha256 in the ledger."""
     return lambda ground: ground.tensors(ground.edit_file(), known_to_ledger=True, **changes)
 
 
@@ -63,7 +64,7 @@ def swapped(ground: Ground) -> None:
 
 
 def linked(ground: Ground) -> None:
-    """The very content, but outside of the project."""
+    """The same content, but outside the project."""
     outside = ground.folder / "outside.safetensors"
     path = ground.edit_file()
     path.rename(outside)
@@ -86,9 +87,9 @@ def many_tensors(ground: Ground) -> bytes:
 
 
 def shaped(shape: list[int], offsets: list[int], data: int = 64) -> bytes:
-    """A file whose neuron says it has this shape."""
-    there = {"neuron": tensor(shape, offsets), "key": tensor([0], [0, 0]), "lora_A": tensor([0], [0, 0])}
-    return header(there, data=bytes(data))
+    """A file whose header gives the neuron this shape."""
+    tensors = {"neuron": tensor(shape, offsets), "key": tensor([0], [0, 0]), "lora_A": tensor([0], [0, 0])}
+    return header(tensors, data=bytes(data))
 
 
 NAN, INF = np.full((RANK, H), np.nan, np.float16), np.full((RANK, H), np.inf, np.float16)
@@ -131,7 +132,7 @@ ATTACKS = [
     Attack("expert: another dtype", tensors(lora_A=np.ones((RANK, H))), DEEP, 12, "edits/000001-"),
     Attack("expert: whole numbers", tensors(lora_A=np.ones((RANK, H), np.int64)), ASK, 0, QUARANTINED),
     Attack("expert: too narrow", tensors(lora_A=np.ones((RANK, 5), np.float16)), ASK, 0, QUARANTINED),
-    Attack("expert: another rank", tensors(lora_A=np.ones((9, H), np.float16)), EXPORT, 12, "different ranks"),
+    Attack("expert: another rank", tensors(lora_A=np.ones((9, H), np.float16)), EXPORT, 12, "does not have the rank"),
     Attack("expert: one dimension", tensors(lora_B=np.ones(7, np.float16)), EXPORT, 12, "edits/000001-"),
     Attack("neuron: too short", tensors(neuron=np.ones(5, np.float32)), DEEP, 12, "edits/000001-"),
     Attack("expert: zero length", tensors(lora_A=np.ones((0, H), np.float16)), EXPORT, 12, "nothing was exported"),
@@ -147,32 +148,32 @@ ATTACKS = [
     Attack("expert: a link out of the project", linked, VERIFY, 12, "edits/000001-"),
     Attack(
         "expert: another project's",
-        expert((GOLDEN / "v4/edits/000001-6f039150.safetensors").read_bytes()),
+        expert(next(GOLDEN.glob("v1/edits/000001-*")).read_bytes()),
         EXPORT,
         12,
         "is not what was committed",
     ),
     Attack(
         "expert: another project's, a full one",
-        expert((GOLDEN / "v3/edits/000001-88b75590.safetensors").read_bytes(), True),
+        expert(save({"expert": np.ones((D, H), "f"), "neuron": np.ones(H, "f"), "key": np.ones(H, "f")}), True),
         EXPORT,
         12,
-        "different ranks",
+        "does not have the rank",
     ),
-    Attack("merged: a pickle, asked", merged(pickled), ASK, 0, FIRED),
+    Attack("merged: a pickle, asked", merged(pickled), ASK, 0, ROUTED),
     Attack("merged: a pickle, verified", merged(pickled), VERIFY, 12, "merged.safetensors"),
     Attack("merged: a pickle, mended", merged(pickled), "verify --repair --dir {p}", 0, "rebuilt `merged.safetensors`"),
-    Attack("merged: missing", merged(None), ASK, 0, FIRED),
-    Attack("merged: a header of 2^63-1 bytes", merged(header({}, 2**63 - 1)), ASK, 0, FIRED),
-    Attack("merged: NaN, asked", merged_tensors(neurons=np.full((2, H), np.nan, "f")), ASK, 0, FIRED),
+    Attack("merged: missing", merged(None), ASK, 0, ROUTED),
+    Attack("merged: a header of 2^63-1 bytes", merged(header({}, 2**63 - 1)), ASK, 0, ROUTED),
+    Attack("merged: NaN, asked", merged_tensors(neurons=np.full((2, H), np.nan, "f")), ASK, 0, ROUTED),
     Attack("merged: NaN, verified", merged_tensors(neurons=np.full((2, H), np.nan, "f")), VERIFY, 12, "merged"),
-    Attack("merged: too narrow, asked", merged_tensors(neurons=np.ones((2, 5), "f")), ASK, 0, FIRED),
-    Attack("merged: a row too many", merged_tensors(neurons=np.ones((3, H), "f")), ASK, 0, FIRED),
-    Attack("merged: other edits'", merged_tensors(edits=np.array([2, 1])), ASK, 0, FIRED),
-    Attack("merged: whole numbers", merged_tensors(neurons=np.ones((2, H), int)), ASK, 0, FIRED),
-    Attack("merged: a folder, asked", folder_for(Ground.merged), ASK, 0, FIRED),
+    Attack("merged: too narrow, asked", merged_tensors(neurons=np.ones((2, 5), "f")), ASK, 0, ROUTED),
+    Attack("merged: a row too many", merged_tensors(neurons=np.ones((3, H), "f")), ASK, 0, ROUTED),
+    Attack("merged: other edits'", merged_tensors(edits=np.array([2, 1])), ASK, 0, ROUTED),
+    Attack("merged: whole numbers", merged_tensors(neurons=np.ones((2, H), int)), ASK, 0, ROUTED),
+    Attack("merged: a folder, asked", folder_for(Ground.merged), ASK, 0, ROUTED),
     Attack("merged: a folder, verified", folder_for(Ground.merged), VERIFY, 12, "merged.safetensors"),
-    Attack("merged: a pipe, asked", lambda g: replace_by_fifo(g.merged()), ASK, 0, FIRED, seconds=5),
+    Attack("merged: a pipe, asked", lambda g: replace_by_fifo(g.merged()), ASK, 0, ROUTED, seconds=5),
     Attack("guard: a pickle, verified", guard(pickled), VERIFY, 12, "guard-"),
     Attack("guard: a pickle, asked", guard(pickled), ASK, 12, "is not the guard that was committed"),
     Attack("guard: a pickle, more edits", guard(pickled), MORE, 12, "is not the guard that was committed"),

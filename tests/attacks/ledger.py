@@ -21,7 +21,7 @@ def cut(ground: Ground) -> None:
 
 
 def overwritten(ground: Ground) -> None:
-    """The first page whole, every other one noise."""
+    """The first page stays; the others become noise."""
     path = ground.project / "scen.db"
     content = path.read_bytes()
     path.write_bytes(content[:4096] + NOISE[4096 : len(content)])
@@ -32,7 +32,7 @@ def sql(*statements):
 
 
 def file_is(name: str):
-    """The row of edit 1 names another file, which is there for the taking."""
+    """The row of edit 1 names another file, which exists."""
 
     def prepare(ground: Ground) -> None:
         content = ground.edit_file().read_bytes()
@@ -44,7 +44,7 @@ def file_is(name: str):
 
 
 def linked_folder(ground: Ground) -> None:
-    """`edits/` itself leads out of the project."""
+    """`edits/` is a link that leads out of the project."""
     (ground.project / "edits").rename(ground.folder / "elsewhere")
     (ground.project / "edits").symlink_to(ground.folder / "elsewhere")
 
@@ -57,8 +57,8 @@ TRIGGER = """create trigger sly after insert on events begin
     update edits set target = 'Atlantis' where id = 1; end"""
 GROWING = """create trigger sly after update on edits begin
     insert into edits select max(id) + 1, prompt, target, subject, rephrases, 'active', null, null, file, sha256, size,
-    expert_losses, neuron_losses, activation, seed, seconds, created, source, source_line, expert, bias, learned,
-    rank, subject_forms from edits; end"""
+    expert_losses, neuron_losses, activation, seed, seconds, created, source, source_line, expert, bias,
+    train_rephrases, rank, subject_forms, index_sha256 from edits; end"""
 AS_VIEW = ("alter table edits rename to hidden", "create view edits as select * from hidden")
 NEWER = "insert into _sqlite_migrations (migration_set, name, applied_at) values ('scen', 'of_the_future', '2099')"
 ESCAPES = "Where is \x1b]0;owned\x07\x1b[2J\x9b31m it?"
@@ -112,14 +112,14 @@ ATTACKS = [
     Attack("row: a rank of 2^62", row("rank", 2**62), VERIFY, 12, "rank"),
     Attack("row: a rank of 2^40, asked", row("rank", 2**40), ASK, 0, "edit 1"),
     Attack("row: an expert that is not there", row("expert", 99), VERIFY, 12, "its record"),
-    Attack("row: an expert of -2^63", row("expert", -(2**63)), ASK, 0, "it calls nothing"),
+    Attack("row: an expert of -2^63", row("expert", -(2**63)), ASK, 0, "no prompt is routed to it"),
     Attack("row: text for a bias", row("bias", "much"), ASK, 12, "bias"),
     Attack("row: text for a size", row("size", "many"), STATUS, 12, "size"),
     Attack("row: bytes for a prompt", row("prompt", b"\xff\xfe"), STATUS, 12, "prompt"),
     Attack("row: no JSON in rephrases", row("rephrases", "{not"), STATUS, 12, "rephrases"),
     Attack("row: a number in losses", row("expert_losses", "7"), SHOW, 12, "expert_losses"),
     Attack("row: words in losses", row("expert_losses", '["a", {}]'), SHOW, 12, "expert_losses"),
-    Attack("row: brackets without end", row("learned", "[" * 100_000), STATUS, 12, "learned"),
+    Attack("row: brackets without end", row("train_rephrases", "[" * 100_000), STATUS, 12, "train_rephrases"),
     Attack("row: subject forms of text", row("subject_forms", '[["a"]]'), ASK, 12, "subject_forms"),
     Attack("row: an unknown state", row("state", "sleeping"), VERIFY, 12, "state"),
     Attack("row: another target", row("target", "Atlantis"), VERIFY, 12, "edit 1 is not as it was committed"),

@@ -16,19 +16,19 @@ def write(content: str | bytes):
 
 
 def record(**fields):
-    """One line: a good record with some fields changed."""
+    """One line: a valid record with some fields changed."""
     return write(json.dumps({"prompt": THIRD.prompt, "target": THIRD.target, **fields}) + "\n")
 
 
 def streamed(start: str, piece: str, end: str, megabytes: int = 100):
-    """A file of so many MB, written piece by piece."""
+    """A file of this many MB, written in pieces."""
 
     def prepare(ground: Ground) -> None:
         with ground.input.open("w") as file:
             file.write(start)
-            whole = piece * (1_000_000 // len(piece))
+            megabyte = piece * (1_000_000 // len(piece))
             for _ in range(megabytes):
-                file.write(whole)
+                file.write(megabyte)
             file.write(end)
 
     return prepare
@@ -152,7 +152,11 @@ ATTACKS = [
     Attack("guard file: too few", write(guard_lines(9)), GUARD, 2, "at least 50"),
     Attack("guard file: too few to set theta by", write(guard_lines(60)), GUARD, 2, "at least"),
     Attack(
-        "guard file: one prompt, many times", write('{"prompt": "Where is it?"}\n' * 999), GUARD, 2, "holds 1 prompts"
+        "guard file: one prompt, many times",
+        write('{"prompt": "Where is it?"}\n' * 999),
+        GUARD,
+        2,
+        "has 1 usable guard",
     ),
     Attack("guard file: missing", lambda ground: None, GUARD, 2, "No such file"),
     Attack("guard file: a folder", lambda ground: ground.input.mkdir(), GUARD, 2, "directory"),

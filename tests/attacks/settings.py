@@ -32,7 +32,7 @@ def foreign(ground: Ground) -> None:
 
 
 def stamped(ground: Ground) -> None:
-    """The same, and a stamp that says that nothing has changed since: only the digest tells."""
+    """The same, with a current stamp of the files: only the digest differs."""
     from scen_cli.model.base import files_stamp
 
     foreign(ground)
@@ -89,6 +89,6 @@ ATTACKS = [
     Attack("settings: a guard that is a number", setting("guard", 7), VERIFY, 12, "guard"),
     Attack("settings: a guard that is a number, asked", setting("guard", 7), ASK, 12, "guard"),
     Attack("guard: a row rewritten", sql("update guard set prompt = 'x' where id = 3"), VERIFY, 12, "guard"),
-    Attack("guard: a row rewritten, asked", sql("update guard set part = 'report' where id < 9"), ASK, 12, "guard"),
+    Attack("guard: a row rewritten, asked", sql("update guard set split = 'report' where id < 9"), ASK, 12, "guard"),
     Attack("a number that no ledger holds", lambda ground: None, f"{SHOW.replace('1', '9' * 40)}", 2, "too large"),
 ]

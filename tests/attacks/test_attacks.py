@@ -1,4 +1,4 @@
-"""The corpus, attack by attack: the right exit code, a message, no traceback, no code run, no hang, no memory spent."""
+"""Every attack ends with the right exit code and a message: no traceback, code execution, hang or high memory use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from scen_cli.cli import app
 from tests.attacks import checkpoints, experts, ledger, records, settings
 from tests.attacks.attack import Attack, Ground
 
+pytestmark = pytest.mark.slow
+
 ATTACKS = [*experts.ATTACKS, *ledger.ATTACKS, *settings.ATTACKS, *records.ATTACKS, *checkpoints.ATTACKS]
-MEMORY = 300 << 10  # KiB: what all attacks together may take beyond what the process had
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # of a terminal, or of its reader
+MEMORY = 300 << 10  # KiB: what all attacks together may use in addition
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # for a terminal or its reader
 
 
 @pytest.fixture(scope="session")
@@ -43,45 +45,45 @@ def healthy(tmp_path_factory, demo_base) -> Path:
 
 
 def make(attack: Attack, healthy: Path, folder: Path) -> list[str]:
-    """Prepare an attack and run its command; returns what is wrong with how scen took it."""
+    """Prepare an attack and run its command. Returns what is wrong with the outcome."""
     ground = Ground(folder)
     shutil.copytree(healthy, ground.project)
     attack.prepare(ground)
     started = time.monotonic()
     result = CliRunner().invoke(app, ground.words(attack.command))
     seconds = time.monotonic() - started
-    told = f"{result.stdout}\n{result.stderr}"
+    output = f"{result.stdout}\n{result.stderr}"
     wrong = []
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         wrong.append(f"traceback: {result.exception!r}")
     if result.exit_code != attack.code:
         wrong.append(f"exit code {result.exit_code}, not {attack.code}")
-    if attack.says not in told:
+    if attack.says not in output:
         wrong.append(f"does not say {attack.says!r}")
-    if found := _CONTROL.findall(told):
+    if found := _CONTROL.findall(output):
         wrong.append(f"control characters came through: {found[:3]!r}")
     if ground.canary.exists():
         wrong.append("code ran")
     if seconds > attack.seconds:
         wrong.append(f"took {seconds:.0f} s")
-    return [*wrong, told[-2000:]] if wrong else []
+    return [*wrong, output[-2000:]] if wrong else []
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_an_attack_is_taken_as_it_should_be(attack, healthy, tmp_path):
+def test_attack_ends_with_the_right_code_and_message(attack, healthy, tmp_path):
     wrong = make(attack, healthy, tmp_path)
     assert not wrong, "\n".join(wrong)
 
 
-def test_there_is_a_corpus_and_every_attack_has_a_name_of_its_own():
+def test_attacks_are_many_and_have_unique_names():
     names = [attack.name for attack in ATTACKS]
     assert len(names) >= 70
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_the_whole_corpus_takes_little_memory(healthy, tmp_path):
-    """In a child of this warm process, so that its peak is of the attacks alone."""
+def test_all_attacks_together_use_little_memory(healthy, tmp_path):
+    """In a child process, whose peak memory is that of the attacks alone."""
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
     child = context.Process(target=_run_all, args=(healthy, tmp_path, writer))
@@ -90,8 +92,8 @@ def test_the_whole_corpus_takes_little_memory(healthy, tmp_path):
     if child.is_alive():
         child.kill()
     assert child.exitcode == 0
-    taken, worst = reader.recv()
-    assert taken < MEMORY, f"{taken >> 10} MiB, most of them by {worst}"
+    used, worst = reader.recv()
+    assert used < MEMORY, f"{used >> 10} MiB, most of them by {worst}"
 
 
 def _run_all(healthy: Path, folder: Path, writer) -> None:
@@ -106,5 +108,5 @@ def _run_all(healthy: Path, folder: Path, writer) -> None:
 
 
 def _peak() -> int:
-    """The most memory this process has had at once, in KiB."""
+    """The peak memory of this process, in KiB."""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -1,4 +1,4 @@
-"""Faults at the n-th step that touches a project's disk, in a forked child: the warm process pays its imports once."""
+"""A fault at step n of those that touch a project's disk, in a forked child, which need not import anything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DONE, UNEXPLAINED = 0, 99
 
 
 class Injector:
-    """In the place of `disk.before_step`: lets n - 1 steps pass, and none after that. Remembers the steps."""
+    """Replaces `disk.before_step`: records the steps, and makes step n fail."""
 
     def __init__(self, nth: int, kind: str) -> None:
         self.nth, self.kind, self.steps = nth, kind, []
@@ -45,8 +45,10 @@ class Injector:
 
 
 def lose_what_was_not_flushed(what: str, where: Path) -> None:
-    """What a power cut may do beyond a kill: half of an unflushed file, and no name that its folder was not flushed
-    for. (The names of a folder: only the newest is at stake, for each rename is flushed.)"""
+    """What a power cut may do in addition to a kill: it loses half of an unflushed file, and an unflushed name.
+
+    Only the newest name of a folder can be lost, because every rename is flushed.
+    """
     if what == "fsync":
         os.truncate(where, where.stat().st_size // 2)
     elif what == "fsync folder":
@@ -56,7 +58,7 @@ def lose_what_was_not_flushed(what: str, where: Path) -> None:
 
 
 def in_child(act: Callable[[], None], before_step: Callable[[str, Path], None] | None = None) -> int:
-    """Run something in a forked child; returns its exit code as `scen` would give it, or the negative signal."""
+    """Run `act` in a forked child. Returns the exit code that `scen` would have, or the negative signal."""
     child = os.fork()
     if child == 0:
         code = UNEXPLAINED
@@ -78,13 +80,13 @@ def in_child(act: Callable[[], None], before_step: Callable[[str, Path], None] |
     return os.waitstatus_to_exitcode(status)
 
 
-def steps_of(act: Callable[[], None], told: Path) -> list[tuple[str, str]]:
-    """The steps of something that goes through, in order; it is done in a child."""
+def steps_of(act: Callable[[], None], file: Path) -> list[tuple[str, str]]:
+    """The steps of an act that succeeds, in order. It runs in a child, which writes them to `file`."""
     counter = Injector(0, "")
 
-    def act_and_tell() -> None:
+    def act_and_record() -> None:
         act()
-        told.write_text("\n".join(f"{what}\t{where}" for what, where in counter.steps), encoding="utf-8")
+        file.write_text("\n".join(f"{what}\t{where}" for what, where in counter.steps), encoding="utf-8")
 
-    assert in_child(act_and_tell, counter) == DONE
-    return [tuple(line.split("\t")) for line in told.read_text(encoding="utf-8").splitlines()]
+    assert in_child(act_and_record, counter) == DONE
+    return [tuple(line.split("\t")) for line in file.read_text(encoding="utf-8").splitlines()]

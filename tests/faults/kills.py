@@ -1,8 +1,7 @@
 """Kills at random moments, many of them: `python -m tests.faults.kills 200`.
 
-A run of edits is forked from a warm process, killed at a random moment, and run again, until it has been killed so
-often. After each kill the project verifies; at the end every record is there once, byte for byte as in a run that
-nobody killed.
+A run of edits is forked, killed at a random moment, and run again, until there were this many kills. After each kill
+the project verifies. At the end every record is there once, byte for byte as in a run without kills.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from scen_cli.cli.edit import train_all
 from scen_cli.cli.output import Output
+from scen_cli.cli.run_edits import edit_suite
 from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
@@ -30,7 +29,7 @@ LONGEST = 0.4  # seconds until a kill, at most: a run of a few edits
 
 def run(folder: Path, base: Base, records: list) -> None:
     """What `scen edit` does, in a process that need not import anything."""
-    train_all(Editor(Project(folder), base=base), Suite("demo", records, []), Output(quiet=True))
+    edit_suite(Editor(Project(folder), base=base), Suite("demo", records, []), Output(quiet=True))
 
 
 def killed_at(folder: Path, base: Base, records: list, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""The operations that change a project, each as something that can be killed anywhere and run again to its end."""
+"""The operations that change a project. Each can be stopped at any step and run again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scen_cli.cli.edit import train_all
 from scen_cli.cli.output import Output
+from scen_cli.cli.run_edits import edit_suite
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.editing.compress_experts import compress
@@ -28,7 +28,7 @@ QUIET = Output(quiet=True)
 
 @dataclass(frozen=True)
 class Operation:
-    """`start` makes the project that the operation begins with; `act` does it, or does again what was left of it."""
+    """`start` makes the project before the operation; `act` runs it, or completes it."""
 
     start: Callable[[Editor], None]
     act: Callable[[Path, Any], None]
@@ -37,13 +37,13 @@ class Operation:
 def edit(folder: Path, base: Any, records: list[EditRecord]) -> None:
     editor = Editor(Project(folder, author="tester"), base=base)
     try:
-        train_all(editor, Suite("demo", records, []), QUIET)
+        edit_suite(editor, Suite("demo", records, []), QUIET)
     finally:
         editor.detach()
 
 
 def two_edits(editor: Editor) -> None:
-    train_all(editor, Suite("demo", FACTS[:2], []), QUIET)
+    edit_suite(editor, Suite("demo", FACTS[:2], []), QUIET)
 
 
 def nothing(_editor: Editor) -> None:
@@ -77,19 +77,19 @@ def calibrate(folder: Path, _base: Any) -> None:
             project.set_threshold(Threshold(0.7, "hand", now()))
 
 
-def make_smaller(folder: Path, base: Any) -> None:
+def compress_experts(folder: Path, base: Any) -> None:
     editor = Editor(Project(folder, author="tester"), base=base)
     try:
         with editor.project.writing():
             compress(editor, 8, lambda _line, _pace: None)
     except UsageError as error:
-        if "no full experts" not in str(error):  # then it was done before the fault
+        if "no full experts" not in str(error):  # then it was complete before the fault
             raise
     finally:
         editor.detach()
 
 
-def collect_garbage(folder: Path, _base: Any) -> None:
+def remove_unused(folder: Path, _base: Any) -> None:
     project = Project(folder, author="tester")
     with project.writing():
         remove_unused_files(project, find_unused_files(project))
@@ -108,6 +108,7 @@ def reverted(editor: Editor) -> None:
 
 
 def migrate(folder: Path, _base: Any) -> None:
+    """Open a project of format 1. `test_faults` adds a second migration."""
     Project(folder, author="tester").close()
 
 
@@ -117,32 +118,32 @@ OPERATIONS = {
     "revert": Operation(two_edits, take_back),
     "merge": Operation(two_edits, merge),
     "calibrate": Operation(two_edits, calibrate),
-    "compress": Operation(two_edits, make_smaller),
-    "gc": Operation(reverted, collect_garbage),
+    "compress": Operation(two_edits, compress_experts),
+    "gc": Operation(reverted, remove_unused),
     "migrate": Operation(nothing, migrate),
     "evaluate": Operation(two_edits, evaluate),
 }
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """All that a project says, without the times at which it was said: rows, history of theta, and every file."""
+    """Rows, history of the threshold, and every file of a project, without times."""
     project = Project(folder)
     edits = [{name: getattr(edit, name) for name in NAMES} for edit in project.ledger.edits()]
-    thetas = [(one.theta, one.chosen_by) for one in project.ledger.thresholds()]
-    kept = ("edits/*.safetensors", "guard-*.safetensors", "merged.safetensors")
+    thetas = [(row.theta, row.chosen_by) for row in project.ledger.thresholds()]
+    patterns = ("edits/*.safetensors", "guard-*.safetensors", "merged.safetensors")
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes().__hash__()
-        for pattern in kept
+        for pattern in patterns
         for path in folder.glob(pattern)
     }
-    evaluations = [(one["suite"], json.dumps(one["metrics"])) for one in project.ledger.evaluations()]
+    evaluations = [(row["suite"], json.dumps(row["metrics"])) for row in project.ledger.evaluations()]
     project.close()
     return {"edits": edits, "thetas": thetas, "files": files, "evaluations": evaluations}
 
 
-def answers(folder: Path, base: Any, told: Path) -> None:
-    """Write what the edited model says to the facts, and which edit said it."""
+def answers(folder: Path, base: Any, file: Path) -> None:
+    """Write the answers of the edited model to the facts, and the edits that they were routed to."""
     editor = Editor(Project(folder), base=base)
-    said = editor.answer([record.prompt for record in FACTS[:4]], max_new_tokens=12)
-    told.write_text(json.dumps([said.texts, said.edits]), encoding="utf-8")
+    found = editor.answer([record.prompt for record in FACTS[:4]], max_new_tokens=12)
+    file.write_text(json.dumps([found.texts, found.edits]), encoding="utf-8")
     editor.detach()

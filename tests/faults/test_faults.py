@@ -1,9 +1,9 @@
-"""Every operation, stopped at every step that touches the disk: nothing is lost, nothing half done.
+"""Every operation with a fault at every step that touches the disk: nothing is lost, nothing is half done.
 
-As SQLite's own tests do it: the n-th step fails, for n from 1 until none fails any more: by SIGKILL, by a power cut
-that takes what was not flushed, by a full disk, an I/O error or a lack of rights. After each fault the project
-verifies, or is repaired to do so; every edit that stood before stands; the same command run again ends as if nothing
-had happened: the same rows, files and answers.
+The method is that of SQLite's own tests: step n fails, for n from 1 to the last step. The faults are SIGKILL, a power
+cut that loses unflushed data, a full disk, an I/O error and missing rights. After each fault the project verifies, if
+necessary after a repair; every earlier edit is there; and the same command, run again, ends with the same rows, files
+and answers as without the fault.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from scen_cli.project.check import repair, verify
 from scen_cli.project.project import Project
 from tests.faults.injector import DONE, ERRORS, FILE_STEPS, KILL, POWER, Injector, in_child, steps_of
 from tests.faults.operations import OPERATIONS, answers, snapshot
+from tests.project.next_format import second_migration
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
@@ -35,19 +36,21 @@ CHANGES = dict.fromkeys(OPERATIONS, SMALL) | {"compress": {"expert_steps": 12}}
 
 @pytest.fixture
 def begun(request, tmp_path, demo_base):
-    """A project at the start of an operation, and the same at its end."""
+    """(name, operation, a project at its start)."""
     operation = OPERATIONS[request.param]
     folder = tmp_path / "start"
     if request.param == "migrate":
-        shutil.copytree(GOLDEN / "v3", folder)
-        return request.param, operation, folder
+        shutil.copytree(GOLDEN / "v1", folder)
+        with second_migration():
+            yield request.param, operation, folder
+        return
     editor = Editor(
         new_project(folder, "demo", recipe="key", base=demo_base, changes=CHANGES[request.param]), base=demo_base
     )
     operation.start(editor)
     editor.detach()
     editor.project.close()
-    return request.param, operation, folder
+    yield request.param, operation, folder
 
 
 @pytest.mark.parametrize("begun", OPERATIONS, indirect=True)
@@ -56,7 +59,7 @@ def test_a_fault_at_any_step(begun, tmp_path, demo_base, capsys):
 
     unbroken = shutil.copytree(start, tmp_path / "unbroken")
     steps = steps_of(lambda: operation.act(unbroken, demo_base), tmp_path / "steps")
-    said = said_by(unbroken, demo_base, tmp_path)
+    expected_answers = answers_of(unbroken, demo_base, tmp_path)
     before, after = snapshot(shutil.copytree(start, tmp_path / "before")), snapshot(unbroken)
     points = [(nth, *step, kind) for nth, step in enumerate(steps, start=1) for kind in kinds_at(nth, step[0])]
     for nth, what, where, kind in points:
@@ -64,24 +67,24 @@ def test_a_fault_at_any_step(begun, tmp_path, demo_base, capsys):
         folder = shutil.copytree(start, tmp_path / "struck")
         act = partial(operation.act, folder, demo_base)
         ended = in_child(act, Injector(nth, kind))
-        assert ended == (-9 if kind in (KILL, POWER) else 1) or (ended == DONE and spared(name, where)), at
-        if nth % 2:  # the same command ends well with a repair before it and without
+        assert ended == (-9 if kind in (KILL, POWER) else 1) or (ended == DONE and may_go_on(name, where)), at
+        if nth % 2:  # the command must succeed with a repair before it and without
             check_nothing_is_lost(folder, before, after, at)
         assert in_child(act) == DONE, at
         check_nothing_is_lost(folder, before, after, at)
         assert verify(Project(folder), deep=True) == [], at
         assert snapshot(folder) == after, at
-        if kind == KILL:  # where all bytes are the same, so are the answers: asked of one kind
-            assert said_by(folder, demo_base, tmp_path) == said, at
+        if kind == KILL:  # equal bytes give equal answers: checked for one kind
+            assert answers_of(folder, demo_base, tmp_path) == expected_answers, at
         shutil.rmtree(folder)
     with capsys.disabled():
         print(f"\n{name}: {len(steps)} steps, {len(points)} points, 0 edits lost, 0 unclean after repair", end="")
     assert len(points) >= 15
 
 
-def spared(name, where):
-    """Whether a command may go on after an error there: who holds the lock, and the seal (whose name is flushed with
-    the project's folder), are told if they can be; an old project is read even if its cache cannot be made anew."""
+def may_go_on(name, where):
+    """Whether a command may go on after an error there: the lock's holder and the seal (whose name is flushed with the
+    project's folder) are optional, and a migrated project is read even if its cache cannot be rebuilt."""
     return where.startswith(("scen.lock.holder", "scen.db.sha256", "unbroken")) or name == "migrate"
 
 
@@ -92,14 +95,14 @@ def kinds_at(nth, what):
     return [KILL, *errors, *([POWER] if what in ("fsync", "fsync folder") else [])]
 
 
-def said_by(folder, base, aside):
-    """What the edited model answers, asked in a child: this process keeps no patch of it."""
-    assert in_child(partial(answers, folder, base, aside / "said")) == DONE
-    return (aside / "said").read_text(encoding="utf-8")
+def answers_of(folder, base, scratch):
+    """What the edited model answers. It runs in a child, so that this process's base is not patched."""
+    assert in_child(partial(answers, folder, base, scratch / "answers")) == DONE
+    return (scratch / "answers").read_text(encoding="utf-8")
 
 
 def check_nothing_is_lost(folder, before, after, at):
-    """After a fault: every edit that stood is there, as before or as after; and `verify --repair` leaves all clean."""
+    """Every edit is there, as before or after the operation, and `verify` is clean after a repair."""
     project = Project(folder)
     found = {row["id"]: row for row in snapshot(folder)["edits"]}
     assert {row["id"] for row in before["edits"]} <= set(found), at
@@ -112,7 +115,7 @@ def check_nothing_is_lost(folder, before, after, at):
     project.close()
 
 
-def test_an_edit_is_flushed_before_it_is_named_and_named_before_it_counts(tmp_path, demo_base):
+def test_an_edit_file_is_flushed_then_renamed_then_committed(tmp_path, demo_base):
     """fsync before rename, rename before the folder's fsync, all before the commit."""
     folder = tmp_path / "p"
     editor = Editor(new_project(folder, "demo", recipe="key", base=demo_base), base=demo_base)
@@ -133,9 +136,8 @@ def test_an_edit_is_flushed_before_it_is_named_and_named_before_it_counts(tmp_pa
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_the_system_sees_the_same_order(tmp_path):
-    """What strace tells of a commit: the file is flushed before it is renamed, its name before the ledger is written,
-    and the ledger's journal before the ledger."""
+def test_strace_sees_the_same_order(tmp_path):
+    """The file is flushed before the rename, its name before the ledger is written, the journal before the ledger."""
     calls = "trace=openat,write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink"
     command = ["strace", "-f", "-y", "-e", calls, sys.executable, "-m", "tests.faults.traced", str(tmp_path / "p")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
@@ -144,7 +146,7 @@ def test_the_system_sees_the_same_order(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stderr.split("created", 1)[1].splitlines()
 
-    def first(pattern):
+    def line_of(pattern):
         return next(place for place, line in enumerate(lines) if re.search(pattern, line))
 
     wanted = [
@@ -156,14 +158,14 @@ def test_the_system_sees_the_same_order(tmp_path):
         r"pwrite64\(.*/scen\.db>",
         r"f(data)?sync\(.*/scen\.db>",
     ]
-    places = [first(pattern) for pattern in wanted]
+    places = [line_of(pattern) for pattern in wanted]
     assert places == sorted(places)
-    deleted = first(r'unlink.*/scen\.db-journal"')  # this is the commit
+    deleted = line_of(r'unlink.*/scen\.db-journal"')  # this is the commit
     assert deleted > places[-1]
 
 
-def test_a_disk_that_fills_within_sqlite(tmp_path, demo_base):
-    """The system's own limit on a file's size strikes inside SQLite's writes: no step of ours knows of it."""
+def test_a_disk_that_is_full_inside_sqlite_loses_nothing(tmp_path, demo_base):
+    """The system's limit on file size makes SQLite's own writes fail."""
     start = tmp_path / "start"
     editor = Editor(
         new_project(start, "demo", recipe="key", base=demo_base, changes={"expert": "low-rank", "rank": 1}),

@@ -1,4 +1,4 @@
-"""One bit wrong anywhere in any file of a project: `scen verify --deep` finds it."""
+"""One flipped bit anywhere in any file of a project: `scen verify --deep` finds it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from scen_cli.cli.failures import explain
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.project.check import verify
+from scen_cli.project.edit_files import EditTensors, LowRankArrays
 from scen_cli.project.guard import GuardTensors, NewGuard
 from scen_cli.project.project import Project, TrainedEdit, TrainingStats
-from scen_cli.project.edit_files import EditTensors, LowRankArrays
 from tests.conftest import revert, writing
 from tests.project.test_project import SETTINGS, D, H, commit
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 FLIPS = 2400  # in all
-REGIONS = 64  # of each file, each of them struck
+REGIONS = 64  # of each file: there is a flip in each
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def problems_of(folder):
         project = Project(folder)
         return [f"{problem.where}: {problem.what}" for problem in verify(project, deep=True)]
     except Exception as error:
-        if explain(error) is None:  # it would be a traceback
+        if explain(error) is None:  # it would end in a traceback
             raise
         return [str(error)]
     finally:
@@ -60,7 +60,7 @@ def problems_of(folder):
             project.close()
 
 
-def test_every_flip_is_found_and_nothing_else(project, capsys):
+def test_verify_finds_every_flip(project, capsys):
     assert problems_of(project) == []
     files = sorted(path for path in project.rglob("*") if path.is_file() and not path.name.startswith("scen.lock"))
     kinds = {path.name.split("-")[0].split(".")[0] for path in files}
@@ -68,13 +68,13 @@ def test_every_flip_is_found_and_nothing_else(project, capsys):
     rng, flips, missed = random.Random(0), 0, []
     for path in files:
         whole = path.read_bytes()
-        for place in places(len(whole), FLIPS // len(files) + 1, rng):
+        for position in positions(len(whole), FLIPS // len(files) + 1, rng):
             broken = bytearray(whole)
-            broken[place] ^= 1 << rng.randrange(8)
+            broken[position] ^= 1 << rng.randrange(8)
             path.write_bytes(broken)
             flips += 1
             if not problems_of(project):
-                missed.append((path.name, place))
+                missed.append((path.name, position))
             path.write_bytes(whole)
     assert missed == []
     assert flips >= 2000
@@ -83,23 +83,25 @@ def test_every_flip_is_found_and_nothing_else(project, capsys):
         print(f"\n{flips} flips in {len(files)} files: all found", end="")
 
 
-def places(size, count, rng):
-    """Bytes of a file: its ends, and as many of every region as of any other."""
+def positions(size, count, rng):
+    """Positions in a file: its ends, and the same number in every region."""
     ends = [region * size // REGIONS for region in range(REGIONS + 1)]
     regions = [range(start, end) for start, end in pairwise(ends) if end > start]
     each = -(-count // len(regions))
-    return sorted({0, size - 1} | {place for some in regions for place in rng.sample(some, min(each, len(some)))})
+    return sorted(
+        {0, size - 1} | {position for region in regions for position in rng.sample(region, min(each, len(region)))}
+    )
 
 
 def test_a_flip_in_merged_neurons_never_reaches_routing(project):
-    """The cache is not believed: whatever is flipped in it, W_merge is that of the files."""
+    """Whatever is flipped in the cache, W_merge is that of the edit files."""
     opened = Project(project)
     neurons = opened.w_merge().neurons.copy()
     path = project / "merged.safetensors"
     whole = path.read_bytes()
-    for place in range(0, len(whole), 7):
+    for position in range(0, len(whole), 7):
         broken = bytearray(whole)
-        broken[place] ^= 1
+        broken[position] ^= 1
         path.write_bytes(broken)
         assert np.array_equal(opened.w_merge().neurons, neurons)
     path.write_bytes(whole)

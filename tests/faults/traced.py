@@ -1,4 +1,4 @@
-"""One edit committed without a model, for a system-call tracer to watch: `python -m tests.faults.traced FOLDER`."""
+"""Commits one edit without a model, for a system-call tracer: `python -m tests.faults.traced FOLDER`."""
 
 from __future__ import annotations
 
