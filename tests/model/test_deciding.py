@@ -178,7 +178,7 @@ def test_a_rank_that_differs_from_the_file_is_damage(make_editor):
     edit_all(editor, records)
     editor.project.ledger.db["edits"].update(1, {"rank": 3})
     editor.detach()
-    with pytest.warns(Quarantined, match="edit 1 is damaged and quarantined.* different ranks"):
+    with pytest.warns(Quarantined, match="edit 1 is damaged and quarantined.* does not have the rank"):
         answers = editor.answer([records[0].prompt])
     assert (answers.texts, answers.edits) == (editor.answer([records[0].prompt], patched=False).texts, [None])
     assert editor.answer([records[1].prompt]).texts == [records[1].target]
