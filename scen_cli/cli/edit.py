@@ -30,9 +30,7 @@ def edit(
     file: Annotated[str | None, typer.Argument(help="JSONL or JSON of records; `-` is standard input.")] = None,
     prompt: Annotated[str | None, typer.Option(help="One edit: its prompt (with --target).")] = None,
     target: Annotated[str | None, typer.Option(help="One edit: its target (with --prompt).")] = None,
-    suite: Annotated[
-        str | None, typer.Option(help="Edit a suite's facts: demo, zsre with --data, a file.")
-    ] = None,
+    suite: Annotated[str | None, typer.Option(help="Edit a suite's facts: demo, zsre with --data, a file.")] = None,
     data: Annotated[Path | None, typer.Option(help="The suite's data file.")] = None,
     first: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
     strict: Annotated[
@@ -41,9 +39,7 @@ def edit(
     ] = True,
     conflicts: Annotated[
         str,
-        typer.Option(
-            help="A record that contradicts an edit in other words: refuse, supersede the edit, keep both."
-        ),
+        typer.Option(help="A record that contradicts an edit in other words: refuse, supersede the edit, keep both."),
     ] = "refuse",
     reason: Annotated[str, typer.Option(help="With `--conflicts keep`: why both are kept, for the ledger.")] = "",
     train_rephrases: Annotated[

@@ -1,8 +1,7 @@
-"""`scen export`: the patched model as a folder that others load."""
+"""`scen export`: the edited model as a folder that other programs load."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,22 +13,23 @@ from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from scen_cli.editing.editor import Editor
+    from scen_cli.evaluation.gates import Gate
 
 
 def export(
-    to: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist yet, or be empty.")],
+    to: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist, or be empty.")],
     patch_only: Annotated[
-        bool, typer.Option("--patch-only", help="Without the base's weights: fetched, and checked, as it is loaded.")
+        bool, typer.Option("--patch-only", help="Without the base's weights: they are fetched and checked when loaded.")
     ] = False,
-    peft: Annotated[bool, typer.Option("--peft", help="A LoRA for each edit, and the router, for PEFT.")] = False,
+    peft: Annotated[bool, typer.Option("--peft", help="A LoRA adapter for each edit, and the router.")] = False,
     merge: Annotated[
         bool,
-        typer.Option("--merge-into-weights", help="One plain checkpoint without routing: scored before it is written."),
+        typer.Option("--merge-into-weights", help="One plain checkpoint without routing; scored before it is written."),
     ] = False,
-    edit: Annotated[int | None, typer.Option(help="With --merge-into-weights: this edit alone, exactly.")] = None,
+    edit: Annotated[int | None, typer.Option(help="With --merge-into-weights: only this edit, exactly.")] = None,
     gate: Annotated[
         list[str] | None,
-        typer.Option(help="With --merge-into-weights: write nothing unless it holds, 'locality>=0.9'. Repeatable."),
+        typer.Option(help="With --merge-into-weights: a figure that must hold, e.g. 'locality>=0.9'. Repeatable."),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Cast the base's weights: float32, bfloat16 or float16.", show_default="as is")
@@ -43,7 +43,7 @@ def export(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the patched model as one folder: base, experts, neurons, routing code, tokenizer, model card.
+    """Write the edited model to one folder: base, experts, neurons, routing code, tokenizer, model card.
 
     Example: scen export --out patched
 
@@ -55,64 +55,64 @@ def export(
     if (patch_only or peft) and (dtype or max_shard_size):
         raise UsageError("`--dtype` and `--max-shard-size` are for the base's weights: none are written")
     if merge and dtype:
-        raise UsageError("what is merged is scored in the project's dtype", hint="`scen init --dtype` sets it")
+        raise UsageError("a merged checkpoint is scored in the project's dtype", hint="`scen init --dtype` sets it")
     if (edit is not None or gate) and not merge:
         raise UsageError("`--edit` and `--gate` go with `--merge-into-weights`")
-    from scen_cli.evaluation.gates import PAPER, check_gates, parse_gates
-
-    gates = parse_gates(gate or [])
-    check_gates(gates, PAPER[:3])
+    gates = _parse_gates(gate or [])
     editor = open_editor(dir, device, out)
     from scen_cli.export.transformers_folder import MAX_SHARD_SIZE
 
     weights = {"max_shard_size": max_shard_size or MAX_SHARD_SIZE, "license": license}
+    result: dict[str, Any] = {}
     if merge:
-        written = _merged(editor, to, {"edit": edit, "gates": gates, "progress": out.note, **weights})
+        options = {"edit": edit, "gates": gates, "progress": out.note, **weights}
+        paths, usage, result = _export_merged(editor, to, options)
     elif peft:
-        written = _adapters(editor, to, license)
+        paths, usage = _export_adapters(editor, to, license)
     else:
-        written = _checkpoint(editor, to, {"patch_only": patch_only, "dtype": dtype, **weights})
+        paths, usage = _export_checkpoint(editor, to, {"patch_only": patch_only, "dtype": dtype, **weights})
     edits = 1 if edit is not None else len(editor.patch().expert_of)
-    size = sum(path.stat().st_size for path in written.files)
-    files = [str(path.relative_to(to.resolve())) for path in written.files]
+    size = sum(path.stat().st_size for path in paths)
+    files = [str(path.relative_to(to.resolve())) for path in paths]
     out.result(
-        {"out": str(to), "edits": edits, "bytes": size, "files": files, **written.more},
+        {"out": str(to), "edits": edits, "bytes": size, "files": files, **result},
         f"{to}: {edits} edits, {size / 1e6:.1f} MB",
-        written.use,
+        usage,
     )
 
 
-@dataclass(frozen=True)
-class _Written:
-    """The files, how they are used, and what else there is to tell."""
+def _parse_gates(texts: list[str]) -> list[Gate]:
+    from scen_cli.evaluation.gates import PAPER, check_gates, parse_gates
 
-    files: list[Path]
-    use: str
-    more: dict[str, Any] = field(default_factory=dict)
+    gates = parse_gates(texts)
+    check_gates(gates, PAPER[:3])
+    return gates
 
 
-def _checkpoint(editor: Editor, to: Path, how: dict[str, Any]) -> _Written:
+def _export_checkpoint(editor: Editor, to: Path, options: dict[str, Any]) -> tuple[list[Path], str]:
+    """The files, and how to use them."""
     from scen_cli.export.transformers_folder import export_checkpoint
 
-    use = f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r}, trust_remote_code=True)"
-    return _Written(export_checkpoint(editor, to, **how), use)
+    usage = f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r}, trust_remote_code=True)"
+    return export_checkpoint(editor, to, **options), usage
 
 
-def _adapters(editor: Editor, to: Path, license: str | None) -> _Written:
+def _export_adapters(editor: Editor, to: Path, license: str | None) -> tuple[list[Path], str]:
     from scen_cli.export.peft_folder import export_adapters
 
-    use = f"each edit's LoRA is a folder there; {to / 'router.json'} says how a prompt finds its own"
-    return _Written(export_adapters(editor, to, license=license), use)
+    usage = f"each edit's LoRA is a folder in it; {to / 'router.json'} describes how a prompt is routed to its edit"
+    return export_adapters(editor, to, license=license), usage
 
 
-def _merged(editor: Editor, to: Path, how: dict[str, Any]) -> _Written:
+def _export_merged(editor: Editor, to: Path, options: dict[str, Any]) -> tuple[list[Path], str, dict[str, Any]]:
+    """The files, how to use them, and the figures of the merged and of the routed model."""
     from scen_cli.export.merged_checkpoint import export_merged, figure_lines
 
-    files, folded = export_merged(editor, to, **how)
-    more = {
+    files, folded = export_merged(editor, to, **options)
+    figures = {
         "lambda": folded.ridge_lambda,
         "figures": {name: figure.as_dict() for name, figure in folded.figures.items()},
         "routed": {name: figure.as_dict() for name, figure in folded.routed.items()},
     }
-    use = "\n".join([*figure_lines(folded), f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r})"])
-    return _Written(files, use, more)
+    usage = f"load it with: AutoModelForCausalLM.from_pretrained({str(to)!r})"
+    return files, "\n".join([*figure_lines(folded), usage]), figures

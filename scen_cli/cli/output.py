@@ -24,7 +24,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 
 PIPE_WIDTH = 10_000  # columns, where no terminal wraps the lines
-REPORT_SECONDS = 10.0  # between two progress lines where there is no terminal
 Progress = Callable[[str, str], None]
 # Characters that move the cursor, set the title or reverse the line of a terminal; a new line and a tab are text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -41,10 +40,10 @@ def _harmless_json(text: str) -> str:
 
 
 class Output:
-    """Prints for one run of a command."""
+    """Prints for one run of a command. `report_seconds` pass between two progress lines where there is no terminal."""
 
-    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
-        self.as_json, self.quiet = as_json, quiet
+    def __init__(self, as_json: bool = False, quiet: bool = False, report_seconds: float = 10.0) -> None:
+        self.as_json, self.quiet, self._report_seconds = as_json, quiet, report_seconds
         self._stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def result(self, data: dict[str, Any] | list[Any], *shown: RenderableType) -> None:
@@ -113,14 +112,13 @@ class Output:
 
             yield lambda _line, pace: bar.update(task, advance=1, pace=pace)
 
-    @staticmethod
-    def _pacer() -> Callable[[], bool]:
-        """`due()`: whether `REPORT_SECONDS` have passed since it last said so."""
+    def _pacer(self) -> Callable[[], bool]:
+        """`due()`: whether `report_seconds` have passed since it was last true."""
         last = time.monotonic()
 
         def due() -> bool:
             nonlocal last
-            if time.monotonic() - last < REPORT_SECONDS:
+            if time.monotonic() - last < self._report_seconds:
                 return False
             last = time.monotonic()
             return True

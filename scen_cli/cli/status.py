@@ -1,4 +1,4 @@
-"""`scen status`, `scen log`, `scen show`: what the ledger says."""
+"""`scen status`, `scen log` and `scen show`: what the ledger records."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from scen_cli.project.ledger_rows import Edit
 
 
+STATES = ("active", "superseded", "reverted", "failed")
+
+
 def status(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None:
-    """The project's base and recipe, and every edit with its state.
+    """Show the project's base and recipe, and every edit with its state.
 
     Example: scen status
     """
@@ -26,16 +29,14 @@ def status(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None
     project = open_project(dir)
     edits = project.ledger.edits()
     settings, theta = project.settings, project.ledger.theta()
-    states = {
-        state: sum(edit.state == state for edit in edits) for state in ("active", "superseded", "reverted", "failed")
-    }
-    state = state_setting(project.ledger)
-    size = sum(edit.size or 0 for edit in edits) + (int(state["size"]) if state else 0)
-    how = f"{settings['recipe']['name']}, theta {theta}"
+    states = {state: sum(edit.state == state for edit in edits) for state in STATES}
+    method_file = state_setting(project.ledger)
+    size = sum(edit.size or 0 for edit in edits) + (int(method_file["size"]) if method_file else 0)
+    recipe = f"{settings['recipe']['name']}, theta {theta}"
     head = [
         ("base", settings["model"]),
         ("layer", settings["layer"]),
-        ("method", project.method) if project.method else ("recipe", how),
+        ("method", project.method) if project.method else ("recipe", recipe),
         ("edits", ", ".join(f"{count} {state}" for state, count in states.items() if count) or "none yet"),
         ("on disk", f"{size / 1e6:.1f} MB of edits"),
     ]
@@ -58,19 +59,20 @@ def status(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None
 
 def log(
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check that no entry was changed, removed or moved. Exit code 12 if so.")
+        bool,
+        typer.Option("--verify", help="Check that no entry was changed, removed or moved. Exit code 12 if one was."),
     ] = False,
     head: Annotated[
-        str | None, typer.Option(help="With --verify: the newest hash as you know it from before must be in the log.")
+        str | None,
+        typer.Option(help="With --verify: a hash that the log must contain, from an earlier check."),
     ] = None,
     dir: Dir = HERE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Everything that was done to the project, oldest first: what, when, by whom.
+    """Show every change of the project, oldest first: what, when, by whom.
 
-    With `--json` every edit stands with its record: `scen log --json | scen
-    edit - --dir NEW` makes the same edits in another project.
+    `scen log --json | scen edit - --dir NEW` makes the same edits in another project.
 
     Example: scen log --verify
     """
@@ -80,19 +82,30 @@ def log(
         _verify_log(ledger, head, out)
         return
     events, edits = ledger.events(), {edit.id: edit for edit in ledger.edits()}
-    rows = []
-    for event in events:
-        edit, detail = edits.get(event["edit"]), event["detail"]
-        about = f"{edit.prompt} -> {edit.target}" if edit else detail.get("suite") or detail.get("model")
-        reason = f" ({edit.reason})" if edit and edit.reason else ""
-        who = detail.get("author", "")
-        rows.append((event["id"], event["created"], who, event["kind"], event["edit"], f"{about or ''}{reason}"))
+    rows = [
+        (
+            event["id"],
+            event["created"],
+            event["detail"].get("author", ""),
+            event["kind"],
+            event["edit"],
+            _subject(event["detail"], edits.get(event["edit"])),
+        )
+        for event in events
+    ]
     data = [_with_record(event, edits) for event in events]
     out.result(data, table(("#", "when (UTC)", "who", "what", "edit#", ""), rows))
 
 
+def _subject(detail: dict[str, Any], edit: Edit | None) -> str:
+    """What an event is about: its edit, suite or base."""
+    if edit is None:
+        return detail.get("suite") or detail.get("model") or ""
+    return f"{edit.prompt} -> {edit.target}" + (f" ({edit.reason})" if edit.reason else "")
+
+
 def _with_record(event: dict[str, Any], edits: dict[int, Edit]) -> dict[str, Any]:
-    """An event as it goes out; that of an edit with all it takes to make the edit again."""
+    """An event; the event of an edit with the record, from which the edit can be made again."""
     edit = edits.get(event["edit"])
     if edit is None or event["kind"] not in ("edit", "edit-failed"):
         return event
@@ -110,17 +123,16 @@ def _verify_log(ledger: Ledger, head: str | None, out: Output) -> None:
     if head is not None and not problems:
         if len(head) < 8:
             raise UsageError(
-                f"`--head {head}` is too short to tell a hash by", hint="`scen log --verify` prints it whole"
+                f"`--head {head}` is too short to identify a hash", hint="`scen log --verify` prints the whole hash"
             )
-        if not any(one.startswith(head) for one in hashes):
-            problems = [f"no entry has the hash {head}: the log is not the one that you know"]
+        if not any(known.startswith(head) for known in hashes):
+            problems = [f"no entry has the hash {head}: this is another log, or it was rewritten"]
     newest = ledger.head()
-    whole = [f"{len(hashes)} entries, each follows from the one before it; newest hash {newest}"]
-    out.result({"entries": len(hashes), "head": newest, "problems": problems}, *(problems or whole))
+    intact = [f"{len(hashes)} entries, each follows from the one before it; newest hash {newest}"]
+    out.result({"entries": len(hashes), "head": newest, "problems": problems}, *(problems or intact))
     if problems:
-        raise DamageFound(
-            counted(len(problems), "problem") + " found in the log", hint="restore the project from a backup"
-        )
+        found = counted(len(problems), "problem") + " found in the log"
+        raise DamageFound(found, hint="restore the project from a backup")
 
 
 def show(
@@ -129,20 +141,23 @@ def show(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """All that is recorded of one edit; `--json` has the loss of every step.
+    """Show everything that is recorded about one edit; `--json` has the loss of every step.
 
     Example: scen show 3
     """
     project = open_project(dir)
     edit = project.find(edit_id)
-    made = project.ledger.provenance(edit_id)
-    data = {**asdict(edit), "supersedes": project.ledger.edits_superseded_by(edit_id), **made}
-    told = {name: value for name, value in data.items() if name not in ("subject_forms", "index_sha256")}
-    rows = [(name, _plain(name, value)) for name, value in told.items() if value not in (None, (), [])]
+    supersedes = project.ledger.edits_superseded_by(edit_id)
+    data = {**asdict(edit), "supersedes": supersedes, **project.ledger.provenance(edit_id)}
+    rows = [
+        (name, _as_text(name, value))
+        for name, value in data.items()
+        if name not in ("subject_forms", "index_sha256") and value not in (None, (), [])
+    ]
     Output(as_json, quiet).result(data, table(("", ""), rows))
 
 
-def _plain(name: str, value: Any) -> str:
+def _as_text(name: str, value: Any) -> str:
     if name.endswith("losses"):
         return f"{value[0]:.4f} to {value[-1]:.4f} in {len(value)} steps"
     if name == "rank":

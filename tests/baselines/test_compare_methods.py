@@ -47,7 +47,7 @@ def test_variants_are_tuned_scored_stored_and_plotted(scen, project, edits):
     assert results.with_suffix(".png").stat().st_size > 10_000
     again = scen("compare", *options)
     assert "melo: done before" in again.stderr
-    assert "tuned on 10 other edits, 2 settings of each at most" in again.stdout
+    assert "each method tuned on 10 other edits, with at most 2 settings" in again.stdout
     (results / "melo.json").unlink()
     resumed = json.loads(scen("compare", *options, "--json").stdout)
     assert [row["figures"] for row in resumed["rows"]] == [row["figures"] for row in found["rows"]]  # to the digit

@@ -1,4 +1,4 @@
-"""Two to eight processes on one project: every edit once, no reader disturbed, no lock that needs hands."""
+"""Several processes use one project: each edit is made once, readers see no half change, no lock stays behind."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from collections import Counter
 
 import pytest
 
-from scen_cli.cli.edit import train_all
 from scen_cli.cli.output import Output
+from scen_cli.cli.run_edits import edit_suite
 from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.editing.revert_edits import revert_edits
 from scen_cli.errors import ProjectLocked, UsageError
-from scen_cli.evaluation.evaluate_project import evaluate, keep
+from scen_cli.evaluation.evaluate_project import evaluate
+from scen_cli.evaluation.evaluation import record_evaluation
 from scen_cli.project.check import verify
 from scen_cli.project.disk import refuse_foreign_journal
 from scen_cli.project.project import Project
@@ -27,8 +28,8 @@ from tests.faults.injector import in_child
 SMALL = {"expert": "low-rank", "rank": 2, "expert_steps": 2, "require_learned": 0}
 
 
-def forked(*acts):
-    """Run all at once, each in a process of its own; returns their exit codes."""
+def run_forked(*acts):
+    """Run each function in its own process, all at once. Returns the exit codes."""
     children = []
     for act in acts:
         child = os.fork()
@@ -44,57 +45,60 @@ def project(tmp_path, demo_base):
 
 
 def editing(folder, base, records):
-    """What `scen edit --wait 600` does."""
+    """A function that does what `scen edit --wait 600` does."""
 
     def run():
         editor = Editor(Project(folder, wait=600), base=base)
-        train_all(editor, Suite("demo", records, []), Output(quiet=True))
+        edit_suite(editor, Suite("demo", records, []), Output(quiet=True))
 
     return run
 
 
-def test_eight_processes_of_25_edits_each(project, demo_base):
-    records = demo_edits()[:200]
-    parts = [records[start : start + 25] for start in range(0, 200, 25)]
-    assert forked(*(editing(project.folder, demo_base, part) for part in parts)) == [0] * 8
+@pytest.mark.parametrize(("processes", "each"), [(3, 3), pytest.param(8, 25, marks=pytest.mark.slow)])
+def test_processes_that_edit_at_once_lose_no_edit(project, demo_base, processes, each):
+    count = processes * each
+    records = demo_edits()[:count]
+    batches = [records[start : start + each] for start in range(0, count, each)]
+    assert run_forked(*(editing(project.folder, demo_base, batch) for batch in batches)) == [0] * processes
     edits = Project(project.folder).ledger.edits("active")
     assert Counter(edit.prompt for edit in edits) == Counter(record.prompt for record in records)
-    assert [edit.id for edit in edits] == list(range(1, 201))
-    assert len({edit.file for edit in edits}) == 200
+    assert [edit.id for edit in edits] == list(range(1, count + 1))
+    assert len({edit.file for edit in edits}) == count
     assert verify(Project(project.folder), deep=True) == []
-    assert Project(project.folder).w_merge().experts == list(range(1, 201))
+    assert Project(project.folder).w_merge().experts == list(range(1, count + 1))
 
 
-def test_who_edits_evaluates_reverts_verifies_and_asks_at_once(project, demo_base):
-    """Nobody fails, no reader sees half a change, and what is left is whole."""
+@pytest.mark.parametrize("rounds", [2, pytest.param(15, marks=pytest.mark.slow)])
+def test_edits_reverts_evaluations_checks_and_answers_at_once(project, demo_base, rounds):
+    """No process fails, no reader sees half a change, and the project is valid at the end."""
     records = demo_edits()[:30]
     edit_all(Editor(project, base=demo_base), records[:6])
     folder = project.folder
 
     def reverting():
-        mine = Project(folder, wait=600)
+        opened = Project(folder, wait=600)
         for edit_id in (1, 2, 3):
-            with mine.writing():
-                revert_edits(mine, edit_id)
+            with opened.writing():
+                revert_edits(opened, edit_id)
 
     def evaluating():
         editor = Editor(Project(folder, wait=600), base=demo_base)
         for _ in range(2):
             with writing(editor.project):
-                keep(editor.project, evaluate(editor, Suite("demo", records[:4], []), quick=True))
+                record_evaluation(editor.project, evaluate(editor, Suite("demo", records[:4], []), quick=True))
 
     def verifying():
-        for _ in range(15):
-            mine = Project(folder)
-            damage = [problem for problem in verify(mine) if problem.kind == "damage"]
+        for _ in range(rounds):
+            opened = Project(folder)
+            damage = [problem for problem in verify(opened) if problem.kind == "damage"]
             assert not damage, damage
-            mine.close()
+            opened.close()
 
     def asking():
         editor = Editor(Project(folder), base=demo_base)
-        for _ in range(15):
-            said = editor.answer([record.prompt for record in records[3:6]])
-            assert said.edits == [4, 5, 6]
+        for _ in range(rounds):
+            answers = editor.answer([record.prompt for record in records[3:6]])
+            assert answers.edits == [4, 5, 6]
 
     acts = (
         editing(folder, demo_base, records[6:18]),
@@ -105,15 +109,15 @@ def test_who_edits_evaluates_reverts_verifies_and_asks_at_once(project, demo_bas
         verifying,
         asking,
     )
-    assert forked(*acts) == [0] * len(acts)
+    assert run_forked(*acts) == [0] * len(acts)
     states = Counter(edit.state for edit in Project(folder).ledger.edits())
     assert states == {"active": 27, "reverted": 3}
     assert len(Project(folder).ledger.evaluations()) == 2
     assert verify(Project(folder), deep=True) == []
 
 
-def test_a_journal_that_goes_as_it_is_looked_at_is_none(tmp_path):
-    """Every commit of another process makes one and removes it."""
+def test_a_journal_that_disappears_during_the_check_is_ignored(tmp_path):
+    """Every commit of another process creates a journal and removes it."""
     journal = tmp_path / "scen.db-journal"
     child = os.fork()
     if child == 0:
@@ -131,7 +135,7 @@ def test_a_journal_that_goes_as_it_is_looked_at_is_none(tmp_path):
         os.waitpid(child, 0)
 
 
-def test_a_lock_left_by_a_killed_process_needs_no_hands(project):
+def test_a_lock_of_a_killed_process_is_free(project):
     child = os.fork()
     if child == 0:
         with project.writing():
@@ -144,13 +148,12 @@ def test_a_lock_left_by_a_killed_process_needs_no_hands(project):
     assert time.monotonic() - started < 5
 
 
-def test_a_second_writer_waits_as_long_as_it_is_told(project, tmp_path):
-    (tmp_path / "held").unlink(missing_ok=True)
+def test_a_second_writer_fails_or_waits(project, tmp_path):
     child = os.fork()
     if child == 0:
         with project.writing():
             (tmp_path / "held").touch()
-            time.sleep(3)
+            time.sleep(1.5)
         os._exit(0)
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
@@ -161,7 +164,7 @@ def test_a_second_writer_waits_as_long_as_it_is_told(project, tmp_path):
     os.waitpid(child, 0)
 
 
-def test_the_command_says_who_holds_the_project_and_what_to_do(project, scen, tmp_path):
+def test_commands_name_the_process_that_writes(project, scen, tmp_path):
     child = os.fork()
     if child == 0:
         with project.writing():
@@ -172,36 +175,19 @@ def test_the_command_says_who_holds_the_project_and_what_to_do(project, scen, tm
         time.sleep(0.01)
     try:
         for command in (["gc"], ["merge"], ["revert", "1"], ["verify", "--repair"]):
-            told = scen(*command, "--dir", project.folder, code=11).stderr
-            assert f"process {child} is writing to this project" in told
-            assert "--wait SECONDS" in told
+            error = scen(*command, "--dir", project.folder, code=11).stderr
+            assert f"process {child} is writing to this project" in error
+            assert "--wait SECONDS" in error
         assert json.loads(scen("status", "--json", "--dir", project.folder).stdout)["edits"] == []
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def test_of_two_first_openings_of_an_older_project_both_succeed(tmp_path, project):
-    """One brings it up to date, the other waits for it."""
-    import sqlite3
-
-    project.close()
-    db = sqlite3.connect(project.folder / "scen.db")  # as the version before wrote it
-    db.execute("alter table edits drop column index_sha256")
-    db.execute("delete from _sqlite_migrations where name = 'add_digest_of_index'")
-    db.commit()
-    db.close()
-    assert forked(*[lambda: Project(project.folder).close()] * 6) == [0] * 6
-    kinds = [event["kind"] for event in Project(project.folder).ledger.events()]
-    assert kinds == ["init", "migrate"]
-    assert verify(Project(project.folder)) == []
-
-
-def test_a_run_that_nothing_can_be_added_to_twice(project, demo_base):
-    """Two runs of the same file at once: each of its records is edited by one of them."""
+def test_processes_that_edit_the_same_records_make_each_edit_once(project, demo_base):
     records = demo_edits()[:12]
     act = editing(project.folder, demo_base, records)
-    assert forked(act, act, act) == [0] * 3
+    assert run_forked(act, act, act) == [0] * 3
     assert [edit.prompt for edit in Project(project.folder).ledger.edits()] == [record.prompt for record in records]
     with pytest.raises(UsageError, match="there is no edit 13"):
         Project(project.folder).find(13)

@@ -1,36 +1,101 @@
-"""What commands print of text that is not their own."""
+"""What commands print: results, notes, progress, and text that is not their own."""
 
 from __future__ import annotations
 
 import json
+import time
 
-from scen_cli.cli.output import Output, harmless, print_error, table
+import pytest
 
-SLY = "a\x1b[2J\x07\x9b31m\u202eb"
-SHOWN = "a\\x1b[2J\\x07\\x9b31m\\u202eb"
+from scen_cli.cli.output import Output, counted, harmless, print_error, table
 
-
-def test_what_would_steer_a_terminal_is_written_out():
-    assert harmless(SLY) == SHOWN
-    assert (
-        harmless("two\nlines\tand [red]markup[/red], Ünïcödé 漢字") == "two\nlines\tand [red]markup[/red], Ünïcödé 漢字"
-    )
+CONTROLS = "a\x1b[2J\x07\x9b31m\u202eb"
+ESCAPED = "a\\x1b[2J\\x07\\x9b31m\\u202eb"
 
 
-def test_nothing_that_is_printed_steers_a_terminal(capsys):
+def test_harmless_escapes_control_characters_only():
+    text = "two\nlines\tand [red]markup[/red], Ünïcödé 漢字"
+    assert harmless(CONTROLS) == ESCAPED
+    assert harmless(text) == text
+
+
+def test_nothing_that_is_printed_controls_a_terminal(capsys):
     out = Output()
-    out.result({}, SLY, table(("x", ""), [(SLY, 1)]))
-    out.note(SLY)
-    out.warn(SLY)
-    print_error(SLY, SLY)
-    told = capsys.readouterr()
-    assert (told.out.count(SHOWN), told.err.count(SHOWN)) == (2, 4)
-    assert "\x1b" not in told.out + told.err
+    out.result({}, CONTROLS, table(("x", ""), [(CONTROLS, 1)]))
+    out.note(CONTROLS)
+    out.warn(CONTROLS)
+    print_error(CONTROLS, CONTROLS)
+    printed = capsys.readouterr()
+    assert (printed.out.count(ESCAPED), printed.err.count(ESCAPED)) == (2, 4)
+    assert "\x1b" not in printed.out + printed.err
 
 
-def test_json_says_the_same_with_escapes(capsys):
-    Output(as_json=True).result({"prompt": SLY + "\x7f é"})
+def test_json_escapes_control_characters(capsys):
+    Output(as_json=True).result({"prompt": CONTROLS + "\x7f é"})
     printed = capsys.readouterr().out
-    assert json.loads(printed) == {"prompt": SLY + "\x7f é"}
+    assert json.loads(printed) == {"prompt": CONTROLS + "\x7f é"}
     assert not set(printed) & {"\x1b", "\x9b", "\x7f", "\u202e"}
     assert "é" in printed
+
+
+def test_quiet_prints_warnings_and_results_but_no_notes(capsys):
+    out = Output(quiet=True)
+    out.note("a note")
+    out.warn("a warning")
+    out.result({}, "a result")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("a result\n", "a warning\n")
+
+
+def lines_of(capsys) -> list[str]:
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err.splitlines()
+
+
+class TestInAPipe:
+    def test_counting_prints_every_count_if_no_time_must_pass(self, capsys):
+        with Output(report_seconds=0).counting("answers") as progress:
+            for number in (5, 9):
+                progress(number)
+        assert lines_of(capsys) == ["5 answers", "9 answers"]
+
+    def test_counting_prints_nothing_before_the_time_has_passed(self, capsys):
+        with Output(report_seconds=1000).counting("answers") as progress:
+            progress(5)
+        assert lines_of(capsys) == []
+
+    def test_progress_prints_count_total_and_pace(self, capsys):
+        with Output(report_seconds=0).progress(3, "editing") as progress:
+            progress("", "0.10 s/edit")
+            progress("", "")
+        assert lines_of(capsys) == ["editing: 1 of 3 (0.10 s/edit)", "editing: 2 of 3"]
+
+    def test_progress_prints_lines_at_once_and_counts_only_after_a_while(self, capsys):
+        with Output(report_seconds=1000).progress(3, "editing") as progress:
+            progress("edit 1: who -> Ada", "0.10 s/edit")
+            progress("", "0.10 s/edit")
+        assert lines_of(capsys) == ["edit 1: who -> Ada"]
+
+    def test_progress_prints_once_per_interval(self, capsys):
+        """A real clock: many calls in a short time print a few lines."""
+        calls, seconds = 0, 0.02
+        with Output(report_seconds=seconds).progress(10**9, "editing") as progress:
+            end = time.monotonic() + 5.5 * seconds
+            while time.monotonic() < end:
+                progress("", "")
+                calls += 1
+        printed = lines_of(capsys)
+        assert 1 <= len(printed) <= 5 < calls
+        assert all(line.startswith("editing: ") for line in printed)
+
+    @pytest.mark.parametrize("report", ["counting", "progress"])
+    def test_quiet_prints_no_progress(self, capsys, report):
+        out = Output(quiet=True, report_seconds=0)
+        with out.counting("answers") if report == "counting" else out.progress(2, "editing") as progress:
+            progress(*((5,) if report == "counting" else ("a line", "0.1 s")))
+        assert lines_of(capsys) == []
+
+
+def test_counted_adds_an_s_to_other_numbers_than_one():
+    assert [counted(n, "problem") for n in (0, 1, 2)] == ["0 problems", "1 problem", "2 problems"]

@@ -1,4 +1,4 @@
-"""What only a process of its own can show: imports, signals, and a killed run that goes on."""
+"""Commands in processes of their own: imports, signals, and runs that are killed and continued."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import subprocess
 import sys
 import time
 
-from scen_cli.data.suites import demo_edits
+import pytest
+
+from scen_cli.cli.output import Output
+from scen_cli.cli.run_edits import edit_suite
+from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.project.check import repair, verify
@@ -29,7 +33,7 @@ def test_help_imports_neither_torch_nor_transformers():
     assert "heavy: []" in out
 
 
-def test_python_dash_m():
+def test_python_m_scen_cli():
     command = [sys.executable, "-m", "scen_cli", "--version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("scen ")
 
@@ -45,47 +49,45 @@ def test_ledger_commands_need_no_torch(edited):
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
-def _edit_run(project: Project, base) -> None:
-    """What `scen edit --suite demo --first 30 --quiet` does, in a process that need not import anything."""
-    from scen_cli.cli.edit import train_all
-    from scen_cli.cli.output import Output
-    from scen_cli.data.suites import Suite
-
-    train_all(Editor(Project(project.folder), base=base), Suite("demo", demo_edits()[:30], []), Output(quiet=True))
+def _edit_run(project: Project, base, edits: int) -> None:
+    """What `scen edit --suite demo --first EDITS --quiet` does."""
+    suite = Suite("demo", demo_edits()[:edits], [])
+    edit_suite(Editor(Project(project.folder), base=base), suite, Output(quiet=True))
 
 
-def test_sigkill_at_ten_random_moments_loses_and_doubles_nothing(tmp_path, demo_base):
-    """Forked from this warm process, killed anywhere in the run, run again until done."""
-    whole = new_project(tmp_path / "whole", "demo", recipe="key", base=demo_base)
+@pytest.mark.parametrize(("edits", "kills"), [(10, 4), pytest.param(30, 10, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_continues_and_makes_each_edit_once(tmp_path, demo_base, edits, kills):
+    """The killed processes are forked from this one, which has imported everything."""
+    unbroken = new_project(tmp_path / "unbroken", "demo", recipe="key", base=demo_base)
     started = time.perf_counter()
-    _edit_run(whole, demo_base)
+    _edit_run(unbroken, demo_base, edits)
     seconds = time.perf_counter() - started
-    rng, killed_between = random.Random(7), set()
+    rng, counts = random.Random(7), set()
     project = new_project(tmp_path / "killed", "demo", recipe="key", base=demo_base)
-    for _ in range(10):
+    for _ in range(kills):
         child = os.fork()
         if child == 0:
-            _edit_run(project, demo_base)
+            _edit_run(project, demo_base, edits)
             os._exit(0)
         time.sleep(rng.uniform(0.05, 0.6) * seconds)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        again = Project(project.folder)
-        killed_between.add(len(again.ledger.edits()))
-        problems = verify(again)
+        opened = Project(project.folder)
+        counts.add(len(opened.ledger.edits()))
+        problems = verify(opened)
         assert all(problem.kind != "damage" for problem in problems), problems
-        again.close()
-    assert len(killed_between) >= 3  # the kills fell at different places of the run
-    _edit_run(project, demo_base)
+        opened.close()
+    assert len(counts) >= (3 if kills == 10 else 2)  # the kills came at different moments of the run
+    _edit_run(project, demo_base, edits)
     with project.writing():
         repair(project)
     assert verify(project) == []
-    killed, unbroken = ([(e.prompt, e.state, e.sha256) for e in p.ledger.edits()] for p in (project, whole))
-    assert killed == unbroken  # every edit once, and byte for byte the same
-    assert (project.folder / "merged.safetensors").read_bytes() == (whole.folder / "merged.safetensors").read_bytes()
+    rows = [[(e.prompt, e.state, e.sha256) for e in p.ledger.edits()] for p in (project, unbroken)]
+    assert rows[0] == rows[1]  # each edit once, with the same bytes
+    assert (project.folder / "merged.safetensors").read_bytes() == (unbroken.folder / "merged.safetensors").read_bytes()
 
 
-def test_control_c_keeps_what_is_committed(tmp_path, demo_base, scen):
+def test_control_c_keeps_committed_edits(tmp_path, demo_base, scen):
     project = new_project(tmp_path / "p", "demo", recipe="key", base=demo_base)
     command = [sys.executable, "-m", "scen_cli", "edit", "--suite", "demo", "--dir", str(project.folder)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
