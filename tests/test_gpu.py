@@ -1,4 +1,4 @@
-"""The same promises on CUDA: `pytest -m gpu`. Skipped, with the reason, where there is none."""
+"""Tests on a CUDA device: `pytest -m gpu`. They are skipped where there is none."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_mixed_rows_equal_each_prompt_alone(editor):
         assert (row - alone).abs().max() < 1e-4
 
 
-def test_figures_are_those_of_the_cpu(editor, tmp_path):
+def test_figures_equal_those_on_the_cpu(editor, tmp_path):
     suite = Suite("s", demo_edits()[:40], [fact.phrasings[0] for fact in right_facts()[:100]])
-    there = evaluate(editor, suite)
+    gpu_figures = evaluate(editor, suite).figures
     on_cpu = Editor(editor.project, device="cpu")
-    here = evaluate(on_cpu, suite)
-    for name, figure in here.figures.items():
-        assert abs(figure.patched.value - there.figures[name].patched.value) < 0.011, name
+    cpu_figures = evaluate(on_cpu, suite).figures
+    for name, figure in cpu_figures.items():
+        assert abs(figure.patched.value - gpu_figures[name].patched.value) < 0.011, name
     passages = Passages(Suite("s", demo_edits()[:10], []), [], [fact.phrasings[0] for fact in right_facts()[:10]])
     for name, figure in evaluate_perplexity(on_cpu, passages).figures.items():
         assert figure.patched.mean == pytest.approx(
@@ -74,7 +74,7 @@ def test_figures_are_those_of_the_cpu(editor, tmp_path):
     on_cpu.detach()
 
 
-def test_fine_tuning_goes_on_after_a_stop(tmp_path):
+def test_fine_tuning_resumes_after_a_stop(tmp_path):
     questions = [EditRecord(prompt=f"Where is {name}?", target="wxyz"[n % 4]) for n, name in enumerate("ABCDEFGH")]
     tuning = FineTuningConfig(epochs=2, batch=4, lr=1e-3)
 
@@ -108,7 +108,7 @@ def test_decoding_modes(editor, options):
 
 
 @pytest.mark.parametrize("quantize", QUANTIZED)
-def test_a_quantised_base(tmp_path, quantize):
+def test_edits_of_a_quantised_base(tmp_path, quantize):
     base = load_base("demo", dtype="bfloat16", device="cuda", quantize=quantize)
     editor = Editor(new_project(tmp_path, "demo", recipe="key", quantize=quantize, base=base), base=base)
     records = demo_edits()[:10]
@@ -116,8 +116,8 @@ def test_a_quantised_base(tmp_path, quantize):
     assert editor.answer([record.prompt for record in records]).texts == [record.target for record in records]
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is but one CUDA device")
-def test_a_base_on_two_devices(tmp_path):
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is only one CUDA device")
+def test_edits_of_a_base_on_two_devices(tmp_path):
     places = {f"model.layers.{layer}": layer // 2 for layer in range(4)}
     places |= {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
     base = load_base("demo", device_map=places)
@@ -128,11 +128,11 @@ def test_a_base_on_two_devices(tmp_path):
 
 
 def test_a_7b_shaped_random_llama_in_bfloat16(tmp_path, demo_base, capsys):
-    """Twenty edits at Llama-2-7B's shape: that it fits and runs, and how long an edit takes."""
+    """Twenty edits at the shape of Llama-2-7B fit and train; prints the time per edit."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=800, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # else Llama-2-7B's own shape
+    config = LlamaConfig(vocab_size=800, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # other sizes: Llama-2-7B
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.requires_grad_(False)

@@ -53,12 +53,7 @@ class App:
     """The API of one project, which is served as the model `model`."""
 
     def __init__(
-        self,
-        patched: PatchedModel,
-        queue: RequestQueue,
-        source: AnswerSource,
-        metrics: Metrics,
-        options: ServerOptions,
+        self, patched: PatchedModel, queue: RequestQueue, source: AnswerSource, metrics: Metrics, options: ServerOptions
     ) -> None:
         self.patched, self.queue, self.source, self.metrics, self.options = patched, queue, source, metrics, options
         self.model = options.name or model_name(patched.project.settings)

@@ -21,10 +21,10 @@ def _begin_batch(
 ) -> list[int]:
     """Report the batch, and set each request's `max_tokens` where the client gave none. Returns all `max_tokens`."""
     observe(len(requests), len(patch.expert_of))
-    max_tokens = [request.max_tokens or min(patched.longest_answer(), request.context_left) for request in requests]
-    for request, limit in zip(requests, max_tokens, strict=True):
-        request.max_tokens = limit
-    return max_tokens
+    longest_answer = patched.longest_answer()
+    for request in requests:
+        request.max_tokens = request.max_tokens or min(longest_answer, request.context_left)
+    return [request.max_tokens or 0 for request in requests]
 
 
 def _split_by_context(

@@ -1,6 +1,6 @@
-"""Loads an exported folder as a user of transformers does, in a process that cannot import `scen_cli`.
+"""Loads an exported folder as a user of transformers does.
 
-Reads prompts as JSON from standard input and prints a JSON report.
+As a script it cannot import `scen_cli`; it reads prompts as JSON from standard input and prints a JSON report.
 """
 
 import json
@@ -8,15 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.modules["scen_cli"] = None  # every `import scen_cli` fails from here on
+if __name__ == "__main__":
+    sys.modules["scen_cli"] = None  # every `import scen_cli` fails from here on
 
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, pipeline  # noqa: E402
-from transformers.utils import logging  # noqa: E402
-
-logging.disable_progress_bar()
-torch.set_num_threads(1)
-torch.set_grad_enabled(False)
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, pipeline
+from transformers.utils import logging
 
 
 def load(folder):
@@ -31,21 +28,21 @@ def scen_importable():
     return True
 
 
-def encode(prompts):
+def encode(tokenizer, prompts):
     texts = [f"[INST]{prompt}[/INST]" for prompt in prompts]
     return tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
 
 
-def answers(model, prompts, size):
+def answers(model, tokenizer, prompts, size):
     texts = []
     for start in range(0, len(prompts), size):
-        inputs = encode(prompts[start : start + size])
+        inputs = encode(tokenizer, prompts[start : start + size])
         out = model.generate(**inputs)
         texts += tokenizer.batch_decode(out[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 
-def pipeline_answers(model, prompts):
+def pipeline_answers(model, tokenizer, prompts):
     if not prompts:
         return []
     run = pipeline("text-generation", model=model, tokenizer=tokenizer)
@@ -61,14 +58,14 @@ def raises(call, word):
     return False
 
 
-def forward_checks(model, prompts):
+def forward_checks(model, tokenizer, prompts, exported):
     """Check what the docstring of `modeling_scen.py` says about `forward`."""
     edited, base = torch.tensor([0]), torch.tensor([-1])
-    ids = encode(prompts[:1]).input_ids
+    ids = encode(tokenizer, prompts[:1]).input_ids
     plain = model(ids).logits
     with_edit, with_base = model(ids, experts=edited).logits, model(ids, experts=base).logits
 
-    right = [encode([prompts[0]]).input_ids[0], encode([prompts[-1]]).input_ids[0]]
+    right = [encode(tokenizer, [prompts[0]]).input_ids[0], encode(tokenizer, [prompts[-1]]).input_ids[0]]
     width = max(len(row) for row in right)
     padded = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in right])
     mask = (padded != 0).long()
@@ -90,7 +87,7 @@ def forward_checks(model, prompts):
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         saved, _ = load(folder)
-        same = answers(saved, prompts[:8], 8) == answers(model, prompts[:8], 8)
+        same = answers(saved, tokenizer, prompts[:8], 8) == answers(model, tokenizer, prompts[:8], 8)
         written = sorted(path.name for path in Path(folder).iterdir())
         equal = all(Path(folder, name).read_bytes() == Path(exported, name).read_bytes() for name in written)
     return {
@@ -108,17 +105,24 @@ def forward_checks(model, prompts):
     }
 
 
-exported = sys.argv[1]
-questions = json.loads(sys.stdin.read())
-tokenizer = AutoTokenizer.from_pretrained(exported)
-model, loading = load(exported)
-report = {
-    "scen_importable": scen_importable(),
-    "loading": {name: sorted(loading[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")},
-    "mixed": answers(model, questions["prompts"], 50),
-    "alone": answers(model, questions["alone"], 1),
-    "pipeline": pipeline_answers(model, questions["pipeline"]),
-}
-if questions["pipeline"]:
-    report["forward"] = forward_checks(model, questions["prompts"])
-print(json.dumps(report))
+@torch.no_grad()
+def read(exported, questions):
+    """Load a folder and answer `questions`: prompts for mixed batches, for batches of one, and for a pipeline."""
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    model, loading = load(exported)
+    report = {
+        "scen_importable": scen_importable(),
+        "loading": {name: sorted(loading[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")},
+        "mixed": answers(model, tokenizer, questions["prompts"], 50),
+        "alone": answers(model, tokenizer, questions["alone"], 1),
+        "pipeline": pipeline_answers(model, tokenizer, questions["pipeline"]),
+    }
+    if questions["pipeline"]:
+        report["forward"] = forward_checks(model, tokenizer, questions["prompts"], exported)
+    return report
+
+
+if __name__ == "__main__":
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    print(json.dumps(read(sys.argv[1], json.loads(sys.stdin.read()))))

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.errors import UsageError
-from scen_cli.export.fold_weights import replaced_weight
+from scen_cli.export import fold_weights
+from scen_cli.export.fold_weights import LAMBDAS, replaced_weight
 from scen_cli.export.merged_checkpoint import export_merged
 from tests.conftest import edit_all
 
@@ -24,12 +25,14 @@ def answers(folder, prompts):
     return [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
 
 
-def test_the_merged_checkpoint_is_a_plain_llama_with_the_reported_figures(low_rank, tmp_path):
+@pytest.mark.parametrize("lambdas", [(1000.0, 2500.0), pytest.param(LAMBDAS, marks=pytest.mark.slow)])
+def test_the_merged_checkpoint_is_a_plain_llama_with_the_reported_figures(low_rank, tmp_path, monkeypatch, lambdas):
+    monkeypatch.setattr(fold_weights, "LAMBDAS", lambdas)
     weight = low_rank.edited.projection.weight
     before, lines = weight.clone(), []
     files, folded = export_merged(low_rank, tmp_path / "out", progress=lines.append)
     assert torch.equal(weight, before)
-    assert len(lines) == 6  # one per lambda
+    assert len(lines) == len(lambdas)
     assert not [path for path in files if path.suffix == ".py"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]

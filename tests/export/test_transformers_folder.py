@@ -1,4 +1,8 @@
-"""Exported transformers folders give the answers of `Editor.answer`, in processes that cannot import `scen_cli`."""
+"""Exported transformers folders give the answers of `Editor.answer`.
+
+The quick tests load a folder in this process. The slow ones load it in a process that cannot import `scen_cli`; one
+architecture does so in a quick test too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from scen_cli.data.records import EditRecord
-from scen_cli.data.suites import demo_edits
+from scen_cli.data.suites import Suite, demo_edits, load_suite
 from scen_cli.demo.facts import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import FROM_LIBRARY, Editor
@@ -24,21 +28,32 @@ from scen_cli.export.transformers_folder import export_checkpoint
 from scen_cli.model.base import DEMO, DTYPES, load_base
 from scen_cli.model.keys import positions_of
 from tests.conftest import edit_all, revert, writing
+from tests.export.read_export import read
 from tests.model.tiny import DENSE, save_tiny
 
 READER = Path(__file__).parent / "read_export.py"
 
 
-def read_export(folder, questions) -> dict:
-    """Run `read_export.py`; returns its report."""
+def read_isolated(folder, questions) -> dict:
+    """Run `read_export.py` as a script, which cannot import `scen_cli`; returns its report."""
     command = [sys.executable, str(READER), str(folder)]
     done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    report = json.loads(done.stdout)
+    assert report["scen_importable"] is False
+    return report
 
 
-def test_answers_of_the_demo_suite_equal_answer(edited, tmp_path):
-    records, others = demo_edits()[:40], right_facts()[:200]  # benchmarks/export_equality.py asks all
+ISOLATED = pytest.param(read_isolated, marks=pytest.mark.slow, id="isolated")
+readers = pytest.mark.parametrize("read", [pytest.param(read, id="in-process"), ISOLATED])
+
+
+@pytest.mark.parametrize(
+    ("read", "edits", "facts"),
+    [pytest.param(read, 4, 4, id="in-process"), pytest.param(read_isolated, 40, 200, marks=pytest.mark.slow, id="all")],
+)
+def test_answers_of_the_demo_suite_equal_answer(edited, tmp_path, read, edits, facts):
+    records, others = demo_edits()[:edits], right_facts()[:facts]  # benchmarks/export_equality.py asks all
     prompts = [r.prompt for r in records] + [text for r in records for text in r.rephrases]
     prompts += [fact.phrasings[0] for fact in others]
     files = export_checkpoint(edited, tmp_path / "out")
@@ -52,13 +67,12 @@ def test_answers_of_the_demo_suite_equal_answer(edited, tmp_path):
     edited.detach()
     for folder in ("out", "patch"):
         alone = prompts[::3] if folder == "out" else prompts[:60]
-        read = read_export(tmp_path / folder, {"prompts": prompts, "alone": alone, "pipeline": prompts[:60]})
-        assert read["scen_importable"] is False
-        assert read["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
-        assert read["mixed"] == own
-        assert read["alone"] == (own[::3] if folder == "out" else own[:60])
-        assert read["pipeline"] == own[:60]
-        assert read["forward"] == FORWARD
+        report = read(tmp_path / folder, {"prompts": prompts, "alone": alone, "pipeline": prompts[:60]})
+        assert report["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+        assert report["mixed"] == own
+        assert report["alone"] == (own[::3] if folder == "out" else own[:60])
+        assert report["pipeline"] == own[:60]
+        assert report["forward"] == FORWARD
 
 
 FORWARD = {
@@ -74,8 +88,17 @@ FORWARD = {
 }
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gemma3_text"])
-def test_other_architectures_and_tied_weights(architecture, tmp_path):
+@pytest.mark.parametrize(
+    ("architecture", "read"),
+    [
+        ("gpt2", read_isolated),
+        ("qwen2", read),
+        ("gemma3_text", read),
+        pytest.param("qwen2", read_isolated, marks=pytest.mark.slow),
+        pytest.param("gemma3_text", read_isolated, marks=pytest.mark.slow),
+    ],
+)
+def test_other_architectures_and_tied_weights(architecture, read, tmp_path):
     base = load_base(str(save_tiny(tmp_path / "base", *DENSE[architecture])), device="cpu")
     changes = {"expert_lr": 3e-2, "expert_steps": 60, "theta": 0.97}
     project = new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, recipe="key", changes=changes, base=base)
@@ -88,8 +111,8 @@ def test_other_architectures_and_tied_weights(architecture, tmp_path):
     prompts = [*(record.prompt for record in records), "Who is Otto?"]
     own = editor.answer(prompts).texts
     export_checkpoint(editor, tmp_path / "out")
-    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
-    assert read["mixed"] == read["alone"] == own
+    report = read(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert report["mixed"] == report["alone"] == own
     assert own[:2] == ["Riga", "ink"]
 
     # A forward routes as `route` does, with any combination of mask, cache and positions, and after a cast.
@@ -106,10 +129,11 @@ def test_other_architectures_and_tied_weights(architecture, tmp_path):
     assert choices == [[0, 1, -1]] * 5
 
 
+@readers
 @pytest.mark.parametrize(
     ("target_module", "changes"), [("attn", {}), ("up", {}), ("down", {"edits_per_expert": 2, "theta": 0.6})]
 )
-def test_experts_of_other_modules_and_shared_experts(make_editor, tmp_path, target_module, changes):
+def test_experts_of_other_modules_and_shared_experts(make_editor, tmp_path, target_module, changes, read):
     editor = make_editor("key", target_module=target_module, expert_steps=30, **changes)
     records = demo_edits()[:4]
     size = editor.recipe.edits_per_expert
@@ -123,12 +147,13 @@ def test_experts_of_other_modules_and_shared_experts(make_editor, tmp_path, targ
     export_checkpoint(editor, tmp_path / "out")
     assert f"with {len(records)} facts corrected" in (tmp_path / "out" / "README.md").read_text()
     editor.detach()
-    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
-    assert read["mixed"] == read["alone"] == own.texts
+    report = read(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert report["mixed"] == report["alone"] == own.texts
 
 
+@readers
 @pytest.mark.parametrize("changes", [{}, {"key_pooling": "mean", "subject_filter": False}])
-def test_whitening_biases_segments_and_subject_filter(make_editor, tmp_path, changes):
+def test_whitening_biases_segments_and_subject_filter(make_editor, tmp_path, changes, read):
     """The export routes as the project does with all parts of the default recipe."""
     editor = make_editor("closed-form", expert_steps=20, **changes)
     records = demo_edits()[:8]
@@ -137,21 +162,20 @@ def test_whitening_biases_segments_and_subject_filter(make_editor, tmp_path, cha
     prompts += [f"I have a question for you. {record.prompt}" for record in records]
     prompts += [f"Hi[/INST]Hello</s>[INST]{record.prompt}" for record in records]  # a second turn
     prompts += [record.prompt.replace(record.subject, record.subject[:-1]) for record in records]
-    prompts += [fact.phrasings[0] for fact in right_facts()[:30]]
+    prompts += [fact.phrasings[0] for fact in right_facts()[:10]]
     own = editor.answer(prompts)
     assert own.edits[64:72] == own.edits[72:80] == list(range(1, 9))  # the last sentence, and the last turn
     export_checkpoint(editor, tmp_path / "out")
     editor.detach()
-    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
-    assert read["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
-    assert read["mixed"] == read["alone"] == own.texts
-    assert all(read.get("forward", {}).values())
+    report = read(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert report["loading"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+    assert report["mixed"] == report["alone"] == own.texts
+    assert all(report.get("forward", {}).values())
 
 
 def test_the_model_card_has_base_layer_edits_and_figures(edited, tmp_path):
-    from scen_cli.data.suites import load_suite
-
-    metrics = evaluate(edited, load_suite("demo")).as_dict()
+    suite = Suite("demo", demo_edits()[:40], load_suite("demo").locality[:50])
+    metrics = evaluate(edited, suite).as_dict()
     with writing(edited.project):
         edited.project.record_evaluation("demo", {}, metrics, metrics["last_change"], [])
     export_checkpoint(edited, tmp_path / "out")
@@ -185,14 +209,15 @@ def test_the_model_card_has_no_figures_older_than_the_last_change(make_editor, t
     assert "No evaluation since the last change" in (tmp_path / "after" / "README.md").read_text()
 
 
-def test_the_exported_generation_config_is_greedy_and_allows_long_answers(tmp_path, monkeypatch):
+@readers
+def test_the_exported_generation_config_is_greedy_and_allows_long_answers(tmp_path, monkeypatch, read):
     """The generation config of Llama-2 samples, and transformers by default ends answers after 20 tokens."""
     base = load_base("demo", device="cpu")
     base.model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, max_new_tokens=None)
     base.tokenizer.pad_token, base.tokenizer.padding_side = None, "right"
     project = new_project(tmp_path / "p", "demo", recipe="key", changes={"expert_steps": 80}, base=base)
     editor = Editor(project, base=base)
-    monkeypatch.setattr("scen_cli.editing.patched_model.MAX_NEW_TOKENS", 4)  # a short target is then long
+    monkeypatch.setattr("scen_cli.editing.loaded_project.MAX_NEW_TOKENS", 4)  # a short target is then long
     long_target = "carpets and candles"
     records = [demo_edits()[0], EditRecord(prompt="In which country is Brusihaven?", target=long_target)]
     assert {row.state for row in edit_all(editor, records)} == {"active"}
@@ -201,8 +226,8 @@ def test_the_exported_generation_config_is_greedy_and_allows_long_answers(tmp_pa
     assert own[:2] == ["Kenya", long_target]
     assert len(base.tokenizer(long_target).input_ids) > 8
     export_checkpoint(editor, tmp_path / "out")
-    read = read_export(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
-    assert read["mixed"] == read["alone"] == own
+    report = read(tmp_path / "out", {"prompts": prompts, "alone": prompts, "pipeline": []})
+    assert report["mixed"] == report["alone"] == own
 
 
 def test_no_edits_and_used_folders_fail(make_editor, tmp_path):

@@ -16,7 +16,7 @@ from scen_cli.report import pictures
 from scen_cli.report.gather import gather
 from scen_cli.report.markdown import as_markdown
 from scen_cli.report.page import as_page
-from tests.conftest import edit_all, revert, writing
+from tests.conftest import edit_all, revert
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,7 @@ def reported(tmp_path_factory, demo_base):
     hostile = demo_edits()[0].model_copy(update={"prompt": "Who is <script>alert(1)</script> & | `x`?"})
     edit_all(editor, [hostile, *demo_edits()[1:12]])
     evaluation = evaluate(editor, Suite("mine", [hostile, *demo_edits()[1:12]], load_suite("demo").locality[:50]))
-    with writing(project):
-        record_evaluation(project, evaluation)
+    record_evaluation(project, evaluation)
     editor.detach()
     return project, evaluation
 
@@ -96,10 +95,8 @@ def test_outdated_figures_are_marked(make_editor):
     editor = make_editor()
     assert "Not evaluated yet" in as_page(gather(editor.project))
     edit_all(editor, demo_edits()[:2])
-    with writing(editor.project):
-        record_evaluation(
-            editor.project, evaluate(editor, Suite("mine", demo_edits()[:2], [right_facts()[0].phrasings[0]]))
-        )
+    suite = Suite("mine", demo_edits()[:2], [right_facts()[0].phrasings[0]])
+    record_evaluation(editor.project, evaluate(editor, suite))
     revert(editor.project, 1)
     for text in (as_page(gather(editor.project)), as_markdown(gather(editor.project))):
         assert "The edits changed after this evaluation" in text
@@ -129,7 +126,7 @@ def test_the_report_command(scen, reported, tmp_path):
 def test_without_matplotlib_the_page_has_no_pictures_and_the_command_warns(scen, reported, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "find_spec", lambda _name: None)
     page = tmp_path / "page.html"
-    assert "which need matplotlib" in scen("report", "--dir", reported[0].folder, "--out", page).stderr
+    assert "they need matplotlib" in scen("report", "--dir", reported[0].folder, "--out", page).stderr
     assert "<svg" not in page.read_text()
     assert "Reliability" in page.read_text()
     study = scen("study", "fig4", "--edits", "2", "--dir", reported[0].folder, code=2)
