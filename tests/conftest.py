@@ -1,7 +1,4 @@
-"""Shared fixtures: one demo base per session, tiny random checkpoints, projects in fresh folders.
-
-`torch` is imported once, by whichever test needs it first.
-"""
+"""Shared fixtures: one demo base per session, and projects on it. The first test that needs `torch` imports it."""
 
 from __future__ import annotations
 
@@ -14,9 +11,10 @@ from typer.testing import CliRunner
 
 from scen_cli.data.records import EditRecord, SourceLine
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may download from a hub
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# glibc would give torch's blocks back to the system after each use. It reads this as a process starts: as workers do.
+# By default glibc returns torch's blocks to the system after each use, which is slow. It reads these settings when a
+# process starts, so that they apply to worker processes.
 os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,16 +35,16 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory) -> None:
-    """Tests share one cache folder of their own, also between the processes of one run."""
+    """One cache folder for all tests and processes of a run, apart from the user's."""
     folder = tmp_path_factory.getbasetemp()
     os.environ["SCEN_CACHE"] = str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real data beside the checkout; tests that need it skip where it is absent."""
+    """Published data beside the checkout. Without it, tests that need it are skipped."""
     if not SHARED.is_dir():
-        pytest.skip(f"real data is not here: {SHARED}")
+        pytest.skip(f"there is no published data in {SHARED}")
     return SHARED
 
 
@@ -59,7 +57,7 @@ def demo_base():
 
 @pytest.fixture(scope="session")
 def demo_guard(demo_base):
-    """What the demo base writes itself, made once."""
+    """The guard that the demo base samples: prompts, splits and keys."""
     from scen_cli.editing.create_project import DEFAULT_TEMPLATE
     from scen_cli.model.ffn import find_layer
     from scen_cli.model.template import make_template
@@ -73,24 +71,24 @@ def demo_guard(demo_base):
 
 @pytest.fixture
 def make_editor(tmp_path, demo_base, demo_guard):
-    """A new project on the demo base, with its editor: `make_editor("paper", theta=0.5)`."""
+    """A function that makes a new project on the demo base and its editor: `make_editor("paper", theta=0.5)`."""
     from scen_cli.editing.create_project import new_project
     from scen_cli.editing.editor import Editor
 
-    made = []
+    editors = []
 
     def make(recipe: str = "key", target_module: str = "down", **changes) -> Editor:
-        folder = tmp_path / f"project{len(made)}"
+        folder = tmp_path / f"project{len(editors)}"
         guard = demo_guard if recipe in ("closed-form", "joint") else None
         project = new_project(
             folder, "demo", recipe=recipe, target_module=target_module, changes=changes, guard=guard, base=demo_base
         )
         editor = Editor(project, base=demo_base)
-        made.append(editor)
+        editors.append(editor)
         return editor
 
     yield make
-    for editor in made:
+    for editor in editors:
         editor.detach()
 
 
@@ -110,8 +108,8 @@ def edited(tmp_path_factory, demo_base):
 
 @pytest.fixture(scope="session")
 def low_rank(tmp_path_factory, demo_base, demo_guard):
-    """20 active edits by the default recipe (low-rank experts, whitened keys, parts of prompts, the second look), for
-    tests that only read."""
+    """20 active edits by the default recipe (low-rank experts, whitened keys, segments, subject filter), for tests that
+    only read."""
     from scen_cli.data.suites import demo_edits
     from scen_cli.editing.create_project import new_project
     from scen_cli.editing.editor import Editor
@@ -124,20 +122,20 @@ def low_rank(tmp_path_factory, demo_base, demo_guard):
 
 
 def edit_all(editor, records: list[EditRecord]) -> list:
-    """Edit the records in order; returns the ledger's rows."""
+    """Edit the records in order. Returns the ledger's edits."""
     with editor.project.writing():
-        rows = [editor.edit(record, SourceLine("test", n)) for n, record in enumerate(records, start=1)]
+        edits = [editor.edit(record, SourceLine("test", n)) for n, record in enumerate(records, start=1)]
         editor.project.merge()
-    return rows
+    return edits
 
 
 def writing(project):
-    """`project.writing()`, unless the project is being written to already."""
+    """`project.writing()`, or nothing if this process already writes to the project."""
     return nullcontext() if project.is_writing else project.writing()
 
 
 def revert(project, *edit_ids: int) -> list:
-    """Revert edits as `scen revert` does."""
+    """Revert edits like `scen revert`."""
     from scen_cli.editing.revert_edits import revert_edits
 
     with writing(project):
@@ -146,7 +144,7 @@ def revert(project, *edit_ids: int) -> list:
 
 @pytest.fixture
 def scen():
-    """Runs a command in this process: `scen("status", "--json")`; `code` is the expected exit code."""
+    """A function that runs a command in this process: `scen("status", "--json")`; `code` is the expected exit code."""
     from scen_cli.cli import app
 
     def run(*arguments: str, code: int = 0, stdin: str | None = None):
