@@ -82,7 +82,7 @@ class MethodContext:
         """`count` consecutive decoder layers that end with the edited one. Raises `UsageError` if there are fewer."""
         first = self.layer - count + 1
         if first < 0:
-            raise UsageError(f"layers {first} to {self.layer} do not exist: layer {self.layer} is the last of {count}")
+            raise UsageError(f"{count} layers are too many: layer {self.layer} is the last of {self.layer + 1} layers")
         return [find_layer(self.base.model, index) for index in range(first, self.layer + 1)]
 
 
