@@ -36,7 +36,6 @@ def main() -> None:
             with editor.project.writing():
                 for _made in editor.train(plan):
                     pass
-                editor.project.merge()
             figures = evaluate(editor, replace(suite, edits=edits)).figures
             editor.detach()
         print(f"shuffle {shuffle}: " + ", ".join(f"{name} {figures[name].patched}" for name in FIGURES), flush=True)

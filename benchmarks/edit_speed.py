@@ -104,7 +104,6 @@ def _product(
         for _made in editor.train(plan, batch):
             seconds.append(time.perf_counter() - started)
             if len(seconds) == edits:
-                project.merge()
                 metrics = _metrics(lambda prompt: editor.answer([prompt]).texts[0], suite.edits[:edits])
                 size = sum(path.stat().st_size for path in (folder / "p" / "edits").iterdir()) / edits
                 ledger = (folder / "p" / "scen.db").stat().st_size / edits

@@ -78,7 +78,6 @@ def _make_project(folder: Path, base_folder: Path, edits: int) -> None:
             a, b, (neuron, key) = arrays
             trained = TrainedEdit(record, SourceLine("synthetic", number), True, 1.0)
             project.commit([trained], TrainingStats(0, 0.0), EditTensors(LowRankArrays(a, b), neuron, key))
-        project.merge()
     project.close()
 
 

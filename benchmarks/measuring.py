@@ -81,7 +81,6 @@ def make_edits(editor: Editor, records: Sequence[EditRecord], first: int = 1) ->
     with editor.project.writing():
         for position, record in enumerate(records, start=first):
             editor.edit(record, SourceLine("suite demo", position))
-        editor.project.merge()
 
 
 def markdown(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:

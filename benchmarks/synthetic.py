@@ -76,6 +76,5 @@ def make_project(folder: Path, facts: Sequence[Fact], base: Base, model: str = "
             forms = editor.template.subject_forms(record.subject, (record.prompt,))
             trained = TrainedEdit(record, where, True, 1.0, subject_forms=forms)
             project.commit([trained], training, EditTensors(expert, neuron, key.numpy()), bias=0.0)
-        project.merge()
     editor.detach()
     return project

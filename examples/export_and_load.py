@@ -13,7 +13,6 @@ project = new_project(folder / "facts", "demo")
 editor = Editor(project)
 with project.writing():
     editor.edit(EditRecord(prompt="In which country is Pesustad?", target="Kenya"))
-    project.merge()
 export_checkpoint(editor, folder / "patched")
 
 # From here on scen is not needed: the folder contains its own routing code.

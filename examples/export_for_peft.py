@@ -14,7 +14,6 @@ editor = Editor(project)
 with project.writing():
     editor.edit(EditRecord(prompt="In which country is Pesustad?", target="Kenya"))
     editor.edit(EditRecord(prompt="Where was Ivan Gromener born?", target="Seoul"))
-    project.merge()
 export_adapters(editor, folder / "loras")
 
 # scen routes each prompt to an edit; PEFT generates the answer.

@@ -19,7 +19,6 @@ with project.writing():  # holds the project's lock
     for record in records:
         edit = editor.edit(record)
         print(f"edit {edit.id} is {edit.state}: {edit.prompt} -> {edit.target}")
-    project.merge()  # rebuild W_merge
 
 questions = [records[0].rephrases[0], records[1].prompt, "Which river flows through Grasostad?"]
 base, patched = editor.answer(questions, patched=False), editor.answer(questions)

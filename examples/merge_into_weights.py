@@ -14,7 +14,6 @@ editor = Editor(project)
 with project.writing():
     editor.edit(EditRecord(prompt="In which country is Pesustad?", target="Kenya"))
     editor.edit(EditRecord(prompt="Where was Ivan Gromener born?", target="Seoul"))
-    project.merge()
 _files, folded = export_merged(editor, folder / "plain")
 for name, figure in folded.figures.items():
     print(f"{name}: folded {figure.patched}, routed {folded.routed[name].patched}")

@@ -15,7 +15,6 @@ project = new_project(folder / "facts", "demo")
 editor = Editor(project)
 with project.writing():
     editor.edit(EditRecord(prompt="In which country is Pesustad?", target="Kenya"))
-    project.merge()
 
 command = [sys.executable, "-m", "scen_cli", "serve", "--dir", str(folder / "facts"), "--port", "0"]
 with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -32,7 +31,6 @@ with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
     print(ask("Pesustad is a town in which country?"))
     with project.writing():  # the server loads the new edit by itself
         editor.edit(EditRecord(prompt="Where was Ivan Gromener born?", target="Seoul"))
-        project.merge()
     print(ask("In which city was Ivan Gromener born?"))
     server.terminate()
 print("the server ended with", server.returncode)

@@ -6,7 +6,6 @@ project = new_project("facts", "demo", recipe="key")   # or Project("facts"), on
 editor = Editor(project)                               # loads the base
 with project.writing():
     editor.edit(EditRecord(prompt="...", target="..."))
-    project.merge()
 editor.answer(["..."]).texts
 editor.detach()                                        # the base, bit for bit
 """

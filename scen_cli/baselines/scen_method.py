@@ -66,7 +66,6 @@ class Scen(Method):
                     self.editor.edit(edit, SourceLine("suite", 1))
                 except UsageError:
                     continue  # it conflicts with another edit; like an edit that was not learned, it counts as wrong
-            self.editor.project.merge()
         if not self.attached:
             self.editor.detach()
 

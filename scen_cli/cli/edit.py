@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ import typer
 from scen_cli.cli.loaders import HERE, Author, Device, Dir, Wait, load_editor, load_scen_editor, open_project
 from scen_cli.cli.output import Json, Output, Quiet
 from scen_cli.cli.run_edits import replay_log, run_edits, suite_entries
-from scen_cli.errors import DamageFound, SomeEditsFailed, UsageError
+from scen_cli.errors import SomeEditsFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,20 +78,14 @@ def edit(
         raise UsageError(f"a project that edits by `{project.method}` takes records as they are, in its own batches")
     if events:
         _check_replay(events, bool(first or for_scen))
-        editor = load_scen_editor(project, device, out)
-        _print_outcomes(project, replay_log(editor, events, out), out)
+        _print_outcomes(project, replay_log(load_scen_editor(project, device, out), events, out), out)
         return
     entries = _entries(file, items, prompt, target, suite, data)[:first]
     entries = [_with_train_rephrases(entry, train_rephrases) for entry in entries]
     _check_entries(entries, strict)
-    editor_of_method = load_editor(project, device, out)
+    editor = load_editor(project, device, out)
     with project.writing(), _training_workers(project, workers, engine, device) as fit_all:
-        try:
-            outcomes = run_edits(editor_of_method, entries, strict, out, conflicts, reason, batch, fit_all)
-        finally:
-            if not project.method:
-                with suppress(DamageFound):  # a cache: it is rebuilt when needed, and the damage is reported already
-                    project.merge()
+        outcomes = run_edits(editor, entries, strict, out, conflicts, reason, batch, fit_all)
     _print_outcomes(project, outcomes, out)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from scen_cli.cli.interrupt import interruptible
 from scen_cli.cli.output import Output
-from scen_cli.errors import DamageFound, SomeEditsFailed, UsageError
+from scen_cli.errors import SomeEditsFailed, UsageError
 
 if TYPE_CHECKING:
     from scen_cli.data.entries import Entry
@@ -75,9 +74,7 @@ def _refuse_known_failures(plan: EditPlan) -> None:
 def edit_suite(editor: Editor, suite: Suite, out: Output) -> list[Outcome]:
     """Edit every record of a suite; failures do not stop the run."""
     with editor.project.writing():
-        outcomes = run_edits(editor, suite_entries(suite), strict=False, out=out)
-        editor.project.merge()
-    return outcomes
+        return run_edits(editor, suite_entries(suite), strict=False, out=out)
 
 
 def suite_entries(suite: Suite) -> list[Entry]:
@@ -95,15 +92,14 @@ def replay_log(editor: Editor, events: list[LogEvent], out: Output) -> list[Outc
         out.warn(f"answers may differ from the logged project's: {text}")
     outcomes: list[Outcome] = []
     edits = sum(event.record is not None for event in events)
-    with editor.project.writing():
-        try:
-            with out.progress(edits, "editing") as progress, interruptible(out.note) as check:
-                for replayed in replay(editor, events):
-                    check()
-                    outcomes += replayed
-                    for outcome in replayed:
-                        progress(str(outcome), "")
-        finally:
-            with suppress(DamageFound):
-                editor.project.merge()
+    with (
+        editor.project.writing(),
+        out.progress(edits, "editing") as progress,
+        interruptible(out.note) as check,
+    ):
+        for replayed in replay(editor, events):
+            check()
+            outcomes += replayed
+            for outcome in replayed:
+                progress(str(outcome), "")
     return outcomes

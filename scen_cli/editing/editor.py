@@ -43,7 +43,7 @@ class Editor(PatchedModel):
     def edit(self, record: EditRecord, where: SourceLine = FROM_LIBRARY) -> Edit:
         """Train one edit and commit it.
 
-        Call inside `project.writing()`, and `project.merge()` after the last edit.
+        Call inside `project.writing()`.
 
         Args:
             record: The prompt, its target and what else is known of the fact.

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from scen_cli.errors import DamageFound, UsageError
+from scen_cli.errors import UsageError
 from scen_cli.project.ledger_rows import Edit, Threshold
 from scen_cli.project.project import Project
 
@@ -55,10 +54,7 @@ def commit_revert(project: Project, edit_ids: tuple[int, ...], effects: Callable
                 payload |= _reactivate(project, ledger.edits_superseded_by(edit_id))
                 if edit_id == min(edit_ids):
                     payload |= _apply(project, effects())
-    if project.method is not None:
-        return [project.find(edit_id) for edit_id in edit_ids]
-    with suppress(DamageFound):  # another edit's file may be damaged: the cache is then out of date and not used
-        project.merge()
+    project.neurons_changed = project.method is None
     return [project.find(edit_id) for edit_id in edit_ids]
 
 

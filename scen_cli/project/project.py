@@ -54,6 +54,7 @@ class Project:
             UsageError: A newer scen made the project.
         """
         self.folder, self.wait, self.is_writing = Path(folder), wait, False
+        self.neurons_changed = False  # since W_merge was rebuilt
         if not (self.folder / LEDGER).is_file() or (self.folder / LEDGER).is_symlink():
             raise NoProject(
                 f"no scen project in `{self.folder}`",
@@ -126,12 +127,20 @@ class Project:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the project's lock, and seal the ledger at the end. Raises `ProjectLocked`, which names the holder."""
+        """Hold the project's lock; rebuild W_merge, if edits changed, and seal the ledger at the end.
+
+        Raises:
+            ProjectLocked: Another process is writing; the message names it.
+        """
         with locked(self.folder, self.wait):
             self.is_writing = True
             try:
                 yield
             finally:
+                if self.neurons_changed:
+                    # W_merge is a cache: if it cannot be written, readers use the edit files.
+                    with suppress(DamageFound, OSError):
+                        self.merge()
                 self.is_writing = False
                 with suppress(OSError):  # the commits are on disk; `verify --deep` reports that the seal is out of date
                     seal(self.folder, self.ledger)
@@ -173,6 +182,7 @@ class Project:
             for edit_id, edit, older in zip(ids, edits, supersedes, strict=True):
                 file = stored if edit.active else None
                 state = "active" if file else "failed"
+                self.neurons_changed |= file is not None
                 row = edit_row(edit_id, edit, training, len(edits), state, file, expert, rank, bias)
                 insert_edit(self, row, older, ids, threshold if file and edit_id == expert else None)
         return [self.find(edit_id) for edit_id in ids]
@@ -222,6 +232,7 @@ class Project:
         if self.method is not None:
             raise UsageError(f"this project edits by `{self.method}`: there are no neurons to merge")
         self.check_writing()
+        self.neurons_changed = False
         return w_merge.rebuild_w_merge(self.folder, self.ledger, self.files)
 
     def w_merge(self) -> MergedNeurons:

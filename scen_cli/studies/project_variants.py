@@ -82,7 +82,6 @@ def edited_project(context: StudyContext, variant: ProjectVariant) -> Iterator[E
             for outcomes in editor.train(plan):
                 for outcome in outcomes.values():
                     context.progress("", f"{variant.name}: {outcome.where}")
-            editor.project.merge()
         _report_failures(context, variant, plan.outcomes)
         yield editor
     finally:
