@@ -110,7 +110,7 @@ def test_an_adapters_folder_of_another_project_fails(low_rank, make_editor, tmp_
     low_rank.detach()
     other = make_editor("closed-form", expert_steps=3)
     edit_all(other, demo_edits()[5:6])
-    with other.snapshot() as patch, pytest.raises(UsageError, match="is not this project's"):
+    with other.snapshot() as patch, pytest.raises(UsageError, match="belongs to another project"):
         add_adapters(other, patch, tmp_path / "loras", "demo")
     modes = {path.stat().st_mode for path in (tmp_path / "loras").rglob("*.*") if path.is_file()}
     assert len(modes) == 1  # vLLM may run as another user
