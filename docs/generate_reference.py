@@ -21,14 +21,16 @@ def commands() -> str:
 
 
 def recipe_settings() -> str:
-    """Each setting of a recipe: its value in every recipe, and what it means."""
+    """Each setting of a recipe: its value in every recipe that uses it, and what it means."""
     from scen_cli.recipe import RECIPES, Recipe
 
     head = ["setting", *(f"`{name}`" for name in RECIPES), "meaning"]
     rows = []
     for name, field in Recipe.model_fields.items():
         if name != "name":
-            values = [f"`{_shown(getattr(recipe, name))}`" for recipe in RECIPES.values()]
+            values = [
+                "" if name in recipe.unused else f"`{_shown(getattr(recipe, name))}`" for recipe in RECIPES.values()
+            ]
             rows.append([f"`{name}`", *values, field.description or ""])
     return _table(head, rows)
 

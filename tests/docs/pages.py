@@ -14,7 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 SITE = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
-PAGES = [README, *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/LOG.md")), *SITE]
+PAGES = [
+    README,
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "benchmarks/LOG.md")),
+    *SITE,
+]
 
 
 def read(page: Path) -> str:
