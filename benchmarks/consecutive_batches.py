@@ -21,8 +21,8 @@ from scen_cli.baselines.method import attached
 from scen_cli.baselines.module_hooks import recorded
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits
-from scen_cli.editing.create_project import DEFAULT_TEMPLATE
 from scen_cli.model.base import load_base
+from scen_cli.model.known_bases import DEFAULT_TEMPLATE
 from scen_cli.model.template import make_template
 from scen_cli.neurons.build_guard import unedited_prompts
 

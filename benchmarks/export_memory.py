@@ -25,7 +25,7 @@ from benchmarks.page import report
 from benchmarks.synthetic import RANK
 from scen_cli import EditRecord, PatchedModel, Project, load_base, new_project
 from scen_cli.data.records import SourceLine
-from scen_cli.model.base import DEMO
+from scen_cli.model.known_bases import DEMO
 from scen_cli.project.commit_rows import TrainedEdit, TrainingStats
 from scen_cli.project.edit_files import EditTensors, LowRankArrays
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scen_cli.data.records import EditRecord, SourceLine
+from scen_cli.data.suites import demo_edits
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may download from a hub
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -58,8 +60,8 @@ def demo_base():
 @pytest.fixture(scope="session")
 def demo_guard(demo_base):
     """The guard that the demo base samples: prompts, splits and keys."""
-    from scen_cli.editing.create_project import DEFAULT_TEMPLATE
     from scen_cli.model.ffn import find_layer
+    from scen_cli.model.known_bases import DEFAULT_TEMPLATE
     from scen_cli.model.template import make_template
     from scen_cli.neurons.build_guard import key_config_of, make_guard
     from scen_cli.recipe import RECIPES
@@ -95,7 +97,6 @@ def make_editor(tmp_path, demo_base, demo_guard):
 @pytest.fixture(scope="session")
 def edited(tmp_path_factory, demo_base):
     """A project on the demo base with 40 active edits, for tests that only read."""
-    from scen_cli.data.suites import demo_edits
     from scen_cli.editing.create_project import new_project
     from scen_cli.editing.editor import Editor
 
@@ -110,7 +111,6 @@ def edited(tmp_path_factory, demo_base):
 def low_rank(tmp_path_factory, demo_base, demo_guard):
     """20 active edits by the default recipe (low-rank experts, whitened keys, segments, subject filter), for tests that
     only read."""
-    from scen_cli.data.suites import demo_edits
     from scen_cli.editing.create_project import new_project
     from scen_cli.editing.editor import Editor
 
@@ -142,16 +142,36 @@ def revert(project, *edit_ids: int) -> list:
         return revert_edits(project, *edit_ids)
 
 
-@pytest.fixture
-def scen():
-    """A function that runs a command in this process: `scen("status", "--json")`; `code` is the expected exit code."""
+def run_scen(*arguments: object, code: int = 0, stdin: str | None = None):
+    """Run a command in this process; `code` is the expected exit code."""
     from scen_cli.cli import app
 
-    def run(*arguments: str, code: int = 0, stdin: str | None = None):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == code, f"exit code {result.exit_code}\n{result.stdout}\n{result.stderr}"
-        return result
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, f"exit code {result.exit_code}\n{result.stdout}\n{result.stderr}"
+    return result
 
-    return run
+
+@pytest.fixture
+def scen():
+    """`run_scen`: `scen("status", "--json")`."""
+    return run_scen
+
+
+@pytest.fixture(scope="session")
+def _logged_project(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("logged") / "p"
+    run_scen("init", "--model", "demo", "--recipe", "key", "--dir", folder, "--author", "Ada <ada@example.com>")
+    for record, target, author in zip(demo_edits(), ("Peru", "Cuba", "Chad"), ("", "Eva", "Eva"), strict=False):
+        options = ("--author", author) if author else ()
+        run_scen("edit", "--prompt", record.prompt, "--target", target, "--dir", folder, *options)
+    run_scen("revert", "2", "--dir", folder, "--author", "Max")
+    return folder
+
+
+@pytest.fixture
+def logged_at(_logged_project, tmp_path) -> tuple[str, Path]:
+    """`--dir` of a project with a log of five events by three authors: init, three edits, revert of edit 2."""
+    shutil.copytree(_logged_project, tmp_path / "logged")
+    return ("--dir", tmp_path / "logged")

@@ -21,7 +21,7 @@ from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError
-from scen_cli.model.base import DEMO
+from scen_cli.model.known_bases import DEMO
 from scen_cli.neurons.build_guard import guard_from, key_config_of
 from scen_cli.project.archive import backup, restore
 from scen_cli.project.guard import NewGuard

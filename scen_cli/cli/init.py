@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 
 
 def init(
-    model: Annotated[str, typer.Option(envvar="SCEN_MODEL", help="demo, an alias, a hub id, or a local folder.")],
-    layer: Annotated[int | None, typer.Option(help="The decoder layer to edit, from 0. Optional for demo.")] = None,
+    model: Annotated[
+        str,
+        typer.Option(envvar="SCEN_MODEL", help="An alias (smollm2, ...), a hub id, a folder, a GGUF file."),
+    ],
+    layer: Annotated[
+        int | None, typer.Option(help="The decoder layer to edit, from 0.", show_default="the alias's own")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")] = "auto",
     device: Device = "auto",
@@ -28,9 +33,16 @@ def init(
         str | None,
         typer.Option(envvar="SCEN_DEVICE_MAP", help="auto: always spread the base over all devices."),
     ] = None,
+    gguf_file: Annotated[
+        str | None, typer.Option(help="The GGUF file to use, of a hub id or folder that has some.")
+    ] = None,
     template: Annotated[
-        str, typer.Option(help="A string with {prompt} in it; `chat` for the tokenizer's own template; `none`.")
-    ] = "[INST]{prompt}[/INST]",
+        str | None,
+        typer.Option(
+            help="A string with {prompt} in it; `chat` for the tokenizer's own template; `none`.",
+            show_default="[INST]{prompt}[/INST], or the alias's own",
+        ),
+    ] = None,
     target_module: Annotated[
         str, typer.Option(help="The projection that experts replace: down (the paper's choice), up, or attn.")
     ] = "down",
@@ -83,7 +95,9 @@ def init(
     load_quietly(f"loading base `{model}`", out)
     from scen_cli.editing.create_project import BaseOptions, new_project
 
-    base = BaseOptions(model, layer, revision, dtype, device, target_module, template, seed, quantize, device_map)
+    base = BaseOptions(
+        model, layer, revision, dtype, device, target_module, template, seed, quantize, device_map, gguf_file
+    )
     out.note("preparing the guard: the base samples prompts" if guard is None else "reading the guard's keys")
     if method is not None:
         from scen_cli.baselines.method_editor import new_method_project

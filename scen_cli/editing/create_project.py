@@ -11,6 +11,8 @@ from scen_cli.errors import UsageError
 from scen_cli.model.base import DTYPES, Base, commit_of, files_stamp, load_base
 from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer, find_layer
+from scen_cli.model.gguf_base import source_of
+from scen_cli.model.known_bases import KNOWN, KnownBase
 from scen_cli.model.quantization import check_known, check_loaded_as
 from scen_cli.model.template import Template, make_template
 from scen_cli.neurons.build_guard import key_config_of, make_guard, reread_keys
@@ -19,9 +21,6 @@ from scen_cli.project.guard import Guard, NewGuard
 from scen_cli.project.project import Project, refuse_existing
 from scen_cli.project.settings import FORMAT
 from scen_cli.recipe import DEFAULT_RECIPE, DEMO_RATES, Recipe, make_recipe
-
-DEMO_LAYER = 2
-DEFAULT_TEMPLATE = "[INST]{prompt}[/INST]"
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,17 @@ class BaseOptions:
     """Which base a new project edits, and where.
 
     Attributes:
-        model: `demo`, an alias, a hub id or a local folder.
-        layer: The decoder layer, from 0. Required, except for `demo`.
+        model: An alias, a hub id, a local folder or a local GGUF file.
+        layer: The decoder layer, from 0; None: the alias's own, if it has one.
         revision: Branch, tag or commit of a hub id.
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cuda`, `mps` or `cpu`.
         target_module: The projection that experts replace: `down` (the paper's), or for Table 3 `up` or `attn`.
-        template: A string with `{prompt}` in it, `chat` (the tokenizer's template) or `none`.
+        template: A string with `{prompt}` in it, `chat` (the tokenizer's template) or `none`; None: the alias's own.
         seed: Seed of the neurons' initial weights and of the guard.
         quantize: `8bit` or `4bit`: how the base is always loaded.
         device_map: `auto`: the base is always spread over all devices.
+        gguf_file: The GGUF file to use, in a folder or hub repository that has some.
     """
 
     model: str
@@ -57,10 +57,11 @@ class BaseOptions:
     dtype: str = "auto"
     device: str = "auto"
     target_module: str = "down"
-    template: str = DEFAULT_TEMPLATE
+    template: str | None = None
     seed: int = 0
     quantize: str | None = None
     device_map: str | None = None
+    gguf_file: str | None = None
 
     def load(self, folder: Path, base: Base | None = None) -> CheckedBase:
         """Load the base, unless `base` is given, and check that a project in `folder` can edit it.
@@ -71,7 +72,8 @@ class BaseOptions:
         refuse_existing(folder)
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed {self.seed} is not between 0 and {2**32 - 1}")
-        layer = DEMO_LAYER if self.layer is None and self.model == "demo" else self.layer
+        known = KNOWN.get(self.model, KnownBase())
+        layer = known.layer if self.layer is None else self.layer
         if layer is None:
             raise UsageError(
                 "the layer to edit is required: `--layer N`",
@@ -80,11 +82,14 @@ class BaseOptions:
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UsageError(f"dtype `{self.dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
         check_known(self.quantize, self.device_map)
-        base = base or load_base(self.model, self.revision, self.dtype, self.device, self.quantize, self.device_map)
+        how = (self.dtype, self.device, self.quantize, self.device_map, self.gguf_file)
+        base = base or load_base(self.model, self.revision, *how)
         check_loaded_as(base.model, base.folder, self.quantize)
         edited = find_layer(base.model, layer, self.target_module)
-        template = make_template(base.tokenizer, base.model, self.template)
-        is_local = self.model != "demo" and Path(self.model).expanduser().is_dir()
+        form = self.template or known.template
+        template = make_template(base.tokenizer, base.model, form)
+        is_local = self.model not in KNOWN and Path(self.model).expanduser().exists()
+        source = source_of(base.folder)
         settings = {
             "model": str(Path(self.model).expanduser().resolve()) if is_local else self.model,
             "revision": commit_of(base.folder) or self.revision,
@@ -97,7 +102,9 @@ class BaseOptions:
             "dtype": self.dtype,
             "quantize": self.quantize,
             "device_map": self.device_map,
-            "template": self.template,
+            "gguf_file": self.gguf_file,
+            "gguf_sha256": source.sha256 if source else None,
+            "template": form,
             "seed": self.seed,
         }
         return CheckedBase(base, edited, template, settings)

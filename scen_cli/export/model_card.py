@@ -8,7 +8,7 @@ from typing import Any
 
 from scen_cli._version import __version__
 from scen_cli.editing.patched_model import PatchedModel
-from scen_cli.model.base import hub_name
+from scen_cli.model.known_bases import hub_name
 from scen_cli.report.markdown import describe, figures_table, model_name
 
 MAX_LISTED = 20  # edits in a card

@@ -21,7 +21,7 @@ from scen_cli.errors import UsageError
 from scen_cli.export.model_card import adapters_card
 from scen_cli.export.output_folder import make_readable, new_folder
 from scen_cli.export.router import exportable_patch, router_of
-from scen_cli.model.base import hub_name
+from scen_cli.model.known_bases import hub_name
 
 ABOUT = [  # written into router.json, for somebody who implements the routing
     "How to find a prompt's adapter. Row i of the tensors in router.safetensors belongs to `adapters[i]`.",

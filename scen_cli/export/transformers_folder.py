@@ -25,7 +25,8 @@ from scen_cli.export.cast_weights import cast_file
 from scen_cli.export.model_card import checkpoint_card
 from scen_cli.export.output_folder import new_folder
 from scen_cli.export.router import exportable_patch, router_of
-from scen_cli.model.base import DTYPES, hub_name, load_base
+from scen_cli.model.base import DTYPES, load_base
+from scen_cli.model.known_bases import hub_name
 from scen_cli.model.quantization import is_whole, quantization
 
 MODELING = Path(__file__).parent / "modeling_scen.py"

@@ -17,18 +17,10 @@ from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.checkpoint_check import check_files, needs_code
 from scen_cli.model.device import device_of
 from scen_cli.model.digest import digest_of
+from scen_cli.model.gguf_base import converted_folder
+from scen_cli.model.known_bases import KNOWN, KnownBase
 from scen_cli.model.quantization import loading_options
 
-DEMO = Path(__file__).parent.parent / "demo" / "base"
-ALIASES = {
-    "llama2-7b": "meta-llama/Llama-2-7b-hf",
-    "llama2-13b": "meta-llama/Llama-2-13b-hf",
-    "llama2-7b-chat": "meta-llama/Llama-2-7b-chat-hf",
-    "llama2-13b-chat": "meta-llama/Llama-2-13b-chat-hf",
-    "llama3-8b": "meta-llama/Meta-Llama-3-8B",
-    "scen-zsre-7b": "AuroraX/SCEN_ZsRE_llama2_7b",  # fine-tuned by the paper's authors
-    "scen-hallucination-7b": "AuroraX/SCEN_Hallucination_llama2_7b_base",
-}
 _FETCHED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,29 +39,35 @@ class Base:
         return device_of(self.model)
 
 
-def hub_name(name: str) -> str:
-    """The hub id of an alias; the folder of `demo`; any other name unchanged."""
-    return str(DEMO) if name == "demo" else ALIASES.get(name, name)
-
-
-def folder_of(name: str, revision: str | None = None) -> Path:
+def folder_of(name: str, revision: str | None = None, gguf_file: str | None = None) -> Path:
     """The folder with a base's files.
 
     Args:
-        name: `demo`, a local folder, an alias, or a hub id, which is downloaded if it is not in the cache.
+        name: An alias, a local folder, a local GGUF file, or a hub id, which is downloaded if it is not in the cache.
         revision: Branch, tag or commit of the hub repository.
+        gguf_file: The GGUF file to use, in a folder or repository that has some.
 
     Raises:
         UsageError: There is no such base, or it has no safetensors weights.
         ScenError: The download failed.
     """
-    folder = DEMO if name == "demo" else Path(name).expanduser()
+    known = KNOWN.get(name, KnownBase())
+    if known.package:
+        return converted_folder(known.gguf_file())
+    folder = known.folder or Path(name).expanduser()
+    if folder.suffix == ".gguf" and folder.is_file():
+        return converted_folder(folder)
     if not folder.is_dir():
-        folder = _fetch(ALIASES.get(name, name), revision)
+        folder = _fetch(known.hub or name, revision, [gguf_file] if gguf_file else _FETCHED_FILES)
+    if gguf_file:
+        if not (folder / gguf_file).is_file():
+            raise UsageError(f"`{name}` has no file `{gguf_file}`")
+        return converted_folder(folder / gguf_file)
     if not list(folder.glob("*.safetensors")):
         raise UsageError(
             f"`{name}` has no safetensors weights",
-            hint="convert it once: `AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)`",
+            hint="name one of its GGUF files with `--gguf-file`, or convert it once: "
+            "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)`",
         )
     return folder
 
@@ -81,6 +79,7 @@ def load_base(
     device: str = "auto",
     quantize: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
+    gguf_file: str | None = None,
 ) -> Base:
     """Load and freeze a base. It decodes greedily by default, whatever the checkpoint's generation config says.
 
@@ -91,12 +90,13 @@ def load_base(
         device: As in `pick_device`.
         quantize: `8bit` or `4bit`; None: not quantised.
         device_map: accelerate's device map; ignored unless `device` is `auto`.
+        gguf_file: As in `folder_of`.
 
     Raises:
         UsageError: The base is missing, incomplete, not a causal language model or needs code of its own; or an option
             is unknown or needs a package that is not installed.
     """
-    torch_device, folder = pick_device(device), folder_of(name, revision)
+    torch_device, folder = pick_device(device), folder_of(name, revision, gguf_file)
     check_files(name, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -129,7 +129,22 @@ def load_base(
     model.generation_config = GenerationConfig(
         bos_token_id=shipped.bos_token_id, eos_token_id=shipped.eos_token_id, pad_token_id=shipped.pad_token_id
     )
-    return Base(model.eval() if options else model.eval().to(torch_device), tokenizer, folder)
+    model.eval()
+    if quantize:
+        _check_kernels(model, quantize)
+    return Base(model if options else model.to(torch_device), tokenizer, folder)
+
+
+@torch.no_grad()
+def _check_kernels(model: PreTrainedModel, quantize: str) -> None:
+    """Raise `UsageError` if bitsandbytes cannot multiply this base's matrices here: some CPUs need widths of n x 64."""
+    try:
+        model(input_ids=torch.ones(1, 1, dtype=torch.long, device=device_of(model)))
+    except RuntimeError as error:
+        raise UsageError(
+            f"bitsandbytes cannot run this base in {quantize} on this device: {_first_line(error)}",
+            hint="try `--quantize 8bit`, or another device",
+        ) from error
 
 
 def pick_device(device: str) -> torch.device:
@@ -171,17 +186,17 @@ def check_unchanged(base: Base, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
+def _fetch(repo: str, revision: str | None, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
         copies = ["consolidated*", "original/*"]  # the same weights in other formats
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_FETCHED_FILES, ignore_patterns=copies))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=files, ignore_patterns=copies))
     except HFValidationError as error:
         raise UsageError(
             f"`{repo}` is neither a folder on this machine, nor an alias, nor a hub id",
-            hint=f"if a project's base was moved, set `SCEN_BASE=FOLDER`; aliases: demo, {', '.join(ALIASES)}",
+            hint=f"if a project's base was moved, set `SCEN_BASE=FOLDER`; aliases: {', '.join(KNOWN)}",
         ) from error
     except Exception as error:  # the hub client raises errors of many libraries: offline, gated, unknown
         raise ScenError(

@@ -49,7 +49,8 @@ class LoadedBase:
         if base is None:
             name = os.environ.get("SCEN_BASE") or settings["model"]
             quantize, device_map = settings.get("quantize"), settings.get("device_map")
-            base = load_base(name, settings["revision"], settings["dtype"], device, quantize, device_map)
+            how = (settings["dtype"], device, quantize, device_map, settings.get("gguf_file"))
+            base = load_base(name, settings["revision"], *how)
         check_unchanged(base, settings)
         self.base, self.model = base, base.model
         try:

@@ -12,7 +12,7 @@ from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import add_adapters
-from scen_cli.model.base import hub_name
+from scen_cli.model.known_bases import hub_name
 from scen_cli.serving.app import App, ServerOptions
 from scen_cli.serving.batch_runners import BatchGenerator, BatchRouter
 from scen_cli.serving.local_answers import LocalAnswerSource

@@ -13,8 +13,9 @@ from scen_cli.data.records import EditRecord
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import ScenError, UsageError
-from scen_cli.model.base import DEMO, folder_of, load_base, pick_device
+from scen_cli.model.base import folder_of, load_base, pick_device
 from scen_cli.model.digest import digest_of
+from scen_cli.model.known_bases import DEMO
 from scen_cli.model.template import make_template
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, save_tiny

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from scen_cli.model.base import DEMO
+from scen_cli.model.known_bases import DEMO
 from scen_cli.project.project import Project
 from tests.model.stub_hub import COMMIT, hub_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from scen_cli.model.base import DEMO
+from scen_cli.model.known_bases import DEMO
 
 SMALL = {
     "vocab_size": 800,
