@@ -19,6 +19,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"scen {__version__}"
 exclude_patterns = ["_build"]
+smartquotes = False  # `--option` in prose keeps its two hyphens
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist", "dollarmath"]

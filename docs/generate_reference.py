@@ -17,7 +17,8 @@ def commands() -> str:
     from scen_cli.cli import app
 
     command = typer.main.get_command(app)
-    return get_docs_for_click(obj=command, ctx=typer.Context(command), indent=1, name="scen")
+    page = get_docs_for_click(obj=command, ctx=typer.Context(command), indent=1, name="scen")
+    return re.sub(r"^Example: (.+)$", r"Example: `\1`", page, flags=re.MULTILINE)
 
 
 def recipe_settings() -> str:
