@@ -9,13 +9,20 @@ import pytest
 from scen_cli.data.suites import demo_edits
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
-from tests.conftest import edit_all
+from tests.conftest import edit_all, run_scen
+
+
+@pytest.fixture(scope="session")
+def _empty_project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("empty") / "p"
+    run_scen("init", "--model", "demo", "--recipe", "key", "--dir", folder, "--device", "cpu")
+    return folder
 
 
 @pytest.fixture
-def at(tmp_path, scen):
-    """A new project by recipe `key` on the demo base."""
-    scen("init", "--model", "demo", "--recipe", "key", "--dir", tmp_path / "p", "--device", "cpu")
+def at(_empty_project, tmp_path):
+    """A project by recipe `key` on the demo base, without edits."""
+    shutil.copytree(_empty_project, tmp_path / "p")
     return ("--dir", tmp_path / "p")
 
 
@@ -27,8 +34,7 @@ def edited_at(edited, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def unlearned_project(tmp_path_factory, demo_base, demo_guard):
-    """30 edits whose experts are hardly trained, with neurons and a guard: for tests of routing and theta."""
+def _unlearned_project(tmp_path_factory, demo_base, demo_guard):
     changes = {"expert_steps": 1, "extra_steps": 0, "prompt_augmentations": 0, "require_learned": False}
     changes |= {"subject_filter": False, "theta": 0.2}
     folder = tmp_path_factory.mktemp("unlearned") / "p"
@@ -39,7 +45,7 @@ def unlearned_project(tmp_path_factory, demo_base, demo_guard):
 
 
 @pytest.fixture
-def unlearned_at(unlearned_project, tmp_path):
-    """A copy of `unlearned_project`."""
-    shutil.copytree(unlearned_project, tmp_path / "unlearned")
+def unlearned_at(_unlearned_project, tmp_path):
+    """30 edits whose experts are hardly trained, with neurons and a guard: for tests of routing and theta."""
+    shutil.copytree(_unlearned_project, tmp_path / "unlearned")
     return ("--dir", tmp_path / "unlearned", "--device", "cpu")

@@ -17,6 +17,11 @@ def at(unlearned_at):
     return unlearned_at
 
 
+def write_prompts(path, count):
+    path.write_text("\n".join(json.dumps({"prompt": f"Who is number {n} of the list?"}) for n in range(count)))
+    return path
+
+
 def theta_of(scen, at) -> float:
     return json.loads(scen("status", "--json", *at[:2]).stdout)["theta"]
 
@@ -66,8 +71,7 @@ def test_a_new_theta_makes_earlier_figures_old(scen, at, tmp_path):
 
 
 def test_guard_file_replaces_the_calibration_prompts(scen, at, tmp_path):
-    prompts = tmp_path / "mine.jsonl"
-    prompts.write_text("\n".join(json.dumps({"prompt": f"Who is number {n} of the list?"}) for n in range(200)))
+    prompts = write_prompts(tmp_path / "mine.jsonl", 200)
     options = ("--guard", prompts, "--false-activation", "0.05")
     result = json.loads(scen("calibrate", *options, "--json", *at).stdout)
     chosen = next(choice for choice in result["choices"] if choice["theta"] == result["theta"])
@@ -78,8 +82,7 @@ def test_guard_file_replaces_the_calibration_prompts(scen, at, tmp_path):
 
 
 def test_a_guard_file_that_is_too_small_changes_nothing(scen, at, tmp_path):
-    prompts = tmp_path / "mine.jsonl"
-    prompts.write_text("\n".join(json.dumps({"prompt": f"Who is number {n} of the list?"}) for n in range(60)))
+    prompts = write_prompts(tmp_path / "mine.jsonl", 60)
     before = sorted(at[1].glob("guard-*"))
     result = scen("calibrate", "--guard", prompts, "--false-activation", "0.001", *at, code=2)
     assert "45 guard prompts are too few for a rate of 0.001" in result.stderr
@@ -87,6 +90,7 @@ def test_a_guard_file_that_is_too_small_changes_nothing(scen, at, tmp_path):
     scen("edit", "--suite", "demo", "--first", "31", *at)
 
 
+@pytest.mark.slow
 def test_guard_self_samples_other_prompts_and_recalibrates_theta(scen, at):
     project = Project(at[1])
     old = {prompt.prompt for prompt in project.guard().prompts}
@@ -106,12 +110,14 @@ def test_a_theta_above_the_edits_own_activations_warns(scen, at):
     assert "at this theta 30 edits miss their own prompt" in result.stderr
 
 
-def test_guard_self_adds_a_guard_to_a_project_without_one(scen, make_editor):
+@pytest.mark.parametrize("source", ["file", pytest.param("self", marks=pytest.mark.slow)])
+def test_a_guard_is_added_to_a_project_without_one(scen, make_editor, tmp_path, source):
+    guard = write_prompts(tmp_path / "mine.jsonl", 300) if source == "file" else source
     editor = make_editor("key", expert_steps=1, require_learned=False)
     edit_all(editor, demo_edits()[:5])
     at = ("--dir", editor.project.folder, "--device", "cpu")
     assert "this project has no guard" in scen("calibrate", *at, code=2).stderr
-    scen("calibrate", "--guard", "self", "--false-activation", "0.01", *at)
+    scen("calibrate", "--guard", guard, "--false-activation", "0.01", *at)
     assert theta_of(scen, at) >= 0.8  # the recipe's own theta is the lowest
     scen("edit", "--suite", "demo", "--first", "7", *at)
 

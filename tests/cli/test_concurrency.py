@@ -22,7 +22,7 @@ from scen_cli.evaluation.evaluation import record_evaluation
 from scen_cli.project.check import verify
 from scen_cli.project.disk import refuse_foreign_journal
 from scen_cli.project.project import Project
-from tests.conftest import edit_all, writing
+from tests.conftest import edit_all
 from tests.faults.injector import in_child
 
 SMALL = {"expert": "low-rank", "rank": 2, "expert_steps": 2, "require_learned": 0}
@@ -84,8 +84,7 @@ def test_edits_reverts_evaluations_checks_and_answers_at_once(project, demo_base
     def evaluating():
         editor = Editor(Project(folder, wait=600), base=demo_base)
         for _ in range(2):
-            with writing(editor.project):
-                record_evaluation(editor.project, evaluate(editor, Suite("demo", records[:4], []), quick=True))
+            record_evaluation(editor.project, evaluate(editor, Suite("demo", records[:4], []), quick=True))
 
     def verifying():
         for _ in range(rounds):

@@ -109,11 +109,12 @@ def test_an_edit_that_its_own_prompt_does_not_activate_warns(scen, tmp_path):
     assert json.loads(scen("ask", RECORDS[0].prompt, *at, "--json").stdout)["edit"] is None
 
 
-def test_the_same_edits_give_the_same_files(scen, tmp_path):
+@pytest.mark.parametrize("recipe", ["key", pytest.param("closed-form", marks=pytest.mark.slow)])
+def test_the_same_edits_give_the_same_files(scen, tmp_path, recipe):
     names = []
     for folder in ("a", "b"):
         at = ("--dir", tmp_path / folder)
-        scen("init", "--model", "demo", *at)
+        scen("init", "--model", "demo", "--recipe", recipe, *at)
         scen("edit", "--suite", "demo", "--first", "3", *at)
         names.append(sorted(path.name for path in (tmp_path / folder / "edits").iterdir()))
     assert names[0] == names[1]  # a name contains the sha256 of the content

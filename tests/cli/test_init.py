@@ -24,7 +24,7 @@ def test_json_is_what_was_recorded(scen, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "./nothing-here"], "which layer to edit is required"),
+        (["--model", "./nothing-here"], "the layer to edit is required"),
         (["--model", "demo", "--layer", "9"], "layers 0 to 3"),
         (["--model", "demo", "--dtype", "int4"], "dtype `int4` is not known"),
         (["--model", "demo", "--recipe", "magic"], "there is no recipe `magic`"),

@@ -15,14 +15,8 @@ RECORDS = demo_edits()[:6]
 
 
 @pytest.fixture
-def at(scen, tmp_path):
-    folder = tmp_path / "p"
-    scen("init", "--model", "demo", "--recipe", "key", "--dir", folder, "--author", "Ada <ada@example.com>")
-    for number, target in enumerate(("Peru", "Cuba", "Chad")):
-        author = ("--author", "Eva") if number else ()
-        scen("edit", "--prompt", RECORDS[number].prompt, "--target", target, "--dir", folder, *author)
-    scen("revert", "2", "--dir", folder, "--author", "Max")
-    return ("--dir", folder)
+def at(logged_at):
+    return logged_at
 
 
 class TestAuthor:

@@ -87,7 +87,8 @@ def test_a_run_killed_at_random_moments_continues_and_makes_each_edit_once(tmp_p
     assert (project.folder / "merged.safetensors").read_bytes() == (unbroken.folder / "merged.safetensors").read_bytes()
 
 
-def test_control_c_keeps_committed_edits(tmp_path, demo_base, scen):
+@pytest.mark.slow
+def test_sigint_of_a_process_keeps_committed_edits(tmp_path, demo_base, scen):
     project = new_project(tmp_path / "p", "demo", recipe="key", base=demo_base)
     command = [sys.executable, "-m", "scen_cli", "edit", "--suite", "demo", "--dir", str(project.folder)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

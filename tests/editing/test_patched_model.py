@@ -16,7 +16,8 @@ from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import UsageError
-from scen_cli.model.base import DEMO, load_base
+from scen_cli.model.base import load_base
+from scen_cli.model.known_bases import DEMO
 from scen_cli.model.patch import Patch
 from scen_cli.project.project import Project
 from tests.conftest import edit_all, revert

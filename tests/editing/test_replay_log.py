@@ -14,29 +14,29 @@ from scen_cli.editing.replay_log import replay
 from scen_cli.project.project import Project
 
 RECORDS = demo_edits()[:6]
-FAST = ("--set", "prompt_augmentations=0", "--set", "expert_steps=6", "--set", "extra_steps=30")
+FAST = {"prompt_augmentations": 0, "expert_steps": 6, "extra_steps": 30}
 
 
 @pytest.fixture
-def at(scen, tmp_path):
-    folder = tmp_path / "p"
-    scen("init", "--model", "demo", "--recipe", "key", "--dir", folder, "--author", "Ada <ada@example.com>")
-    for number, target in enumerate(("Peru", "Cuba", "Chad")):
-        author = ("--author", "Eva") if number else ()
-        scen("edit", "--prompt", RECORDS[number].prompt, "--target", target, "--dir", folder, *author)
-    scen("revert", "2", "--dir", folder, "--author", "Max")
-    return ("--dir", folder)
+def at(logged_at):
+    return logged_at
 
 
 def log_of(scen, at) -> str:
     return scen("log", "--json", *at).stdout
 
 
-def replay_in_new_project(scen, at, tmp_path, *options, code=0):
+def replay_in_new_project(scen, at, tmp_path, *options):
     """`--dir` of a second project that was made from the log of the first one, and the result of `scen edit`."""
     again = ("--dir", tmp_path / "again")
-    scen("init", "--model", "demo", *options, *again)
-    return again, scen("edit", "-", *again, stdin=log_of(scen, at), code=code)
+    scen("init", "--model", "demo", "--recipe", "key", *options, *again)
+    return again, scen("edit", "-", *again, stdin=log_of(scen, at))
+
+
+@pytest.fixture
+def new_at(make_editor):
+    """A function that makes a project by the default recipe with few steps, and returns its `--dir`."""
+    return lambda **changes: ("--dir", make_editor("closed-form", **FAST, **changes).project.folder)
 
 
 def state_of(folder):
@@ -47,7 +47,7 @@ def state_of(folder):
 
 
 def test_replay_makes_the_same_edits_and_reverts(scen, at, tmp_path):
-    again, result = replay_in_new_project(scen, at, tmp_path, "--recipe", "key")
+    again, result = replay_in_new_project(scen, at, tmp_path)
     assert "3 edited" in result.stdout
     assert state_of(again[1]) == state_of(at[1])
     prompt = RECORDS[0].prompt
@@ -55,9 +55,8 @@ def test_replay_makes_the_same_edits_and_reverts(scen, at, tmp_path):
     assert answers[0] == answers[1]
 
 
-def test_replay_makes_conflicts_failures_and_thresholds_again(scen, tmp_path, demo_base):
-    at = ("--dir", tmp_path / "p")
-    scen("init", "--model", "demo", *FAST, *at)
+def test_replay_makes_conflicts_failures_and_thresholds_again(scen, new_at, tmp_path, demo_base):
+    at, again = new_at(), new_at()
     scen("edit", "--suite", "demo", "--first", "4", *at)
     long = "a very long target that no expert learns in so few steps, whatever its rank is: "
     scen("edit", "--prompt", "Qq?", "--target", long * 3, "--keep-going", *at, code=3)
@@ -69,7 +68,7 @@ def test_replay_makes_conflicts_failures_and_thresholds_again(scen, tmp_path, de
     scen("edit", "--prompt", RECORDS[0].prompt, "--target", "Peru", *at)
     states = [edit.state for edit in Project(at[1]).ledger.edits()]
     assert {"active", "failed", "reverted", "superseded"} == set(states)
-    again, _result = replay_in_new_project(scen, at, tmp_path, *FAST, code=3)
+    scen("edit", "-", *again, stdin=log_of(scen, at), code=3)
     assert state_of(again[1]) == state_of(at[1])
     prompts = [text for record in RECORDS for text in (record.prompt, *record.rephrases)]
     answers = []
@@ -83,16 +82,14 @@ def test_replay_makes_conflicts_failures_and_thresholds_again(scen, tmp_path, de
     assert state_of(again[1]) == state_of(at[1])
 
 
-def test_a_second_replay_changes_nothing(scen, tmp_path):
+def test_a_second_replay_changes_nothing(scen, new_at):
     """Nor does it change theta, which a revert changed after it was calibrated."""
-    at, again = ("--dir", tmp_path / "p"), ("--dir", tmp_path / "again")
-    scen("init", "--model", "demo", *FAST, "--set", "theta=0.05", "--set", "subject_filter=false", *at)
+    at, again = (new_at(theta=0.05, subject_filter=False) for _ in range(2))
     scen("edit", "--suite", "demo", "--first", "4", *at)
     scen("calibrate", "--false-activation", "0.05", *at)
     scen("revert", "1", "2", *at)
     assert len({threshold.theta for threshold in Project(at[1]).ledger.thresholds()}) > 2
     log = log_of(scen, at)
-    scen("init", "--model", "demo", *FAST, "--set", "theta=0.05", "--set", "subject_filter=false", *again)
     for _ in range(2):
         scen("edit", "-", *again, stdin=log)
         assert state_of(again[1]) == state_of(at[1])
@@ -100,7 +97,7 @@ def test_a_second_replay_changes_nothing(scen, tmp_path):
 
 
 def test_entries_are_matched_by_hash_and_not_by_position(scen, at, tmp_path):
-    again, _result = replay_in_new_project(scen, at, tmp_path, "--recipe", "key")
+    again, _result = replay_in_new_project(scen, at, tmp_path)
     events = json.loads(log_of(scen, at))
     shorter = json.dumps([events[0], *events[2:]])
     assert "0 edited, 2 skipped" in scen("edit", "-", *again, stdin=shorter).stdout
@@ -137,13 +134,11 @@ def test_replay_trains_edits_of_one_expert_together_even_if_one_failed(scen, tmp
     assert state_of(again[1]) == state_of(at[1])
 
 
-def test_replay_keeps_the_reason_of_a_kept_conflict(scen, tmp_path):
-    at, again = ("--dir", tmp_path / "p"), ("--dir", tmp_path / "again")
-    scen("init", "--model", "demo", *FAST, *at)
+def test_replay_keeps_the_reason_of_a_kept_conflict(scen, new_at):
+    at, again = new_at(), new_at()
     record = {"prompt": RECORDS[0].rephrases[0], "target": "Peru", "subject": RECORDS[0].subject}
     scen("edit", "--suite", "demo", "--first", "1", *at)
     scen("edit", "-", "--conflicts", "keep", "--reason", "to see", *at, stdin=json.dumps(record))
-    scen("init", "--model", "demo", *FAST, *again)
     scen("edit", "-", *again, stdin=log_of(scen, at))
     reasons = [Project(project[1]).find(2).reason for project in (at, again)]
     assert reasons[0] == reasons[1]
@@ -151,7 +146,7 @@ def test_replay_keeps_the_reason_of_a_kept_conflict(scen, tmp_path):
 
 
 def test_replay_warns_of_other_settings(scen, at, tmp_path):
-    _again, result = replay_in_new_project(scen, at, tmp_path, "--recipe", "key", "--layer", "1", "--seed", "3")
+    _again, result = replay_in_new_project(scen, at, tmp_path, "--layer", "1", "--seed", "3")
     assert "answers may differ from the logged project's: `layer` was 2, here it is 1" in result.stderr
     assert "`seed` was 0, here it is 3" in result.stderr
 
