@@ -71,7 +71,7 @@ def test_a_reopened_project_gives_the_same_answers(make, method, edits, demo_bas
     assert verify(editor.project, deep=True) == []
 
 
-@pytest.mark.parametrize("method", list(SETTINGS))
+@pytest.mark.parametrize("method", ["melo", pytest.param("comeba-hk", marks=pytest.mark.slow)])
 def test_revert_equals_never_having_made_the_edit(make, method, edits):
     """The method's file equals that of a project that made only the other edits, in their batches, byte for byte."""
     editor = make(method)
