@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.measuring import make_parser
 from scen_cli import Editor, load_base, load_suite, new_project
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.neurons.admission import admit
 from scen_cli.neurons.calibration import expected_to_fire
 

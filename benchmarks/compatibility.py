@@ -19,7 +19,7 @@ from benchmarks.measuring import demo_editor, make_parser
 from benchmarks.page import report
 from scen_cli import export_checkpoint, export_merged
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 
 VERSIONS = ("4.57.6", "5.0.0", "5.8.0", "5.16.1", "5.23.0")
 READER = Path(__file__).parents[1] / "tests" / "export" / "read_export.py"

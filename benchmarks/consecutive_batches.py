@@ -14,11 +14,10 @@ import torch
 
 from benchmarks.measuring import markdown
 from scen_cli.baselines.catalogue import prepared_method
-from scen_cli.baselines.closed_form_memory import EditContexts
-from scen_cli.baselines.context import MethodContext
-from scen_cli.baselines.generate import answer
+from scen_cli.baselines.context import MethodContext, answer
+from scen_cli.baselines.hook_method import recorded
+from scen_cli.baselines.memit import EditContexts
 from scen_cli.baselines.method import attached
-from scen_cli.baselines.module_hooks import recorded
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits
 from scen_cli.model.base import load_base

@@ -22,7 +22,7 @@ from benchmarks.measuring import demo_editor, make_parser
 from benchmarks.page import report
 from scen_cli import Editor, load_base
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.export.peft_folder import adapter_name, export_adapters
 from scen_cli.export.transformers_folder import export_checkpoint
 from scen_cli.serving.app import ServerOptions

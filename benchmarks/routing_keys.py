@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 from benchmarks.measuring import make_parser
 from scen_cli import PatchedModel, load_base, load_suite, new_project
 from scen_cli.data.suites import read_prompts
-from scen_cli.demo.facts import right_facts
-from scen_cli.demo.world import build_world, further_facts
+from scen_cli.demo.world import build_world, further_facts, right_facts
 from scen_cli.model.keys import KeyConfig
 from scen_cli.neurons.build_guard import read_segment_keys
 

@@ -25,8 +25,7 @@ from torch import Tensor
 from benchmarks.measuring import make_parser, markdown
 from scen_cli.model.routing import prepare_keys
 from scen_cli.neurons.closed_form import bias_of, neuron_of, whitening_of
-from scen_cli.neurons.joint import fit_joint, refit_colliding
-from scen_cli.neurons.paper_losses import train_neuron
+from scen_cli.neurons.paper_losses import fit_joint, refit_colliding, train_neuron
 from scen_cli.recipe import RECIPES, Recipe
 
 RATE = 0.01  # false activations at which routers are compared

@@ -25,7 +25,7 @@ from benchmarks.measuring import demo_editor, make_parser
 from benchmarks.page import report
 from scen_cli import EditRecord
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 
 PORT = 8765
 CLIENTS = Path(__file__).parent / "serve_clients.py"

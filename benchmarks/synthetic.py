@@ -16,14 +16,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from scen_cli import Editor, EditRecord, new_project
 from scen_cli.data.records import SourceLine
-from scen_cli.demo.facts import right_facts
-from scen_cli.demo.world import Fact
+from scen_cli.demo.world import Fact, right_facts
 from scen_cli.model.base import Base
 from scen_cli.model.keys import KeyConfig
 from scen_cli.model.known_bases import DEMO
 from scen_cli.neurons.build_guard import read_segment_keys, whitening_in
 from scen_cli.neurons.closed_form import neuron_of
-from scen_cli.project.commit_rows import TrainedEdit, TrainingStats
+from scen_cli.project.commit_edits import TrainedEdit, TrainingStats
 from scen_cli.project.edit_files import EditTensors, LowRankArrays
 from scen_cli.project.project import Project
 

@@ -7,10 +7,9 @@ import time
 import pytest
 import torch
 
-from scen_cli.data.passages import Passages
 from scen_cli.data.records import EditRecord
-from scen_cli.data.suites import Suite, demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.data.suites import Passages, Suite, demo_edits
+from scen_cli.demo.world import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.evaluation.evaluate_project import evaluate

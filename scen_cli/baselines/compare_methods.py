@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 
-from scen_cli.baselines.catalogue import find_method, prepared_method
+from scen_cli.baselines.catalogue import MethodVariant, Settings, find_method, prepared_method, with_choice
 from scen_cli.baselines.context import MethodContext
 from scen_cli.baselines.method import Method, attached, make_settings
-from scen_cli.baselines.method_variants import MethodVariant, Settings, with_choice
 from scen_cli.baselines.scoring import GenerationScoring, Scoring
 from scen_cli.data.records import EditRecord
-from scen_cli.data.write_records import digest, write_json
+from scen_cli.data.write_files import digest, write_json
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.curves import RETENTION_AT
 from scen_cli.model.template import Template

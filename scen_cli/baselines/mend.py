@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.hook_method import low_rank_added
 from scen_cli.baselines.method import Settings, attached
-from scen_cli.baselines.module_hooks import low_rank_added
 from scen_cli.baselines.training_examples import TEXTS_PER_PASS, Examples, batched, kl_from_base, run_texts, take_step
 from scen_cli.baselines.weight_method import WeightMethod, inputs_and_gradients
 from scen_cli.data.records import EditRecord

@@ -14,9 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scen_cli.baselines.context import MethodContext
-from scen_cli.baselines.hook_method import HookMethod
+from scen_cli.baselines.hook_method import HookMethod, recorded
 from scen_cli.baselines.method import Settings, attached
-from scen_cli.baselines.module_hooks import recorded
 from scen_cli.baselines.training_examples import TEXTS_PER_PASS, Examples, batched, run_texts, take_step
 from scen_cli.baselines.vector_database import SAME
 from scen_cli.data.records import EditRecord

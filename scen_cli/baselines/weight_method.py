@@ -10,8 +10,8 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.hook_method import recorded
 from scen_cli.baselines.method import Method, Settings
-from scen_cli.baselines.module_hooks import recorded
 from scen_cli.baselines.training_examples import Examples, run_texts
 from scen_cli.model.ffn import EditedLayer
 

@@ -69,7 +69,7 @@ def gc(
 
     Example: scen gc --dry-run
     """
-    from scen_cli.project.unused_files import find_unused_files, remove_unused_files
+    from scen_cli.project.check import find_unused_files, remove_unused_files
 
     project = open_project(dir, author, wait)
     if dry_run:

@@ -16,14 +16,12 @@ from scen_cli.cli.study import split_questions
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from scen_cli.baselines.catalogue import MethodVariant
     from scen_cli.baselines.compare_methods import Comparison
     from scen_cli.baselines.context import MethodContext
-    from scen_cli.baselines.method_variants import MethodVariant
-    from scen_cli.baselines.scoring import Scoring
-    from scen_cli.baselines.splits import Splits
-    from scen_cli.data.passages import Passages
+    from scen_cli.baselines.scoring import Scoring, Splits
     from scen_cli.data.records import EditRecord
-    from scen_cli.data.suites import Suite
+    from scen_cli.data.suites import Passages, Suite
     from scen_cli.editing.editor import Editor
 
 
@@ -79,7 +77,7 @@ def _load_passages(suite: str, data: Path | None, accurate: Path | None, openweb
         if accurate or openwebtext:
             raise UsageError("`--accurate` and `--openwebtext` are files of the hallucination suite")
         return None
-    from scen_cli.data.passages import load_passages
+    from scen_cli.data.suites import load_passages
 
     return load_passages(data, accurate, openwebtext)
 
@@ -90,8 +88,7 @@ def _find_variants(methods: str, editor: Editor, keep_unlearned: bool) -> list[M
     `keep_unlearned`: SCEN's experts are active even if they miss a token of their target. Whole sentences are scored
     by perplexity.
     """
-    from scen_cli.baselines.catalogue import check_base
-    from scen_cli.baselines.method_variants import find_variants
+    from scen_cli.baselines.catalogue import check_base, find_variants
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     variants = find_variants(names, editor.model.config.num_hidden_layers)
@@ -129,7 +126,7 @@ def _make_comparison(
 ) -> Comparison:
     from scen_cli.baselines.compare_methods import Comparison
     from scen_cli.baselines.context import project_context
-    from scen_cli.baselines.splits import split_suite
+    from scen_cli.baselines.scoring import split_suite
 
     context = project_context(editor)
     splits = split_suite(suite, edits, set(context.prompts), lambda record: _fits(editor, record))
@@ -164,7 +161,7 @@ def _generation_scoring(
     context: MethodContext, splits: Splits, editor: Editor, decoding: str
 ) -> tuple[Scoring, Scoring]:
     """Scoring for tuning, and for the result."""
-    from scen_cli.baselines.generate import answer
+    from scen_cli.baselines.context import answer
     from scen_cli.baselines.scoring import GenerationScoring
     from scen_cli.evaluation.evaluation import DECODING
 
@@ -196,7 +193,7 @@ def _machine(comparison: Comparison) -> dict[str, Any]:
 
 
 def _write_and_print(comparison: Comparison, results: list[dict[str, Any]], out: Output) -> None:
-    from scen_cli.data.write_records import write_json
+    from scen_cli.data.write_files import write_json
     from scen_cli.report.comparison import columns, lines, picture, retention
     from scen_cli.report.pictures import has_matplotlib, save
 

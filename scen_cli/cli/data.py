@@ -62,7 +62,7 @@ def convert(
     Example: scen data convert zsre.json --out zsre.jsonl
     """
     from scen_cli.data.entries import bad_lines, parse_file
-    from scen_cli.data.write_records import write_records
+    from scen_cli.data.write_files import write_records
 
     entries = parse_file(file)
     records = [entry.record for entry in entries if entry.record is not None]

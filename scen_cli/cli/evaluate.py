@@ -102,7 +102,7 @@ def _generation(
 def _perplexity(
     project: Project, files: tuple[Path | None, Path | None, Path | None], device: str, out: Output
 ) -> Evaluation:
-    from scen_cli.data.passages import load_passages
+    from scen_cli.data.suites import load_passages
 
     passages = load_passages(*files)
     editor = load_scen_editor(project, device, out)

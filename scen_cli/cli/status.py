@@ -116,7 +116,7 @@ def _with_record(event: dict[str, Any], edits: dict[int, Edit]) -> dict[str, Any
 
 
 def _verify_log(ledger: Ledger, head: str | None, out: Output) -> None:
-    from scen_cli.project.ledger_check import log_problems
+    from scen_cli.project.check import log_problems
 
     problems = log_problems(ledger)
     hashes = {event["hash"] for event in ledger.events()} if not problems else set()

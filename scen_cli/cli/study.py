@@ -64,7 +64,7 @@ def sft(
     """
     out = Output(as_json, quiet)
     from scen_cli.data.entries import good_records
-    from scen_cli.data.questions import as_question, train_test_split
+    from scen_cli.data.suites import as_question, train_test_split
 
     d_train, d_test = train_test_split([as_question(record) for record in good_records(str(data))], train, seed)
     load_quietly(f"loading base `{model}`", out)
@@ -129,7 +129,7 @@ def hallucination(
     Example: scen study hallucination --data wikibio-test-all.json --accurate hall_accurates.json
     """
     out = Output(as_json, quiet)
-    from scen_cli.data.passages import load_passages
+    from scen_cli.data.suites import load_passages
 
     passages = load_passages(data, accurate, openwebtext)
     folder = to or dir / "studies"

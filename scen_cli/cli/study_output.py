@@ -18,7 +18,7 @@ NUMBERS = ("theta", "patched", "base", "own", "strongest other")  # columns that
 
 def report(out: Output, title: str, name: str, result: StudyResult, context: StudyContext, folder: Path) -> None:
     """Write the result to files and print it. Shares are printed as percentages."""
-    from scen_cli.studies.write_result import write_result
+    from scen_cli.studies.paper_tables import write_result
 
     if not result.rows:
         hint = "other rates may learn them, in a new project: `scen init --dir NEW --set expert_lr=0.01`"

@@ -1,4 +1,4 @@
-"""Suites: which facts to edit, and which prompts must not change.
+"""Suites: which facts to edit, and which prompts must not change; and the questions of the other studies.
 
 `demo` is part of the package. Any other name is a file of edit records, in any form that the field publishes. `zsre`,
 `counterfact` and `hallucination` are such files too; their names do not change if the file moves.
@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scen_cli.data.dataset_forms import SAME_RELATION, SAME_SUBJECT
-from scen_cli.data.entries import good_records
+from scen_cli.data.entries import bad_lines, good_records, parse_file
 from scen_cli.data.json_stream import describe_error, read_items
 from scen_cli.data.records import EditRecord, Neighbour, clean_text
-from scen_cli.demo.facts import editable_facts, right_facts
-from scen_cli.demo.world import SEEN_PHRASINGS, Fact
+from scen_cli.demo.world import SEEN_PHRASINGS, Fact, editable_facts, right_facts
 from scen_cli.errors import UsageError
 
 NEED_DATA = ("zsre", "counterfact", "hallucination")
@@ -103,3 +104,43 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise UsageError(f"`{path}` holds no prompts")
     return prompts
+
+
+@dataclass(frozen=True)
+class Passages:
+    """`edits` (WikiBio-E), `accurate` sentences (WikiBio-A) and `openwebtext`: whole texts."""
+
+    edits: Suite
+    accurate: list[EditRecord]
+    openwebtext: list[str]
+
+
+def load_passages(data: Path | None, accurate: Path | None, openwebtext: Path | None) -> Passages:
+    """Read the suite's files; the last two are optional. Raises `UsageError` if one cannot be read."""
+    edits = load_suite("hallucination", data)
+    entries = parse_file(str(accurate)) if accurate else []
+    records = [entry.record for entry in entries if entry.record is not None]
+    if len(records) < len(entries):
+        raise UsageError(bad_lines(entries))
+    return Passages(edits, records, read_prompts(openwebtext) if openwebtext else [])
+
+
+def as_question(record: EditRecord) -> EditRecord:
+    """The record with the true answer as its target, where the data gives one.
+
+    A counterfactual target is for editing only. Its portability questions are removed: they follow from it.
+    """
+    if not record.truth:
+        return record
+    return record.model_copy(update={"target": record.truth[0], "portability": ()})
+
+
+def train_test_split(records: Sequence[EditRecord], train: int, seed: int) -> tuple[list[EditRecord], list[EditRecord]]:
+    """D_train and D_test, by a seeded shuffle; `train` records go to D_train. Raises `UsageError` if one is empty."""
+    if not 0 < train < len(records):
+        raise UsageError(
+            f"{train} questions for D_train leave none for D_test: the file has {len(records)} different ones",
+            hint=f"e.g. `--train {len(records) // 2}`",
+        )
+    shuffled = random.Random(seed).sample(list(records), len(records))
+    return shuffled[:train], shuffled[train:]

@@ -19,8 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from scen_cli.demo.facts import all_facts
-from scen_cli.demo.world import RELATIONS, SEED, SEEN_PHRASINGS, Fact, build_world
+from scen_cli.demo.world import RELATIONS, SEED, SEEN_PHRASINGS, Fact, all_facts, build_world
 
 VOCABULARY = 800
 STEPS, BATCH, PEAK_LR, WARMUP = 1400, 64, 3e-3, 50

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 
-from scen_cli.data.passages import Passages
 from scen_cli.data.records import EditRecord
+from scen_cli.data.suites import Passages
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.evaluation.evaluation import Evaluation
 from scen_cli.evaluation.metrics import Figure, Mean, Share

@@ -9,7 +9,7 @@ from typing import Any
 
 from scen_cli.errors import ScenError
 from scen_cli.experts.fit_records import FittedExpert, Group
-from scen_cli.experts.serialize import experts_from_bytes
+from scen_cli.experts.training_worker import experts_from_bytes
 
 AHEAD = 2  # batches per worker that may wait for their commit: full experts are large
 MAX_DEATHS = 3  # of workers on the same batch, or of one worker without a batch

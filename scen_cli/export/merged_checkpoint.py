@@ -11,7 +11,7 @@ from scen_cli.evaluation.gates import Gate, not_met
 from scen_cli.evaluation.samples import PAPER_ROLES
 from scen_cli.export.fold_weights import FoldedWeight, fold
 from scen_cli.export.model_card import merged_card
-from scen_cli.export.output_folder import new_folder
+from scen_cli.export.output_files import new_folder
 from scen_cli.export.router import exportable_patch
 from scen_cli.export.transformers_folder import MAX_SHARD_SIZE, save_tokenizer_and_generation, save_weights
 from scen_cli.model.quantization import is_whole, quantization_of

@@ -19,7 +19,7 @@ from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import UsageError
 from scen_cli.export.model_card import adapters_card
-from scen_cli.export.output_folder import make_readable, new_folder
+from scen_cli.export.output_files import make_readable, new_folder
 from scen_cli.export.router import exportable_patch, router_of
 from scen_cli.model.known_bases import hub_name
 

@@ -21,9 +21,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import UsageError
-from scen_cli.export.cast_weights import cast_file
 from scen_cli.export.model_card import checkpoint_card
-from scen_cli.export.output_folder import new_folder
+from scen_cli.export.output_files import cast_file, new_folder
 from scen_cli.export.router import exportable_patch, router_of
 from scen_cli.model.base import DTYPES, load_base
 from scen_cli.model.known_bases import hub_name

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from scen_cli.data.cache import cache_folder
+from scen_cli.data.write_files import cache_folder
 from scen_cli.errors import UsageError
 
 SOURCE = "gguf-source.json"

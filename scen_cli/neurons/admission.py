@@ -16,8 +16,7 @@ from scen_cli.errors import UsageError
 from scen_cli.neurons.closed_form import bias_of, neuron_of
 from scen_cli.neurons.guard_split import MatchKey
 from scen_cli.neurons.index import MARGIN, ROUNDING, Index, NeuronCandidate
-from scen_cli.neurons.joint import fit_joint, refit_colliding
-from scen_cli.neurons.paper_losses import NeuronFit, hard_negatives, train_neuron
+from scen_cli.neurons.paper_losses import NeuronFit, fit_joint, hard_negatives, refit_colliding, train_neuron
 
 
 def admit(

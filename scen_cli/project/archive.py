@@ -22,10 +22,9 @@ from scen_cli.project.check import named_files, verify
 from scen_cli.project.edit_files import EDIT_FILE
 from scen_cli.project.guard import GUARD_FILE
 from scen_cli.project.ledger import Ledger
-from scen_cli.project.lock import HOLDER, LOCK, locked
+from scen_cli.project.lock_and_seal import HOLDER, LEDGER, LOCK, SEAL, locked, seal
 from scen_cli.project.method_state import STATE_FILE
 from scen_cli.project.project import Project, refuse_existing
-from scen_cli.project.seal import LEDGER, SEAL, seal
 from scen_cli.project.tensor_files import checked_sum
 
 CHUNK = 1 << 20

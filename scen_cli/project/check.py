@@ -1,22 +1,64 @@
-"""`scen verify` without a model: checks the ledger and every file, and repairs what can be repaired."""
+"""`scen verify` and `scen gc` without a model: check the ledger and every file, and repair or remove what can be."""
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
+from dataclasses import dataclass
+from typing import Any
 
-from scen_cli.errors import DamageFound
+from scen_cli.errors import VERIFY_HINT, DamageFound
 from scen_cli.project import disk
 from scen_cli.project.check_files import Problem, edit_problems, guard_problems, merged_problems, state_problems
 from scen_cli.project.edit_files import EDIT_FILE
+from scen_cli.project.event_log import chain_problems, contradictions, digest_of_guard, replay_events
 from scen_cli.project.guard import GUARD_FILE, guard_setting
 from scen_cli.project.ledger import Ledger
-from scen_cli.project.ledger_check import integrity_problems
-from scen_cli.project.lock import in_use
+from scen_cli.project.ledger_rows import Edit
+from scen_cli.project.lock_and_seal import LEDGER, SEAL, in_use, rolled_back, seal, seal_problem
 from scen_cli.project.method_state import STATE_FILE, state_setting
 from scen_cli.project.project import Project
-from scen_cli.project.seal import LEDGER, SEAL, rolled_back, seal, seal_problem
+from scen_cli.project.schema import schema_problems
 from scen_cli.project.w_merge import MERGED
+
+
+def integrity_problems(ledger: Ledger) -> list[str]:
+    """What is wrong with a ledger; empty if nothing is."""
+    results = [row[0] for row in ledger.db.execute("pragma integrity_check").fetchall()]
+    problems = [f"scen.db: {result}" for result in results if result != "ok"]
+    problems += schema_problems(ledger.db)
+    return problems or log_problems(ledger)  # the log says nothing about other tables
+
+
+def log_problems(ledger: Ledger) -> list[str]:
+    """Where the event log's chain is broken, and where the tables contradict the events."""
+    try:
+        events, edits, thresholds, evaluations, guard = (
+            list(ledger.db[table].rows_where(order_by="id"))
+            for table in ("events", "edits", "thresholds", "evaluations", "guard")
+        )
+        settings, problems = _settings(ledger)
+        expected = replay_events(events)
+        prompts = [(row["prompt"], row["split"], row["source"]) for row in guard]
+        digest = digest_of_guard(prompts) if guard or expected.guard is not None else None
+        problems += contradictions(expected, edits, thresholds, settings, evaluations, digest)
+        return chain_problems(events) + problems
+    except (LookupError, TypeError, ValueError) as error:  # a column holds a type that scen does not write
+        return [f"the log or a row cannot be read: {error}"]
+
+
+def _settings(ledger: Ledger) -> tuple[dict[str, Any], list[str]]:
+    """The settings that can be read, and what is wrong with the others."""
+    settings: dict[str, Any] = {}
+    problems = []
+    for row in ledger.db["settings"].rows:
+        try:
+            settings[row["name"]] = json.loads(row["value"])
+        except (TypeError, ValueError):
+            problems.append(f"setting `{row['name']}` cannot be read")
+    return settings, problems
+
 
 MAX_TRIES = 5
 STRAY = re.compile(
@@ -122,3 +164,53 @@ def stray_files(project: Project) -> list[str]:
     folders = [folder, *([folder / "edits"] if not (folder / "edits").is_symlink() else [])]
     found = {path.relative_to(folder).as_posix() for place in folders if place.is_dir() for path in place.iterdir()}
     return sorted({name for name in found if STRAY.fullmatch(name)} - set(named_files(project.ledger)))
+
+
+@dataclass(frozen=True)
+class UnusedFile:
+    """A file that can be removed: its size in bytes, why, and the `edits` whose rows name it."""
+
+    name: str
+    size: int
+    why: str
+    edits: tuple[int, ...] = ()
+
+
+def find_unused_files(project: Project) -> list[UnusedFile]:
+    """Files of reverted edits, which cannot become active again, and files that scen wrote but no row names.
+
+    Files of superseded edits are used: a revert of the newer edit makes these edits active again. Call inside
+    `project.writing()` if the files are then removed.
+
+    Raises:
+        DamageFound: The ledger is damaged. It must not decide what is removed.
+    """
+    if problems := ledger_problems(project):
+        raise DamageFound(f"no file is removed because the ledger is damaged: {problems[0].what}", hint=VERIFY_HINT)
+    edits_of: dict[str, list[Edit]] = {}
+    for edit in project.ledger.edits():
+        if edit.file:
+            edits_of.setdefault(project.files.name(edit), []).append(edit)
+    unused = []
+    for name, edits in edits_of.items():
+        if all(edit.state == "reverted" for edit in edits):
+            ids = tuple(edit.id for edit in edits)
+            unused.append(UnusedFile(name, edits[0].size or 0, f"of edit {ids[0]}, reverted", ids))
+    for name in stray_files(project):
+        unused.append(UnusedFile(name, (project.folder / name).lstat().st_size, "belongs to nothing"))
+    return unused
+
+
+def remove_unused_files(project: Project, unused: list[UnusedFile]) -> None:
+    """Remove files. Call inside `project.writing()`.
+
+    The edits keep their rows and the sha256 of their files. The rows are changed first, in one transaction: a file that
+    a crash leaves is then a stray file.
+    """
+    project.check_writing()
+    with project.ledger.db.atomic():
+        for edit_id in [edit_id for file in unused for edit_id in file.edits]:
+            with project.ledger.change("gc", edit_id, file=None, size=None):
+                project.ledger.db["edits"].update(edit_id, {"file": None, "size": None})
+    for file in unused:
+        disk.remove(project.folder / file.name)

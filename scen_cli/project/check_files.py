@@ -16,9 +16,9 @@ from scen_cli.project import w_merge
 from scen_cli.project.edit_files import DTYPES, FORMAT, digest_of_index
 from scen_cli.project.guard import guard_setting, read_guard
 from scen_cli.project.ledger_rows import Edit
+from scen_cli.project.lock_and_seal import LEDGER
 from scen_cli.project.method_state import read_state, state_setting
 from scen_cli.project.project import Project
-from scen_cli.project.seal import LEDGER
 from scen_cli.project.tensor_files import checked_sum, metadata, regular
 from scen_cli.project.w_merge import MERGED
 

@@ -20,6 +20,7 @@ GUARD_FILE = re.compile(r"guard-[0-9a-f]{8}\.safetensors")
 GUARD_FORMAT = "scen-guard-1"
 SHARES = {"fit": 0.25, "calibration": 0.5, "report": 0.25}  # of the guard prompts
 SELF_WRITTEN = "the base itself"  # the source of a guard that the base sampled
+QUESTION_BANK = "the question bank and the base itself"  # the source of the default guard
 
 
 @dataclass(frozen=True)

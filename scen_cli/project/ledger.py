@@ -6,8 +6,11 @@ elsewhere is not trusted: it may have no triggers or views, and its rows are che
 
 from __future__ import annotations
 
+import getpass
 import json
+import shutil
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
@@ -18,13 +21,11 @@ from sqlite_utils import Database
 
 from scen_cli._version import __version__
 from scen_cli.errors import VERIFY_HINT, DamageFound, ScenError, UsageError
-from scen_cli.project.author import author_of
 from scen_cli.project.disk import connect
 from scen_cli.project.event_log import digest_of_row, digest_of_rows, event_hash
 from scen_cli.project.ledger_queries import LedgerQueries
 from scen_cli.project.ledger_rows import Threshold, unreadable
-from scen_cli.project.migrations import migrations
-from scen_cli.project.schema import refuse_other_tables, refuse_triggers_and_views
+from scen_cli.project.schema import migrations, refuse_other_tables, refuse_triggers_and_views
 
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
@@ -146,3 +147,30 @@ class Ledger(LedgerQueries):
 def now() -> str:
     """UTC, to the second, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def author_of(name: str | None) -> str:
+    """The name to record with a change. Never fails: the last resort is `unknown`."""
+    return (name or "").strip() or _git_user() or _login()
+
+
+def _git_user() -> str:
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    values = []
+    for key in ("user.name", "user.email"):
+        try:
+            done = subprocess.run([git, "config", "--get", key], capture_output=True, timeout=5, check=False)
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        values.append(done.stdout.decode("utf-8", "replace").strip())
+    name, email = values
+    return f"{name} <{email}>" if name and email else name
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "unknown"

@@ -7,11 +7,14 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from scen_cli.errors import VERIFY_HINT, DamageFound
-from scen_cli.project.event_log import SIGNED
+from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
+from scen_cli.project.event_log import SIGNED, settings_of_init
 from scen_cli.project.ledger_rows import Edit, GuardPrompt, Threshold, decoded, unreadable
 
 CHANGES = "'edit', 'edit-failed', 'revert', 'calibrate', 'compress'"  # events that may change an answer
+FORMAT = 1  # of the whole folder; a newer one is refused
+REQUIRED: dict[str, type] = {"format": int, "model": str, "layer": int, "ffn_width": int, "recipe": dict}
+OPTIONAL: dict[str, type] = {"quantize": str, "device_map": str}  # how the base is loaded
 
 
 class LedgerQueries:
@@ -190,3 +193,36 @@ def _event(row: dict[str, Any]) -> dict[str, Any]:
 def _evaluation(row: dict[str, Any], *columns: str) -> dict[str, Any]:
     """A row with some of its columns decoded from JSON."""
     return {**row, **{name: decoded(f"evaluation {row['id']}", row[name]) for name in columns}}
+
+
+def read_settings(ledger: LedgerQueries) -> dict[str, Any]:
+    """The settings of a project.
+
+    Raises:
+        DamageFound: They are not a project's settings, or not those that the project was created with.
+        UsageError: They are those of another format.
+    """
+    settings = ledger.settings()
+    if not settings:
+        raise DamageFound("`scen.db` holds no project", hint="restore it from a backup")
+    present = {name: kind for name, kind in OPTIONAL.items() if settings.get(name) is not None}
+    for name, kind in {**REQUIRED, **present}.items():
+        if type(settings.get(name)) is not kind:
+            raise DamageFound(f"setting `{name}` in `scen.db` is {settings.get(name)!r}", hint=VERIFY_HINT)
+    if settings["format"] != FORMAT:
+        raise UsageError(
+            f"this project has format {settings['format']}; this version of scen reads format {FORMAT}",
+            hint="update scen: `pip install -U scen-cli`",
+        )
+    _check_against_log(ledger, settings)
+    return settings
+
+
+def _check_against_log(ledger: LedgerQueries, settings: dict[str, Any]) -> None:
+    """Compare the settings with the event that created the project. (Guard and state have sums of their own.)"""
+    first = next(ledger.db["events"].rows_where("kind = 'init'", order_by="id", limit=1), None)
+    created = settings_of_init(decoded("event 1", first["detail"])) if first else {}
+    for name in sorted({*created, *settings} - {"guard", "state"}):
+        if created.get(name) != settings.get(name):
+            was = f"it was set to {created.get(name)!r}"
+            raise DamageFound(f"setting `{name}` in `scen.db` is {settings.get(name)!r}; {was}", hint=VERIFY_HINT)

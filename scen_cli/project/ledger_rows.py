@@ -17,7 +17,7 @@ FINITE = ConfigDict(strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True, config=CHECKED)
 class Edit:
-    """One row of the `edits` table; `migrations.py` describes the columns."""
+    """One row of the `edits` table; `schema.py` describes the columns."""
 
     id: int
     prompt: str

@@ -23,16 +23,15 @@ import numpy as np
 
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project import disk, w_merge
-from scen_cli.project.commit_rows import TrainedEdit, TrainingStats, edit_row, insert_edit, superseded_edits
+from scen_cli.project.commit_edits import TrainedEdit, TrainingStats, edit_row, insert_edit, superseded_edits
 from scen_cli.project.edit_files import EditFiles, EditTensors, LowRankArrays, write_edit
 from scen_cli.project.event_log import digest_of_rows
 from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, add_guard, read_guard, write_guard_file
 from scen_cli.project.ledger import Ledger, now
+from scen_cli.project.ledger_queries import read_settings
 from scen_cli.project.ledger_rows import Edit, Threshold
-from scen_cli.project.lock import MIN_WAIT, locked
+from scen_cli.project.lock_and_seal import LEDGER, MIN_WAIT, locked, seal
 from scen_cli.project.method_state import put_state, write_state
-from scen_cli.project.seal import LEDGER, seal
-from scen_cli.project.settings import read_settings
 from scen_cli.project.tensor_files import StoredFile
 from scen_cli.project.w_merge import MergedNeurons
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from scen_cli.report import pictures, wording
+from scen_cli.report import markdown, pictures
 from scen_cli.report.markdown import OUTDATED, describe, model_name
 
 MAX_LISTED = 300  # edits on the page
@@ -24,7 +24,7 @@ def as_page(report: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.globals.update({name: getattr(wording, name) for name in ("value", "count", "interval", "title")})
+    templates.globals.update({name: getattr(markdown, name) for name in ("value", "count", "interval", "title")})
     evaluations = [
         {**evaluation, "pictures": _pictures(evaluation), "description": describe(evaluation["metrics"])}
         for evaluation in report["evaluations"]

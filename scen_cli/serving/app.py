@@ -1,4 +1,4 @@
-"""The HTTP API of a project: routes, API key, time limit, and errors in OpenAI's format."""
+"""The HTTP API of a project: routes, API key, time limit, metrics, and errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,10 +22,40 @@ from starlette.routing import Route
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.report.markdown import model_name
 from scen_cli.serving.answer_source import AnswerChunk, AnswerSource, UpstreamError
-from scen_cli.serving.parse_request import generation_request, read_body
-from scen_cli.serving.prometheus import Metrics
-from scen_cli.serving.protocol import ChatBody, CompletionBody, RequestBody, ResponseBuilder, error_body
+from scen_cli.serving.protocol import (
+    ChatBody,
+    CompletionBody,
+    RequestBody,
+    ResponseBuilder,
+    error_body,
+    generation_request,
+    read_body,
+)
 from scen_cli.serving.request_queue import GenerationRequest, ModelFailed, QueueFull, RequestQueue
+
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """Counters of one server."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("scen_requests", "Requests, by status.", ["status"], registry=registry)
+        self.answers = Counter("scen_answers", "Answers, by an edit or by the base.", ["by"], registry=registry)
+        self.tokens = Counter("scen_generated_tokens", "Generated tokens.", registry=registry)
+        self.seconds = Histogram("scen_request_seconds", "Seconds until the end of an answer.", registry=registry)
+        self.batch = Histogram("scen_batch_size", "Prompts per batch.", buckets=BATCH_BUCKETS, registry=registry)
+        self.waiting = Gauge("scen_waiting", "Prompts in the queue.", registry=registry)
+        self.edits = Gauge("scen_edits", "Active edits.", registry=registry)
+
+    def observe_batch(self, prompts: int, edits: int) -> None:
+        self.batch.observe(prompts)
+        self.edits.set(edits)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
 
 Result = TypeVar("Result")
 log = logging.getLogger("scen.serve")

@@ -13,10 +13,9 @@ from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import add_adapters
 from scen_cli.model.known_bases import hub_name
-from scen_cli.serving.app import App, ServerOptions
+from scen_cli.serving.answer_source import LocalAnswerSource
+from scen_cli.serving.app import App, Metrics, ServerOptions
 from scen_cli.serving.batch_runners import BatchGenerator, BatchRouter
-from scen_cli.serving.local_answers import LocalAnswerSource
-from scen_cli.serving.prometheus import Metrics
 from scen_cli.serving.request_queue import RequestQueue
 from scen_cli.serving.vllm_answers import VllmAnswerSource
 

@@ -14,7 +14,7 @@ from typing import Any
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import Suite
-from scen_cli.data.write_records import digest
+from scen_cli.data.write_files import digest
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.edit_plan import Outcome
 from scen_cli.editing.editor import Editor

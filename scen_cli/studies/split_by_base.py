@@ -9,10 +9,9 @@ from pathlib import Path
 import jsonlines
 from filelock import FileLock, Timeout
 
-from scen_cli.data.questions import as_question
 from scen_cli.data.records import EditRecord
-from scen_cli.data.suites import Suite
-from scen_cli.data.write_records import digest, write_json, write_lines
+from scen_cli.data.suites import Suite, as_question
+from scen_cli.data.write_files import digest, write_json, write_lines
 from scen_cli.editing.editor import Editor
 from scen_cli.editing.patched_model import BATCH
 from scen_cli.errors import ProjectLocked, UsageError

@@ -7,7 +7,7 @@ import pickle
 import shutil
 from typing import Any
 
-from scen_cli.model.base import DEMO
+from scen_cli.model.known_bases import DEMO
 from tests.attacks.attack import Attack, Canary, Ground, header, replace_by, replace_by_fifo
 
 INIT = "init --model {m} --layer 2 --recipe key --dir {o}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
-from scen_cli.model.base import DEMO
+from scen_cli.model.known_bases import DEMO
 from tests.attacks.attack import Attack, Ground
 from tests.attacks.experts import ASK, EXPORT, MORE, SCORE, VERIFY
 from tests.attacks.ledger import SHOW, STATUS, sql

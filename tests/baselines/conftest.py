@@ -9,8 +9,8 @@ PROMPTS = 400
 def context(demo_base):
     from scen_cli.baselines.context import MethodContext
     from scen_cli.data.suites import demo_edits
-    from scen_cli.editing.create_project import DEFAULT_TEMPLATE
-    from scen_cli.model.sample_prompts import sample_prompts
+    from scen_cli.model.generation import sample_prompts
+    from scen_cli.model.known_bases import DEFAULT_TEMPLATE
     from scen_cli.model.template import make_template
 
     template = make_template(demo_base.tokenizer, demo_base.model, DEFAULT_TEMPLATE)

@@ -6,22 +6,19 @@ from functools import cache
 import pytest
 import torch
 
-from scen_cli.baselines.catalogue import prepared_method
-from scen_cli.baselines.closed_form_memory import EditContexts
-from scen_cli.baselines.generate import answer
-from scen_cli.baselines.memit import MemitSettings
+from scen_cli.baselines.catalogue import all_variants, prepared_method
+from scen_cli.baselines.context import answer
+from scen_cli.baselines.hook_method import block_of, moved, recorded
+from scen_cli.baselines.memit import EditContexts, MemitSettings, find_values
 from scen_cli.baselines.method import attached
-from scen_cli.baselines.method_variants import all_variants
-from scen_cli.baselines.module_hooks import block_of, moved, recorded
 from scen_cli.baselines.scoring import GenerationScoring
-from scen_cli.baselines.target_values import find_values
 from tests.baselines.fits import FITS
 
 
 @pytest.fixture(scope="module")
 def scores(context, edits):
     """Reliability, Generality and Locality of a method after `count` edits."""
-    from scen_cli.demo.facts import right_facts
+    from scen_cli.demo.world import right_facts
 
     unedited = set(context.prompts)
     locality = [(fact.phrasings[0], fact.answer) for fact in right_facts() if fact.phrasings[0] not in unedited][:100]
@@ -78,9 +75,8 @@ def test_melo_generalises_and_is_local(scores):
 
 
 def test_every_variant_of_a_comparison_has_valid_settings(context):
-    from scen_cli.baselines.catalogue import METHODS
+    from scen_cli.baselines.catalogue import METHODS, with_choice
     from scen_cli.baselines.method import make_settings
-    from scen_cli.baselines.method_variants import with_choice
 
     variants = all_variants(4).values()
     assert {variant.method for variant in variants} == set(METHODS)

@@ -5,7 +5,7 @@ import torch
 
 from scen_cli.baselines.catalogue import prepared_method
 from scen_cli.baselines.comeba_hk import ROUNDING, Spread
-from scen_cli.baselines.generate import answer
+from scen_cli.baselines.context import answer
 from scen_cli.baselines.method import attached
 from scen_cli.model.ridge_update import ridge_update
 from tests.baselines.fits import FITS

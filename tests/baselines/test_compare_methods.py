@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from scen_cli.baselines.splits import split_suite
+from scen_cli.baselines.scoring import split_suite
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.errors import UsageError
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scen_cli.baselines.catalogue import prepared_method
-from scen_cli.baselines.generate import answer
+from scen_cli.baselines.context import answer
 from scen_cli.baselines.method import attached
 from scen_cli.baselines.vector_database import VectorDatabase, calibrated_radius
 

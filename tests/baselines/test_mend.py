@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scen_cli.baselines.catalogue import prepared_method
-from scen_cli.baselines.generate import answer
+from scen_cli.baselines.context import answer
 from scen_cli.baselines.mend import GradientNetwork, MendSettings
 from scen_cli.baselines.method import attached
 from scen_cli.errors import UsageError

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scen_cli.baselines.catalogue import prepared_method
-from scen_cli.baselines.generate import answer
+from scen_cli.baselines.context import answer
 from scen_cli.baselines.method import attached
 from tests.baselines.fits import FITS
 

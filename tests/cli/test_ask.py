@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from tests.cli.records import RECORDS
 from tests.conftest import edit_all
 

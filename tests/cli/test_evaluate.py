@@ -6,7 +6,7 @@ import json
 import re
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.project.project import Project
 from tests.cli.records import RECORDS, lines
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scen_cli.data.dataset_forms import parse_record
 from scen_cli.data.entries import parse_file, read_entries
 from scen_cli.data.records import EditRecord, Neighbour, Question
-from scen_cli.data.write_records import write_records
+from scen_cli.data.write_files import write_records
 
 COUNTERFACT = {
     "case_id": 0,

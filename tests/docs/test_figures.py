@@ -11,7 +11,7 @@ import pytest
 
 from scen_cli.data.suites import load_suite
 from scen_cli.evaluation.evaluate_project import evaluate
-from scen_cli.model.base import DEMO
+from scen_cli.model.known_bases import DEMO
 from tests.conftest import edit_all
 from tests.docs.pages import DOCS, ROOT, read
 

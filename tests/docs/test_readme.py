@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 
-from scen_cli.model.base import DEMO
+from scen_cli.model.known_bases import DEMO
 from tests.docs.pages import README, ROOT, commands, read
 
 TEXT = read(README)

@@ -8,7 +8,7 @@ import pytest
 
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite, demo_edits, load_suite
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError

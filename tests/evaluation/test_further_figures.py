@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scen_cli.data.records import Neighbour, Question
 from scen_cli.data.suites import Suite, demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.evaluation.evaluate_project import evaluate
 from tests.conftest import edit_all
 

@@ -6,10 +6,9 @@ from math import exp
 
 import pytest
 
-from scen_cli.data.passages import Passages, load_passages
 from scen_cli.data.records import EditRecord
-from scen_cli.data.suites import Suite, demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.data.suites import Passages, Suite, demo_edits, load_passages
+from scen_cli.demo.world import right_facts
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.hallucination import evaluate_perplexity, with_continuation
 from scen_cli.evaluation.teacher_forced import score

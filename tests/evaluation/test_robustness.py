@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scen_cli.data.suites import Suite, demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.evaluation.robustness import PREFIXES, perturbed_prompts, typing_error
 from scen_cli.model.template import SecondTurn

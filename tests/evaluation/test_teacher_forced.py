@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.evaluation import teacher_forced

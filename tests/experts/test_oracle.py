@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.editing.editor import FROM_LIBRARY
 from tests.conftest import edit_all
 from tests.experts.oracle import Oracle

@@ -17,7 +17,7 @@ from scen_cli.experts.fit import ExpertFit
 from scen_cli.experts.fit_records import FittedExpert
 from scen_cli.experts.process_pool import WorkerPool, _fit, device_of_worker
 from scen_cli.experts.scheduling import MAX_DEATHS
-from scen_cli.experts.serialize import experts_from_bytes, experts_to_bytes
+from scen_cli.experts.training_worker import experts_from_bytes, experts_to_bytes
 from scen_cli.model.expert_stack import LowRank
 
 FAST = {"expert_steps": 8, "extra_steps": 0, "require_learned": False}

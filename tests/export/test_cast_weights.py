@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from scen_cli.export.cast_weights import FLOATS, cast_file
+from scen_cli.export.output_files import FLOATS, cast_file
 
 KINDS = [*FLOATS.values(), torch.int64, torch.uint8, torch.bool]
 SHAPES = st.lists(st.integers(0, 5), max_size=3)
@@ -41,7 +41,7 @@ def test_the_file_equals_casting_each_tensor(tmp_path_factory, kinds, dtype, met
 
 
 def test_tensors_larger_than_a_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr("scen_cli.export.cast_weights.CHUNK", 64)
+    monkeypatch.setattr("scen_cli.export.output_files.CHUNK", 64)
     tensors = {"one": torch.randn(7, 9), "scen.two": torch.randn(50)}
     save_file(tensors, tmp_path / "model.safetensors")
     cast_file(tmp_path / "model.safetensors", torch.bfloat16, keep=lambda name: name.startswith("scen."))

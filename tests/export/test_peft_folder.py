@@ -10,12 +10,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import adapter_name, add_adapters, export_adapters
-from scen_cli.model.base import DEMO, load_base
+from scen_cli.model.base import load_base
+from scen_cli.model.known_bases import DEMO
 from scen_cli.model.routing import Whitening, activations_of, choose
 from tests.conftest import edit_all
 from tests.model.tiny import DENSE, save_tiny

@@ -19,14 +19,15 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite, demo_edits, load_suite
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import FROM_LIBRARY, Editor
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.export.transformers_folder import export_checkpoint
-from scen_cli.model.base import DEMO, DTYPES, load_base
+from scen_cli.model.base import DTYPES, load_base
 from scen_cli.model.keys import positions_of
+from scen_cli.model.known_bases import DEMO
 from tests.conftest import edit_all, revert, writing
 from tests.export.read_export import read
 from tests.model.tiny import DENSE, save_tiny

@@ -16,10 +16,10 @@ from scen_cli.editing.compress_experts import compress
 from scen_cli.editing.editor import Editor
 from scen_cli.editing.revert_edits import revert_edits
 from scen_cli.errors import UsageError
+from scen_cli.project.check import find_unused_files, remove_unused_files
 from scen_cli.project.ledger import now
 from scen_cli.project.ledger_rows import Threshold
 from scen_cli.project.project import Project
-from scen_cli.project.unused_files import find_unused_files, remove_unused_files
 
 FACTS = [record.model_copy(update={"rephrases": ()}) for record in demo_edits()[:6]]
 NAMES = "id prompt target state superseded_by sha256 size bias activation rank expert".split()  # of an edit

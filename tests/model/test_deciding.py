@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.errors import Quarantined
 from scen_cli.model.expert_stack import ExpertStack
 from scen_cli.model.routing import BASE

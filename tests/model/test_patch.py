@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.model.keys import last_token, positions_of
 from scen_cli.model.routing import BASE, choose
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from scen_cli.baselines.catalogue import make_method
 from scen_cli.baselines.context import MethodContext
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.editing.loaded_project import LoadedProject

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
-from scen_cli.editing.create_project import DEFAULT_TEMPLATE, new_project
+from scen_cli.demo.world import right_facts
+from scen_cli.editing.create_project import new_project
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import DamageFound, UsageError
-from scen_cli.model.sample_prompts import sample_prompts
+from scen_cli.model.generation import sample_prompts
+from scen_cli.model.known_bases import DEFAULT_TEMPLATE
 from scen_cli.model.template import make_template
 from scen_cli.neurons.closed_form import whitening_of
 from scen_cli.project.check import verify

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scen_cli.neurons.joint import fit_joint, refit_colliding
-from scen_cli.neurons.paper_losses import train_neuron
+from scen_cli.neurons.paper_losses import fit_joint, refit_colliding, train_neuron
 from scen_cli.recipe import Recipe
 
 RECIPE = Recipe(neuron_lr=0.05, neuron_steps=100)

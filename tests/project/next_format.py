@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scen_cli.project.migrations import migrations
-from scen_cli.project.schema import new_ledger
+from scen_cli.project.schema import migrations, new_ledger
 
 MIGRATION = "add_edit_comment"
 

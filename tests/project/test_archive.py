@@ -12,9 +12,8 @@ import pytest
 
 from scen_cli.errors import DamageFound, UsageError
 from scen_cli.project.archive import backup, restore
-from scen_cli.project.check import repair, verify
+from scen_cli.project.check import find_unused_files, remove_unused_files, repair, verify
 from scen_cli.project.project import Project
-from scen_cli.project.unused_files import find_unused_files, remove_unused_files
 from tests.conftest import revert, writing
 from tests.faults.injector import DONE, KILL, Injector, in_child, steps_of
 from tests.project.test_project import SETTINGS, commit

@@ -14,12 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.revert_edits import revert_edits
-from scen_cli.project.check import repair, verify
+from scen_cli.project.check import find_unused_files, remove_unused_files, repair, verify
 from scen_cli.project.edit_files import EditTensors
 from scen_cli.project.ledger import now
 from scen_cli.project.ledger_rows import Threshold
 from scen_cli.project.project import Project, TrainedEdit, TrainingStats
-from scen_cli.project.unused_files import find_unused_files, remove_unused_files
 from tests.faults.injector import KILL, Injector, in_child
 from tests.project.test_project import SETTINGS, D, H
 

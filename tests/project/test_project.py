@@ -14,8 +14,8 @@ from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project.check import repair, verify
 from scen_cli.project.edit_files import EditTensors, write_edit
+from scen_cli.project.ledger_queries import FORMAT
 from scen_cli.project.project import Project, TrainedEdit, TrainingStats
-from scen_cli.project.settings import FORMAT
 from scen_cli.project.tensor_files import read_tensors
 from tests.conftest import revert, writing
 

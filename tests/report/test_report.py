@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from scen_cli.data.suites import Suite, demo_edits, load_suite
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.evaluation.evaluate_project import evaluate
 from scen_cli.evaluation.evaluation import record_evaluation
 from scen_cli.report import pictures

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scen_cli.serving.detokenizer import IncrementalDetokenizer
+from scen_cli.serving.answer_source import IncrementalDetokenizer
 
 
 class ByteTokenizer:

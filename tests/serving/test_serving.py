@@ -10,12 +10,12 @@ import httpx
 import pytest
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.model.base import load_base
 from scen_cli.serving.app import ServerOptions
-from scen_cli.serving.parse_request import MAX_BODY
+from scen_cli.serving.protocol import MAX_BODY
 from scen_cli.serving.server import local_app
 from tests.conftest import edit_all, revert
 from tests.model.tiny import DENSE, save_tiny

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import add_adapters
 from scen_cli.serving.app import ServerOptions

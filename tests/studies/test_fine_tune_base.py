@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from scen_cli.data.questions import as_question, train_test_split
 from scen_cli.data.records import EditRecord, Question
+from scen_cli.data.suites import as_question, train_test_split
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import load_base
 from scen_cli.studies import fine_tune_base, training_checkpoint

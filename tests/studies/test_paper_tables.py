@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from scen_cli.data.suites import load_suite
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.errors import UsageError
 from scen_cli.project.project import Project

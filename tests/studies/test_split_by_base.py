@@ -10,7 +10,7 @@ from filelock import FileLock
 from scen_cli.data.entries import good_records
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits, read_prompts
-from scen_cli.demo.facts import right_facts
+from scen_cli.demo.world import right_facts
 from scen_cli.errors import ProjectLocked, UsageError
 from scen_cli.studies.split_by_base import split_by_base, suite_warnings
 

@@ -1,15 +1,17 @@
-"""Writes records and other data. A file appears complete or not at all."""
+"""Writes records and other data, and caches results that take long. A file appears complete or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jsonlines
+from platformdirs import user_cache_path
 
 from scen_cli.data.records import EditRecord
 from scen_cli.errors import UsageError
@@ -45,3 +47,27 @@ def digest(content: Any) -> str:
 def _draft(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def cache_folder() -> Path:
+    """The folder of everything that is cached."""
+    return Path(os.environ.get("SCEN_CACHE") or user_cache_path("scen", appauthor=False))
+
+
+def cached_texts(kind: str, inputs: Any, compute: Callable[[], list[str]]) -> list[str]:
+    """A list of texts that depends on `inputs` alone: from the cache, else computed and stored.
+
+    Args:
+        kind: What the texts are: the subfolder of the cache.
+        inputs: Plain data that determines the result.
+        compute: Called if the cache has no readable entry.
+    """
+    path = cache_folder() / kind / f"{digest(inputs)}.json"
+    with suppress(OSError, ValueError):
+        cached = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(cached, list) and all(isinstance(text, str) for text in cached):
+            return cached
+    texts = compute()
+    with suppress(OSError):  # on a full or read-only disk the next call computes them again
+        write_json(path, texts, indent=None)
+    return texts

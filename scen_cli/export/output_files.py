@@ -1,14 +1,45 @@
-"""Casts a safetensors file to another dtype in small chunks. The safetensors library only writes whole files from
-memory."""
+"""Writes an output folder completely or not at all, and casts its weights."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from scen_cli.errors import UsageError
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`, and rename it to `folder` when the block ends without an error.
+
+    Raises:
+        UsageError: `folder` is not new or empty.
+    """
+    folder = folder.resolve()
+    if folder == Path.cwd() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise UsageError(f"`{folder}` is not a new or empty folder", hint="choose another `--out`")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
+        draft = Path(temporary) / "draft"
+        draft.mkdir()
+        yield draft
+        make_readable(draft)
+        draft.replace(folder)
+
+
+def make_readable(folder: Path) -> None:
+    """Give all files the folder's read and write permissions: some libraries write files that only the owner reads."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
 
 # Floating dtypes by their names in the format (https://github.com/huggingface/safetensors, "Format").
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

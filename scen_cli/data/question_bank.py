@@ -1,0 +1,37 @@
+"""A bank of factual questions: relations of six kinds of subjects, in several wordings (`question_bank.json`)."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BANK = Path(__file__).with_suffix(".json")
+
+
+def bank_questions(count: int, seed: int) -> list[str]:
+    """Different questions, sampled evenly over kinds and relations. The same seed gives the same questions.
+
+    Args:
+        count: How many; the bank has some 48,000.
+        seed: Of subjects, wordings and order.
+    """
+    rng = random.Random(seed)
+    questions: dict[str, None] = {}
+    for question in _questions(rng):
+        questions.setdefault(question)
+        if len(questions) == count:
+            break
+    return list(questions)
+
+
+def _questions(rng: random.Random) -> Iterator[str]:
+    """Questions without end, round by round: one of each relation, about a random subject in a random wording."""
+    kinds: dict[str, dict[str, Any]] = json.loads(BANK.read_text(encoding="utf-8"))["kinds"]
+    relations = [(kind["subjects"], relation["questions"]) for kind in kinds.values() for relation in kind["relations"]]
+    while True:
+        rng.shuffle(relations)
+        for subjects, wordings in relations:
+            yield rng.choice(wordings).replace("{subject}", rng.choice(subjects))

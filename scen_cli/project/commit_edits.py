@@ -1,0 +1,270 @@
+"""What training, a revert and a compression write: rows and events of edits, in one transaction.
+
+`editing.revert_edits` computes the effects of a revert. It is what programs and commands call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from scen_cli.data.records import EditRecord, SourceLine
+from scen_cli.errors import UsageError
+from scen_cli.project.disk import remove
+from scen_cli.project.edit_files import EditTensors, LowRankArrays, write_edit
+from scen_cli.project.event_log import MUTABLE, digest_of_row
+from scen_cli.project.ledger import now
+from scen_cli.project.ledger_rows import Edit, Threshold
+from scen_cli.project.project import Project
+from scen_cli.project.tensor_files import StoredFile
+
+if TYPE_CHECKING:
+    from scen_cli.project.project import Project
+
+
+@dataclass(frozen=True)
+class TrainingStats:
+    """How an expert and its neuron were trained: seed, wall time in seconds, and the loss of each step."""
+
+    seed: int
+    seconds: float
+    expert_losses: list[float] = field(default_factory=list)
+    neuron_losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainedEdit:
+    """One edit that an expert was trained for.
+
+    Attributes:
+        record: What to change.
+        where: Where the record was read.
+        active: Whether the edit succeeded.
+        activation: The neuron's activation on the edit's own key.
+        reason: Why the edit failed, or a remark on an active edit.
+        train_rephrases: The rephrases that it was trained on.
+        superseding: Edits that it supersedes, besides those of the same prompt.
+        subject_forms: How its subject is tokenised: lists of token ids.
+    """
+
+    record: EditRecord
+    where: SourceLine
+    active: bool
+    activation: float | None = None
+    reason: str = ""
+    train_rephrases: tuple[str, ...] = ()
+    superseding: tuple[int, ...] = ()
+    subject_forms: Sequence[Sequence[int]] = ()
+
+
+def edit_row(
+    edit_id: int,
+    edit: TrainedEdit,
+    training: TrainingStats,
+    batch_size: int,
+    state: str,
+    stored: StoredFile | None = None,
+    expert: int | None = None,
+    rank: int | None = None,
+    bias: float | None = None,
+) -> dict[str, Any]:
+    """The row of one edit.
+
+    Args:
+        edit_id: Its id.
+        edit: The edit.
+        training: How it was trained.
+        batch_size: How many edits were trained together; each gets the same share of the seconds.
+        state: `active` or `failed`.
+        stored: Its file, if it has one of its own or shares one.
+        expert: The edit whose file holds the expert.
+        rank: The rank of the expert, 0 for a full one.
+        bias: The bias of the neuron.
+    """
+    record, where = edit.record, edit.where
+    return {
+        "id": edit_id,
+        "prompt": record.prompt,
+        "target": record.target,
+        "subject": record.subject,
+        "rephrases": json.dumps(record.rephrases),
+        "state": state,
+        "superseded_by": None,
+        "reason": edit.reason or None,
+        "file": stored.name if stored else None,
+        "sha256": stored.sha256 if stored else None,
+        "size": stored.size if stored else None,
+        "expert_losses": json.dumps(training.expert_losses),
+        "neuron_losses": json.dumps(training.neuron_losses),
+        "activation": edit.activation,
+        "seed": training.seed,
+        "seconds": training.seconds / batch_size,
+        "created": now(),
+        "source": where.source,
+        "source_line": where.line,
+        "expert": expert if stored else None,
+        "bias": bias if stored else None,
+        "train_rephrases": json.dumps(edit.train_rephrases),
+        "rank": rank if stored else None,
+        "index_sha256": stored.index_sha256 if stored else None,
+        "subject_forms": json.dumps(edit.subject_forms),
+    }
+
+
+def insert_edit(
+    project: Project,
+    row: dict[str, Any],
+    supersedes: Sequence[int],
+    batch: Sequence[int],
+    threshold: Threshold | None = None,
+) -> None:
+    """Insert the row of an edit and append its event, in one transaction or as part of the caller's.
+
+    Args:
+        project: The project, inside `project.writing()`.
+        row: The row, from `edit_row`.
+        supersedes: Active edits that become superseded by it.
+        batch: The ids of the edits that were trained together.
+        threshold: The threshold that the edit raised, if it did.
+    """
+    ledger, edit_id = project.ledger, row["id"]
+    with ledger.change("edit-failed" if row["state"] == "failed" else "edit", edit_id) as payload:
+        for older in supersedes:
+            ledger.db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
+        ledger.db["edits"].insert(row)
+        stored_row = dict(next(ledger.db["edits"].rows_where("id = ?", [edit_id])))
+        payload |= {name: stored_row[name] for name in (*MUTABLE, "prompt", "target", "seed")}
+        payload |= {"row": digest_of_row(stored_row), "supersedes": list(supersedes)}
+        payload |= {"base": project.settings.get("weights_digest"), "recipe": project.settings["recipe"].get("name")}
+        if len(batch) > 1:
+            payload["together"] = list(batch)
+        if threshold is not None:
+            payload |= ledger.set_threshold(threshold)
+
+
+def superseded_edits(project: Project, edit: TrainedEdit) -> list[int]:
+    """The active edits that an edit supersedes: those of its prompt, and those it names."""
+    named = {older for older in edit.superseding if project.find(older).state == "active"}
+    return sorted({*project.ledger.active_edits_for(edit.record.prompt), *named})
+
+
+@dataclass(frozen=True)
+class RevertEffects:
+    """What a revert changes for the edits that stay active.
+
+    Attributes:
+        threshold: The new threshold; None leaves it as it is.
+        biases: By expert: the new bias of its neuron, and the neuron's new activation on its own key.
+        note: What could not be changed, and why.
+    """
+
+    threshold: Threshold | None = None
+    biases: dict[int, tuple[float, float]] = field(default_factory=dict)
+    note: str = ""
+
+
+def commit_revert(project: Project, edit_ids: tuple[int, ...], effects: Callable[[], RevertEffects]) -> list[Edit]:
+    """Revert edits in the ledger. Their rows and files stay. Edits that they had superseded become active again.
+
+    Args:
+        project: The project, inside `project.writing()`.
+        edit_ids: The edits to revert.
+        effects: Called inside the transaction, when the edits are already reverted.
+
+    Returns:
+        The reverted edits.
+
+    Raises:
+        UsageError: An edit does not exist, is not active, or shares its expert with an edit that would stay.
+    """
+    project.check_writing()
+    ledger = project.ledger
+    with ledger.db.atomic():
+        for edit_id in sorted(edit_ids, reverse=True):  # an edit before the one that it superseded
+            _check_revertible(project, edit_id, edit_ids)
+            together = {"together": sorted(edit_ids)} if len(edit_ids) > 1 else {}
+            with ledger.change("revert", edit_id, **together) as payload:
+                ledger.db["edits"].update(edit_id, {"state": "reverted"})
+                payload |= _reactivate(project, ledger.edits_superseded_by(edit_id))
+                if edit_id == min(edit_ids):
+                    payload |= _apply(project, effects())
+    project.neurons_changed = project.method is None
+    return [project.find(edit_id) for edit_id in edit_ids]
+
+
+def _check_revertible(project: Project, edit_id: int, together: tuple[int, ...]) -> None:
+    edit = project.find(edit_id)
+    if edit.state != "active":
+        raise UsageError(f"edit {edit_id} is not active: it is {edit.state}")
+    sharing = project.ledger.sharing(edit_id)
+    if not set(sharing) <= set(together):
+        raise UsageError(
+            f"edit {edit_id} shares its expert and neuron with other edits",
+            hint=f"`scen revert {' '.join(map(str, sharing))}` reverts them all",
+        )
+
+
+def _reactivate(project: Project, edit_ids: list[int]) -> dict[str, Any]:
+    """Make superseded edits active again; returns what the event records.
+
+    An edit whose prompt has another active edit by now stays superseded, by that one.
+    """
+    reactivated: list[int] = []
+    superseded: dict[str, int] = {}
+    for edit_id in edit_ids:
+        newer = project.ledger.active_edits_for(project.find(edit_id).prompt)
+        if newer:
+            row = {"state": "superseded", "superseded_by": newer[-1]}
+            superseded[str(edit_id)] = newer[-1]
+        else:
+            row = {"state": "active", "superseded_by": None}
+            reactivated.append(edit_id)
+        project.ledger.db["edits"].update(edit_id, row)
+    return {"reactivated": reactivated, **({"superseded_by_newer": superseded} if superseded else {})}
+
+
+def _apply(project: Project, effects: RevertEffects) -> dict[str, Any]:
+    """Write the effects into the tables; returns what the event records."""
+    payload: dict[str, Any] = {}
+    for expert, (bias, activation) in effects.biases.items():
+        project.ledger.db["edits"].update(expert, {"bias": bias, "activation": activation})
+        payload.setdefault("biases", {})[str(expert)] = [bias, activation]
+    if effects.note:
+        payload["note"] = effects.note
+    if effects.threshold is not None:
+        payload |= project.ledger.set_threshold(effects.threshold)
+    return payload
+
+
+def replace_experts(project: Project, experts: dict[int, LowRankArrays]) -> tuple[int, int]:
+    """Replace experts; neurons and keys stay. Call inside `project.writing()`.
+
+    First the new files are written, then one transaction changes the rows, then the old files are removed. What a
+    crash leaves is a stray file, which `scen verify --repair` removes.
+
+    Args:
+        project: The project.
+        experts: By expert: the new one.
+
+    Returns:
+        The bytes of the files before and after.
+    """
+    project.check_writing()
+    ledger, stored, old = project.ledger, {}, [project.find(expert) for expert in experts]
+    for edit, expert in zip(old, experts.values(), strict=True):
+        index = project.files.index(edit)
+        refitted = (index["refitted"], index["refitted_of"]) if len(index["refitted_of"]) else (None, None)
+        tensors = EditTensors(expert, index["neuron"], index["key"], *refitted)
+        stored[edit.id] = write_edit(project.folder, edit.id, tensors)
+    with ledger.db.atomic():
+        for edit in ledger.edits():
+            if edit.expert in stored:
+                file, rank = stored[edit.expert], experts[edit.expert].rank
+                row = {"file": file.name, "sha256": file.sha256, "size": file.size, "rank": rank}
+                with ledger.change("compress", edit.id, **row):
+                    ledger.db["edits"].update(edit.id, row)
+    for edit in old:
+        remove(project.folder / project.files.name(edit))
+    return sum(edit.size or 0 for edit in old), sum(file.size for file in stored.values())

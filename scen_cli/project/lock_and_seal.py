@@ -1,0 +1,118 @@
+"""One writer at a time, and the seal that each writer leaves.
+
+The operating system releases the lock when the process that holds it ends. The seal is the sha256 of `scen.db` as the
+last writer left it, and the newest hash of its log. SQLite keeps no sums of its pages. The seal also records the
+file's change counter, which every commit raises: so a seal that is out of date (its writer was killed) is not confused
+with a ledger that was changed without SQLite. A ledger whose log lacks the sealed hash is an older copy, or another
+ledger: the files may be ahead of its rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from scen_cli.errors import ProjectLocked
+from scen_cli.project.disk import write_durably, write_file
+from scen_cli.project.ledger import Ledger
+from scen_cli.project.tensor_files import sha256_of
+
+LOCK = "scen.lock"
+HOLDER = "scen.lock.holder"  # names the process that holds the lock, for the message to others
+MIN_WAIT = 1.0  # seconds to wait for the lock at least: another command may be about to end
+
+
+@contextmanager
+def locked(folder: Path, wait: float = MIN_WAIT) -> Iterator[None]:
+    """Hold a project's lock. Waits up to `wait` seconds for it, then raises `ProjectLocked`, which names the holder."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=max(wait, MIN_WAIT))
+    except Timeout as error:
+        raise ProjectLocked(
+            f"{_holder(folder)} is writing to this project",
+            hint="wait for it to end, then run again; `--wait SECONDS` waits for it",
+        ) from error
+    try:
+        with suppress(OSError):  # `scen gc` must be able to make room on a full disk
+            write_file(folder / HOLDER, f"process {os.getpid()}\n".encode())
+        yield
+    finally:
+        lock.release()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process holds a project's lock right now."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # the folder is read-only: nobody writes to it
+        return False
+    lock.release()
+    return False
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / HOLDER).read_text(encoding="utf-8").strip() or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"
+
+
+LEDGER = "scen.db"
+SEAL = "scen.db.sha256"
+FIELDS = {"counter", "sha256", "head"}
+MAX_BYTES = 1000
+
+
+def seal(folder: Path, ledger: Ledger, name: str = LEDGER) -> None:
+    """Write the seal if the ledger has changed since. Call with the project's lock and no open transaction."""
+    counter = _counter(folder / name)
+    if _read_seal(folder).get("counter") != counter:
+        content = {"counter": counter, "sha256": sha256_of(folder / name), "head": ledger.head()}
+        write_durably(folder / SEAL, json.dumps(content).encode())
+
+
+def rolled_back(folder: Path, ledger: Ledger) -> bool:
+    """Whether the ledger is neither the sealed one nor a later state of it."""
+    head = _read_seal(folder).get("head")
+    return bool(head) and not ledger.has_event(str(head))
+
+
+def seal_problem(folder: Path) -> str | None:
+    """What is wrong with the seal, if anything is."""
+    sealed = _read_seal(folder)
+    if not sealed:
+        return "is missing or cannot be read"
+    if sealed["counter"] != _counter(folder / LEDGER):
+        return "is of another state of the ledger: the last writer was stopped"
+    if sealed["sha256"] != sha256_of(folder / LEDGER):
+        return f"is not that of `{LEDGER}`: bytes have changed without a commit"
+    return None
+
+
+def _read_seal(folder: Path) -> dict[str, Any]:
+    """The seal; empty if there is none or it is malformed."""
+    path = folder / SEAL
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
+            return {}
+        content = path.read_bytes()
+        sealed = json.loads(content)
+    except (OSError, ValueError):
+        return {}
+    well_formed = isinstance(sealed, dict) and set(sealed) == FIELDS and json.dumps(sealed).encode() == content
+    return sealed if well_formed else {}
+
+
+def _counter(ledger: Path) -> int:
+    with ledger.open("rb") as file:
+        return int.from_bytes(file.read(28)[24:], "big")
