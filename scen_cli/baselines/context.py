@@ -1,21 +1,58 @@
-"""`MethodContext`: what a method has before its first edit, and what it computes once from that."""
+"""`MethodContext`: what a method has before its first edit, and what it computes once from that.
+
+Every answer of a comparison, of a base or of a method on it, is generated here in the same way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from scen_cli.baselines.generate import answer
+import torch
+from torch import Tensor
+
 from scen_cli.baselines.training_examples import Examples
 from scen_cli.data.records import EditRecord
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.model.base import Base
 from scen_cli.model.ffn import EditedLayer, find_layer
-from scen_cli.model.generation import context_length
+from scen_cli.model.generation import context_length, generate_answers
 from scen_cli.model.template import Prompt, Template
 from scen_cli.neurons.build_guard import unedited_prompts
+
+
+class Generates(Protocol):
+    """A method on a base, as far as answers need it."""
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]: ...
+
+    def generate(self, ids: Tensor, mask: Tensor, **options: Any) -> Tensor: ...
+
+
+def answer_tokens(
+    base: Base, template: Template, prompts: Sequence[Prompt], method: Generates | None = None, **options: Any
+) -> list[list[int]]:
+    """Generated tokens of a method as it is attached, or of the base alone; greedy unless `options` say otherwise."""
+    rows = [(method or template).prompt_ids(prompt) for prompt in prompts]
+
+    @torch.no_grad()
+    def generate(_batch: list[int], ids: Tensor, mask: Tensor, how: dict[str, Any]) -> Tensor:
+        if method is not None:
+            return method.generate(ids, mask, **how)
+        out: Tensor = base.model.generate(input_ids=ids, attention_mask=mask, **how)
+        return out
+
+    return generate_answers(base, template, rows, generate, **options)
+
+
+def answer(
+    base: Base, template: Template, prompts: Sequence[Prompt], method: Generates | None = None, **options: Any
+) -> list[str]:
+    """The same as texts."""
+    return [template.answer(tokens) for tokens in answer_tokens(base, template, prompts, method, **options)]
+
 
 T = TypeVar("T")
 

@@ -1,19 +1,247 @@
-"""MEMIT (Meng et al. 2023, "Mass-Editing Memory in a Transformer"): write all edits into W_down of a few layers, in
-closed form (their equation 14, layer by layer as in their Algorithm 1)."""
+"""MEMIT (Meng et al. 2023, "Mass-Editing Memory in a Transformer"): write all edits into W_down of a few layers.
+
+W_down is a linear memory of keys and values: C = lambda E[k k^T] over known keys (their equation 15), and the update
+Delta = R K^T (C + K K^T)^-1 (their equation 14, layer by layer as in their Algorithm 1), which is solved in float64.
+COMEBA-HK shares all but the class `Memit`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from scen_cli.baselines.closed_form_memory import ClosedFormSettings, EditContexts, known_keys, layer_update
 from scen_cli.baselines.context import MethodContext
-from scen_cli.baselines.method import attached
-from scen_cli.baselines.target_values import find_values
+from scen_cli.baselines.hook_method import block_of, moved, recorded
+from scen_cli.baselines.method import Settings, attached
+from scen_cli.baselines.training_examples import TEXTS_PER_PASS, Examples, batched, padded_right, run_texts, take_step
 from scen_cli.baselines.weight_method import WeightMethod
 from scen_cli.data.records import EditRecord
+from scen_cli.experts.fit_records import OPENINGS
+from scen_cli.model.ffn import EditedLayer, ridge_update
+from scen_cli.model.template import Prompt, Template
+
+
+class ClosedFormSettings(Settings):
+    """MEMIT's, with the values of its authors' GPT-J configuration where a number is given."""
+
+    layers: int = Field(1, ge=1, description="consecutive decoder layers to edit, up to the project's")
+    at: str = Field("subject", pattern="^(subject|last)$", description="edit the subject's last token, or the last")
+    contexts: int = Field(4, ge=1, le=4, description="texts per edit: the prompt alone, and after other sentences")
+    value_steps: int = Field(25, ge=1, description="Adam steps for a value")
+    value_lr: float = Field(0.5, gt=0, description="Adam's rate for a value, for hidden states of length sqrt(d)")
+    decay: float = Field(0.5, ge=0, description="weight decay on the value's move")
+    kl: float = Field(0.0625, ge=0, description="weight of the KL divergence on `SUBJECT is a`")
+    clamp: float = Field(0.75, gt=0, description="longest move, relative to the hidden state's length")
+    known: float = Field(15000, gt=0, description="lambda: the weight of the known keys")
+
+
+@dataclass(frozen=True)
+class EditContexts:
+    """Edits in the contexts they are learned in: each prompt alone, and after other sentences.
+
+    Attributes:
+        examples: All texts; those of one edit are consecutive, and its prompt alone comes first.
+        edit: (rows,) the index of each text's edit.
+        position: (rows,) the edited token: the last of the subject, or of the prompt.
+        plain: (edits,) the row of each edit's prompt alone.
+    """
+
+    examples: Examples
+    edit: Tensor
+    position: Tensor
+    plain: Tensor
+
+    @classmethod
+    def of(cls, context: MethodContext, edits: Sequence[EditRecord], count: int, at_subject: bool) -> EditContexts:
+        """`count` texts per edit, without those that do not fit the base's context."""
+        pairs: list[tuple[Prompt, str]] = []
+        edit_indices, positions, plain = [], [], []
+        for index, edit in enumerate(edits):
+            longer = (f"{opening} {edit.prompt}" for opening in OPENINGS[: count - 1])
+            texts = [edit.prompt, *(text for text in longer if context.has_room(text, edit.target))]
+            plain.append(len(pairs))
+            pairs += [(text, edit.target) for text in texts]
+            edit_indices += [index] * len(texts)
+            subject = edit.subject if at_subject else None
+            positions += [edited_position(context.template, text, subject) for text in texts]
+        tensors = (torch.tensor(numbers, device=context.base.device) for numbers in (edit_indices, positions, plain))
+        return cls(context.examples(pairs), *tensors)
+
+    def at_position(self, hidden: Tensor) -> Tensor:
+        """The row (rows, width), float32, of hidden (rows, tokens, width) at each text's edited token."""
+        return hidden[torch.arange(len(hidden), device=hidden.device), self.position].float()
+
+    def mean_by_edit(self, values: Tensor) -> Tensor:
+        """The mean (edits, width) of values (rows, width) over each edit's texts."""
+        count = len(self.plain)
+        sums = torch.zeros(count, values.shape[1], dtype=values.dtype, device=values.device)
+        return sums.index_add(0, self.edit, values) / torch.bincount(self.edit, minlength=count)[:, None]
+
+
+def edited_position(template: Template, prompt: str, subject: str | None) -> int:
+    """The index of the subject's last token in the prompt's tokens, at its last occurrence; of the last token if the
+    prompt does not contain the subject."""
+    tokens = template.prompt_ids(prompt)
+    ends = [
+        start + len(form) - 1
+        for form in template.subject_forms(subject, [prompt])
+        for start in range(len(tokens) - len(form) + 1)
+        if tuple(tokens[start : start + len(form)]) == form
+    ]
+    return max(ends, default=len(tokens) - 1)
+
+
+def known_keys(context: MethodContext, layers: Sequence[EditedLayer], weight: float) -> list[Tensor]:
+    """C (h, h) = weight * E[k k^T], float32, for each layer: over the keys of all tokens of the unedited prompts and
+    the base's answers. The mean is computed once per context."""
+    key = ("second moments", tuple(layer.index for layer in layers))
+    return [weight * moment for moment in context.cached(key, lambda: _second_moments(context, layers))]
+
+
+@torch.no_grad()
+def _second_moments(context: MethodContext, layers: Sequence[EditedLayer]) -> list[Tensor]:
+    sums = [torch.zeros(layer.ffn_width, layer.ffn_width, dtype=torch.float64) for layer in layers]
+    count = 0
+    template = context.template
+    texts = [template.prompt_ids(p) + (template.target_ids(p, a) if a else []) for p, a in context.unedited]
+    for batch in batched(texts, TEXTS_PER_PASS):
+        ids, mask = padded_right(batch, context.base.device)
+        with recorded(*(layer.down_proj for layer in layers)) as seen:
+            run_texts(context.base.model, ids)
+        for total, layer in zip(sums, layers, strict=True):
+            keys = seen[layer.down_proj][0][mask.bool()].double().cpu()
+            total += keys.T @ keys
+        count += int(mask.sum())
+    return [(total / max(count, 1)).float().to(context.base.device) for total in sums]
+
+
+@torch.no_grad()
+def layer_update(
+    model: PreTrainedModel, layers: Sequence[EditedLayer], index: int, c: Tensor, contexts: EditContexts, values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The update of one of the edited layers, for the model as it is now.
+
+    Args:
+        model: The model with the updates of the layers before.
+        layers: All edited layers; each takes an equal share of the residual that is left.
+        index: The position in `layers` of the layer to update.
+        c: The layer's C (h, h).
+        contexts: The edits.
+        values: The hidden states (edits, d) that the last edited layer shall give.
+
+    Returns:
+        The keys (edits, h), means over contexts, and Delta (d, h) in float64.
+    """
+    down_proj, last = layers[index].down_proj, block_of(layers[-1])
+    with recorded(down_proj, last) as seen:
+        run_texts(model, contexts.examples.ids)
+    keys = contexts.mean_by_edit(contexts.at_position(seen[down_proj][0]))
+    residual = values - contexts.at_position(seen[last][1])[contexts.plain]
+    return keys, ridge_update(c, keys.T, residual.T / (len(layers) - index))
+
+
+AnsweringBlock = Callable[[Tensor, Tensor], AbstractContextManager[Any]]  # see `Method.answering`
+LEARNED = 5e-2  # MEMIT's: an edit with a smaller loss takes no more steps
+
+
+def find_values(
+    context: MethodContext,
+    layer: EditedLayer,
+    contexts: EditContexts,
+    edits: Sequence[EditRecord],
+    settings: ClosedFormSettings,
+    answering: AnsweringBlock = lambda _ids, _mask: nullcontext(),
+) -> Tensor:
+    """Optimise the hidden states z that a decoder layer shall give at each edit's position.
+
+    All edits run together, each independent of the others. The loss of an edit is the mean loss of its target over
+    its contexts, plus the KL divergence of the next token after `SUBJECT is a` from the base's, plus the squared
+    length of the move. The length of the move is clamped.
+
+    Args:
+        context: The base and the template.
+        layer: The last edited layer.
+        contexts: The edits' texts.
+        edits: The edits.
+        settings: Steps, rate and weights.
+        answering: A block for texts that begin with prompts (ids, mask).
+
+    Returns:
+        z (edits, d), float32.
+    """
+    model, block, examples = context.base.model, block_of(layer), contexts.examples
+    with torch.no_grad(), answering(*examples.prompts), recorded(block) as seen:
+        run_texts(model, examples.ids)
+    before = contexts.at_position(seen[block][1])[contexts.plain]
+    length = before.norm(dim=1, keepdim=True)
+    unit = length / before.shape[1] ** 0.5  # so that a learning rate means the same on bases of all sizes
+    subject_kl = _SubjectKL(context, edits, settings.kl)
+    move = torch.zeros_like(before, requires_grad=True)
+    optimizer = torch.optim.Adam([move], lr=settings.value_lr)
+    share = 1 / torch.bincount(contexts.edit, minlength=len(edits))[contexts.edit]
+    best = torch.zeros_like(before)
+    done = torch.zeros(len(edits), dtype=torch.bool, device=before.device)
+    with torch.enable_grad():
+        for step in range(settings.value_steps + 1):
+            with answering(*examples.prompts), moved(block, contexts.position, (move * unit)[contexts.edit]):
+                target_losses = examples.losses(run_texts(model, examples.ids))
+            losses = torch.zeros_like(unit[:, 0]).index_add(0, contexts.edit, target_losses * share)
+            losses = losses + subject_kl.losses(block, move * unit, answering)
+            losses = losses + settings.decay * ((move * unit) ** 2).sum(dim=1) / length[:, 0] ** 2
+            with torch.no_grad():
+                best = torch.where(done[:, None], best, move * unit)
+                done = done | (losses < LEARNED)
+            if step == settings.value_steps or bool(done.all()):
+                break
+            take_step(optimizer, losses.sum())
+            with torch.no_grad():
+                room = settings.clamp * length / (move * unit).norm(dim=1, keepdim=True).clamp(min=1e-12)
+                move *= room.clamp(max=1)
+    return before + best
+
+
+class _SubjectKL:
+    """Keeps the next token after `SUBJECT is a`, for the edits that name their subject."""
+
+    def __init__(self, context: MethodContext, edits: Sequence[EditRecord], weight: float) -> None:
+        self.model, self.weight = context.base.model, weight
+        named = [(index, edit.subject) for index, edit in enumerate(edits) if edit.subject and weight]
+        self.edits = [index for index, _subject in named]
+        if not named:
+            return
+        template, device = context.template, self.model.device
+        plain = Template(template.tokenizer, "none", template.end_id, template.end_ids)
+        texts = [(f"{subject} is a", subject) for _index, subject in named]
+        self.ids, self.mask = padded_right([plain.prompt_ids(text) for text, _subject in texts], device)
+        self.position = torch.tensor([edited_position(plain, *pair) for pair in texts], device=device)
+        self.before: Tensor | None = None
+
+    def losses(self, block: nn.Module, move: Tensor, answering: AnsweringBlock) -> Tensor:
+        """The weighted divergences (edits,), zero for an edit without a subject."""
+        zero = torch.zeros(len(move), device=move.device)
+        if not self.edits:
+            return zero
+        rows = torch.tensor(self.edits, device=move.device)
+        with answering(self.ids, self.mask):
+            if self.before is None:
+                with torch.no_grad():
+                    self.before = self._next_token()
+            with moved(block, self.position, move[rows]):
+                after = self._next_token()
+        divergence = nn.functional.kl_div(after, self.before, log_target=True, reduction="none").sum(dim=1)
+        return zero.index_add(0, rows, self.weight * divergence)
+
+    def _next_token(self) -> Tensor:
+        logits = run_texts(self.model, self.ids)
+        rows = torch.arange(len(self.ids), device=logits.device)
+        return logits[rows, self.mask.sum(dim=1) - 1].float().log_softmax(dim=-1)
 
 
 class MemitSettings(ClosedFormSettings):

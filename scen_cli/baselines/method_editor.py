@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from scen_cli.baselines.catalogue import find_method, make_method
-from scen_cli.baselines.context import MethodContext
-from scen_cli.baselines.generate import answer_tokens
+from scen_cli.baselines.context import MethodContext, answer_tokens
 from scen_cli.baselines.method import Method, attached, make_settings
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
@@ -26,16 +25,15 @@ from scen_cli.editing.loaded_project import LoadedProject
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
 from scen_cli.experts.fit_records import FitAll
 from scen_cli.model.base import Base
-from scen_cli.model.generation import Answers
+from scen_cli.model.generation import Answers, Progress, no_progress
 from scen_cli.model.keys import KeyConfig
 from scen_cli.model.template import Prompt
 from scen_cli.neurons.build_guard import make_guard
-from scen_cli.project.commit_rows import TrainedEdit, TrainingStats
+from scen_cli.project.commit_edits import TrainedEdit, TrainingStats
+from scen_cli.project.ledger_queries import FORMAT
 from scen_cli.project.ledger_rows import Edit
-from scen_cli.project.method_batches import batches_without, commit_batch, revert_batch
-from scen_cli.project.method_state import read_state, state_setting
+from scen_cli.project.method_state import batches_without, commit_batch, read_state, revert_batch, state_setting
 from scen_cli.project.project import Project
-from scen_cli.project.settings import FORMAT
 
 UNUSED_THETA = 0.5  # every ledger has a threshold; only SCEN uses it
 
@@ -181,6 +179,7 @@ def new_method_project(
     guard: Path | None = None,
     base: Base | None = None,
     author: str | None = None,
+    progress: Progress = no_progress,
 ) -> Project:
     """Create a project that edits by another method than SCEN, and do what the method does once before its first edit.
 
@@ -192,13 +191,14 @@ def new_method_project(
         guard: A file of unedited prompts; None: the base samples some.
         base: The base, if it is loaded already.
         author: Recorded in the log.
+        progress: Called with the number of guard prompts that are done.
 
     Raises:
         UsageError: As `new_project`; and for an unknown method or setting.
     """
     settings = method_settings(method, changes or {})
     checked = options.load(Path(folder), base)
-    new_guard = make_guard(checked.base, checked.template, checked.edited, KeyConfig(), options.seed, guard)
+    new_guard = make_guard(checked.base, checked.template, checked.edited, KeyConfig(), options.seed, guard, progress)
     prompts = [prompt for prompt, _split, _source in new_guard.prompts]
     context = MethodContext(checked.base, checked.template, checked.edited.index, prompts, seed=options.seed)
     new = make_method(method, context, settings)

@@ -1,4 +1,4 @@
-"""`RetrievalMethod`: methods that prepend the retrieved edit to a prompt, as an earlier turn."""
+"""`RetrievalMethod`: methods that prepend the retrieved edit to a prompt, as an earlier turn. In-context is one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -139,3 +140,37 @@ class RetrievalMethod(Method):
         edits = list(zip(texts[::2], texts[1::2], strict=True)) if len(state["edits"]) else []
         [self.vectors] = self.loaded(state, {"vectors": (len(edits), self.vectors.shape[1])})
         self.edits = edits
+
+
+class InContextSettings(Settings):
+    """One edit before a prompt, if it is near enough."""
+
+    nearness: float = Field(0.5, ge=-1, le=1, description="least cosine at which an edit is prepended")
+
+
+class InContext(RetrievalMethod):
+    """`mean` (h,) is the mean of the unedited prompts' keys."""
+
+    name = "in-context"
+    settings: InContextSettings
+
+    def __init__(self, context: MethodContext, settings: InContextSettings) -> None:
+        super().__init__(context, settings, settings.nearness)
+        self.mean = torch.zeros(self.layer.ffn_width, device=self.base.device)
+
+    def prepare(self) -> None:
+        if self.context.prompts:
+            self.mean = self.mean_keys(self.layer, self.context.prompts).mean(dim=0)
+
+    def embed(self, keys: Tensor) -> Tensor:
+        return nn.functional.normalize(keys - self.mean, dim=1)
+
+    def score(self, vectors: Tensor) -> Tensor:
+        return vectors @ self.vectors.T
+
+    def state(self) -> dict[str, Tensor]:
+        return {**super().state(), "mean": self.mean}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        super().load(state)
+        [self.mean] = self.loaded(state, {"mean": self.mean.shape})

@@ -1,1 +1,1 @@
-"""The embedded demo base: a small world of invented facts, the Llama trained on it, and its training script."""
+"""The embedded demo base: a small world of invented facts, and the Llama trained on it."""

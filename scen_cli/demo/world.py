@@ -11,8 +11,11 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
+
+import jsonlines
 
 SEED = 2024
 SEEN_PHRASINGS = 8  # the first phrasings of a relation may occur in training; the last two never do
@@ -119,3 +122,29 @@ def _names(kind: str, count: int, rng: random.Random, syllables: int = 2) -> lis
             name = f"{name} {rng.choice(_COMPANY_SUFFIXES)}"
         names.append(name)
     return names
+
+
+FACTS = Path(__file__).parent / "base" / "facts.jsonl"
+FURTHER = 700  # further facts that the suite edits
+
+
+def all_facts() -> list[Fact]:
+    """The world's facts, then the further facts."""
+    return build_world() + further_facts(FURTHER)
+
+
+@cache
+def _facts_and_answers() -> list[tuple[Fact, list[str]]]:
+    """Every fact with the base's answers to its phrasings, as the training script recorded them."""
+    with jsonlines.open(FACTS) as rows:
+        return [(fact, row["base_answers"]) for fact, row in zip(all_facts(), rows, strict=True)]
+
+
+def editable_facts() -> list[Fact]:
+    """Unknown facts that the base answers wrongly in every phrasing, in a fixed order (D_edit)."""
+    return [fact for fact, answers in _facts_and_answers() if not fact.known and fact.answer not in answers]
+
+
+def right_facts() -> list[Fact]:
+    """Known facts that the base answers rightly in their first phrasing (D_loc)."""
+    return [fact for fact, answers in _facts_and_answers() if fact.known and answers[0] == fact.answer]

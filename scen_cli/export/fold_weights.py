@@ -19,10 +19,9 @@ from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.evaluation.metrics import Figure, Share
 from scen_cli.evaluation.samples import PAPER_ROLES, REPHRASES
-from scen_cli.model.ffn import EditedLayer
+from scen_cli.model.ffn import EditedLayer, ridge_update
 from scen_cli.model.generation import BATCH
 from scen_cli.model.keys import read_input
-from scen_cli.model.ridge_update import ridge_update
 from scen_cli.neurons.build_guard import unedited_prompts
 from scen_cli.project.ledger_rows import Edit
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -65,12 +65,12 @@ class EditedLayer:
     projection: nn.Linear | Conv1D
     module_name: str
 
-    def base_weight(self) -> torch.Tensor:
+    def base_weight(self) -> Tensor:
         """A float32 copy of the projection's weight, (out, in): (d, h) for W_down. Full experts start from it."""
         weight = weight_of(self.projection)
         return (weight.T if isinstance(self.projection, Conv1D) else weight).contiguous()
 
-    def as_stored(self, weight: torch.Tensor) -> torch.Tensor:
+    def as_stored(self, weight: Tensor) -> Tensor:
         """A weight (out, in) in the base's own layout: GPT-2's Conv1D stores it transposed."""
         return weight.T if isinstance(self.projection, Conv1D) else weight
 
@@ -117,6 +117,22 @@ def find_layer(model: PreTrainedModel, layer: int, target_module: str = "down") 
     prefix = f"{model.base_model_prefix}.{names.layers}.{layer}"
     down_proj, projection = _matrix(layers[layer], names.down), _matrix(layers[layer], name)
     return EditedLayer(layers, layer, down_proj, f"{prefix}.{names.down}", projection, f"{prefix}.{name}")
+
+
+def ridge_update(c: Tensor, keys: Tensor, residual: Tensor) -> Tensor:
+    """The change of W_down that maps each key k to W k + r and moves other keys least (regularised least squares): the
+    closed form of MEMIT and COMEBA-HK.
+
+    Args:
+        c: Second moment of the keys that must stay, scaled by their weight, (h, h).
+        keys: Keys of the edits as columns, K (h, n).
+        residual: Wanted changes of the output as columns, R (d, n).
+
+    Returns:
+        R K^T (C + K K^T)^-1, (d, h), in float64.
+    """
+    keys, residual = keys.double(), residual.double()
+    return torch.linalg.solve(c.double() + keys @ keys.T, keys @ residual.T).T
 
 
 def _module_names(model: PreTrainedModel) -> ModuleNames:

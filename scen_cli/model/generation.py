@@ -1,4 +1,8 @@
-"""The one loop that generates answers: token rows in, generated tokens out, in batches."""
+"""The one loop that generates answers: token rows in, generated tokens out, in batches. Also, sampled prompts.
+
+A base that was tuned on a template has learned which prompts occur in it: generate after the template's opening.
+(Magpie, Xu et al. 2024, samples instructions from chat models in the same way.)
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,9 +20,17 @@ from scen_cli.model.template import Template
 
 MAX_NEW_TOKENS = 50
 BATCH = 64  # prompts generated together
+# Of sampled prompts: the longest in tokens, how many in a batch, and samples per wanted prompt.
+SAMPLE_TOKENS, SAMPLE_BATCH, TRIES = 64, 100, 3
+
+Progress = Callable[[int], None]  # called with the number of items done so far
 
 # Generates one batch: (indices of its rows, ids, attention mask, options of `generate`) -> ids with the answers.
 GenerateBatch = Callable[[list[int], Tensor, Tensor, dict[str, Any]], Tensor]
+
+
+def no_progress(_done: int) -> None:
+    """The progress callback that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -115,3 +128,55 @@ def pad_token_id(base: Base, template: Template) -> int:
     pad = base.tokenizer.pad_token_id
     rows = base.model.get_input_embeddings().weight.shape[0]
     return int(pad) if pad is not None and pad < rows else template.end_id
+
+
+@torch.no_grad()
+def sample_prompts(
+    base: Base, template: Template, count: int, seed: int, minimum: int = 0, progress: Progress = no_progress
+) -> list[str]:
+    """Sample at most `count` different prompts at temperature 1. Global random state does not change.
+
+    Args:
+        base: The base.
+        template: Sampling starts after its opening; a sample counts if it ends with its closing.
+        count: The number of wanted prompts.
+        seed: The same seed gives the same prompts.
+        minimum: Sampling stops after a third of the tries if less than a quarter of this number has come.
+        progress: Called with the number of prompts so far.
+
+    Returns:
+        The prompts; fewer than `count`, or none, if few samples end as the template does.
+    """
+    frame = template.frame()
+    ids = torch.tensor([[*frame.start, *frame.opening]], device=base.device)
+    if not ids.numel():
+        return []
+    ends = sorted({*template.end_ids, *(frame.closing[:1] if len(frame.closing) == 1 else ())})
+    prompts: dict[str, None] = {}
+    with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        size = min(SAMPLE_BATCH, count)
+        batches = -(-count * TRIES // size)
+        for batch in range(batches):
+            if batch == batches // 3 and len(prompts) < minimum / 4:
+                break
+            out = base.model.generate(
+                input_ids=ids.expand(size, -1),
+                attention_mask=torch.ones_like(ids).expand(size, -1),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=SAMPLE_TOKENS,
+                pad_token_id=ends[0],
+                eos_token_id=ends,
+            )
+            for tokens in out[:, ids.shape[1] :].tolist():
+                text = frame.extract_prompt(tokens, template.end_ids)
+                prompt = base.tokenizer.decode(text, skip_special_tokens=True).strip()
+                if prompt and "\ufffd" not in prompt:
+                    prompts.setdefault(prompt)
+            progress(len(prompts))
+            if len(prompts) >= count:
+                break
+    return list(prompts)[:count]

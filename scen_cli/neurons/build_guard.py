@@ -11,23 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scen_cli.data.cache import cached_texts
+from scen_cli.data.question_bank import bank_questions
 from scen_cli.data.suites import read_prompts
+from scen_cli.data.write_files import cached_texts
 from scen_cli.errors import UsageError
 from scen_cli.model.base import Base
 from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer
-from scen_cli.model.generation import room_for_answer
+from scen_cli.model.generation import Progress, no_progress, room_for_answer, sample_prompts
 from scen_cli.model.keys import KeyConfig, padded, read_segments
+from scen_cli.model.known_bases import is_demo
 from scen_cli.model.quantization import is_whole
 from scen_cli.model.routing import Whitening
-from scen_cli.model.sample_prompts import sample_prompts
 from scen_cli.model.template import Template
 from scen_cli.neurons.closed_form import whitening_of
-from scen_cli.project.guard import SELF_WRITTEN, SHARES, Guard, GuardTensors, NewGuard
+from scen_cli.project.guard import QUESTION_BANK, SELF_WRITTEN, SHARES, Guard, GuardTensors, NewGuard
 from scen_cli.recipe import Recipe
 
-SAMPLED_PROMPTS = 2000
+BANK_QUESTIONS, SAMPLED_BESIDE_BANK = 1200, 32  # the default guard
+SAMPLED_PROMPTS = 2000  # the guard of the demo base, whose world is invented: the bank knows nothing of it
 MIN_PROMPTS = 50
 BATCH = 64  # prompts in one forward pass
 ALIKE = 0.5  # from this mean cosine of different prompts' keys on, keys distinguish prompts badly
@@ -42,20 +44,42 @@ def key_config_of(template: Template, recipe: Recipe) -> KeyConfig:
 
 
 def make_guard(
-    base: Base, template: Template, edited: EditedLayer, key_config: KeyConfig, seed: int, file: Path | None
+    base: Base,
+    template: Template,
+    edited: EditedLayer,
+    key_config: KeyConfig,
+    seed: int,
+    file: Path | None,
+    progress: Progress = no_progress,
 ) -> NewGuard:
-    """Build a guard from a file, or from prompts that the base samples. Raises `UsageError` as `unedited_prompts`."""
-    source = str(file.resolve()) if file else SELF_WRITTEN
-    return guard_from(unedited_prompts(base, template, seed, file), source, base, template, edited, key_config, seed)
+    """Build a guard from a file, or the default guard.
+
+    Raises:
+        UsageError: As `unedited_prompts`.
+    """
+    source = str(file.resolve()) if file else SELF_WRITTEN if is_demo(base.folder) else QUESTION_BANK
+    prompts = unedited_prompts(base, template, seed, file, progress)
+    return guard_from(prompts, source, base, template, edited, key_config, seed, progress)
 
 
-def unedited_prompts(base: Base, template: Template, seed: int, file: Path | None) -> list[str]:
-    """Prompts of a file, or `SAMPLED_PROMPTS` prompts sampled from the base, without those that exceed its context.
+def unedited_prompts(
+    base: Base, template: Template, seed: int, file: Path | None, progress: Progress = no_progress
+) -> list[str]:
+    """Prompts of a file, or the default ones, without those that exceed the base's context.
+
+    The default prompts are questions of the bank, which are like the questions that people edit, and a few prompts
+    that the base samples.
 
     Raises:
         UsageError: The file cannot be read, or there are fewer than `MIN_PROMPTS` prompts.
     """
-    prompts = list(dict.fromkeys(read_prompts(file))) if file else _sampled_prompts(base, template, seed)
+    if file:
+        prompts = list(dict.fromkeys(read_prompts(file)))
+    elif is_demo(base.folder):
+        prompts = _sampled_prompts(base, template, SAMPLED_PROMPTS, seed, progress)
+    else:
+        bank = bank_questions(BANK_QUESTIONS, seed)
+        prompts = list(dict.fromkeys(bank + _sampled_prompts(base, template, SAMPLED_BESIDE_BANK, seed, progress)))
     lengths = [len(template.prompt_ids(prompt)) for prompt in prompts]
     prompts = [
         prompt
@@ -71,16 +95,16 @@ def unedited_prompts(base: Base, template: Template, seed: int, file: Path | Non
     return prompts
 
 
-def _sampled_prompts(base: Base, template: Template, seed: int) -> list[str]:
+def _sampled_prompts(base: Base, template: Template, count: int, seed: int, progress: Progress) -> list[str]:
     """Sample prompts from the base. Cached, unless the base is quantised or partly offloaded."""
 
     def sample() -> list[str]:
-        return sample_prompts(base, template, SAMPLED_PROMPTS, seed, MIN_PROMPTS)
+        return sample_prompts(base, template, count, seed, min(count, MIN_PROMPTS), progress)
 
     if not is_whole(base.model):
         return sample()
     base_id = [digest_of(base.folder), str(base.model.dtype), str(base.device), torch.__version__]
-    return cached_texts("sampled-prompts", [base_id, template.form, SAMPLED_PROMPTS, seed], sample)
+    return cached_texts("sampled-prompts", [base_id, template.form, count, seed], sample)
 
 
 def guard_from(
@@ -91,6 +115,7 @@ def guard_from(
     edited: EditedLayer,
     key_config: KeyConfig,
     seed: int,
+    progress: Progress = no_progress,
 ) -> NewGuard:
     """Split prompts at random (seeded) into `SHARES` and read their keys.
 
@@ -103,7 +128,7 @@ def guard_from(
     for index, prompt in enumerate(prompts):
         split = next(split for split, end in ends.items() if index < end * len(prompts))
         rows.append((prompt, split, source))
-    return _with_keys(rows, base, template, edited, key_config)
+    return _with_keys(rows, base, template, edited, key_config, progress)
 
 
 def reread_keys(guard: Guard, base: Base, template: Template, edited: EditedLayer, key_config: KeyConfig) -> NewGuard:
@@ -113,11 +138,16 @@ def reread_keys(guard: Guard, base: Base, template: Template, edited: EditedLaye
 
 
 def _with_keys(
-    rows: list[tuple[str, str, str]], base: Base, template: Template, edited: EditedLayer, key_config: KeyConfig
+    rows: list[tuple[str, str, str]],
+    base: Base,
+    template: Template,
+    edited: EditedLayer,
+    key_config: KeyConfig,
+    progress: Progress = no_progress,
 ) -> NewGuard:
     """Read the keys of guard rows (prompt, split, source), and compute the whitening from the split `fit`."""
     tokens = [template.prompt_ids(prompt) for prompt, _split, _source in rows]
-    keys, prompt_of_key = read_segment_keys(base, edited, tokens, key_config)
+    keys, prompt_of_key = read_segment_keys(base, edited, tokens, key_config, progress)
     whitening = whitening_of(keys[torch.tensor([rows[prompt][1] == "fit" for prompt in prompt_of_key.tolist()])])
     tensors = keys, prompt_of_key, whitening.mean, whitening.axes, whitening.scales
     return NewGuard(rows, GuardTensors(*(tensor.numpy() for tensor in tensors)))
@@ -163,7 +193,11 @@ def whitening_in(guard: Guard) -> Whitening:
 
 
 def read_segment_keys(
-    base: Base, edited: EditedLayer, sequences: Sequence[Sequence[int]], key_config: KeyConfig
+    base: Base,
+    edited: EditedLayer,
+    sequences: Sequence[Sequence[int]],
+    key_config: KeyConfig,
+    progress: Progress = no_progress,
 ) -> tuple[Tensor, Tensor]:
     """Read the keys of token sequences and of their segments, in batches.
 
@@ -175,6 +209,7 @@ def read_segment_keys(
         ids, mask = padded(sequences[start : start + BATCH], 0)
         keys, rows = read_segments(base.model, edited.down_proj, ids.to(base.device), mask.to(base.device), key_config)
         batches.append((keys.cpu(), rows + start))
+        progress(min(start + BATCH, len(sequences)))
     return torch.cat([keys for keys, _rows in batches]), torch.cat([rows for _keys, rows in batches])
 
 

@@ -1,7 +1,8 @@
 """Fine-tune a base on questions and answers: the first stage of the ZsRE protocol.
 
-A plain training loop. It writes a checkpoint after every epoch. A stopped run resumes from the last checkpoint and
-ends with exactly the same weights as a run without interruption.
+A plain training loop. After every epoch it writes a checkpoint: weights, Adam's moments and the state of the run in one
+safetensors file. A stopped run resumes from the last checkpoint and ends with exactly the same weights as a run
+without interruption.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from scen_cli.data.records import EditRecord
-from scen_cli.data.write_records import digest, write_json, write_lines
+from scen_cli.data.write_files import digest, write_json, write_lines
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import Base
 from scen_cli.model.digest import digest_of
@@ -28,7 +32,57 @@ from scen_cli.model.keys import positions_of
 from scen_cli.model.quantization import is_whole
 from scen_cli.model.template import Template, make_template
 from scen_cli.studies import ProgressCallback
-from scen_cli.studies.training_checkpoint import CHECKPOINT, check_same_run, load_checkpoint, save_checkpoint
+
+CHECKPOINT = "checkpoint.safetensors"
+WEIGHT = "weight"  # the tensor name is NAME|weight for a parameter and NAME|KEY for an entry of Adam's state
+
+
+def save_checkpoint(
+    path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Write the file under a temporary name, then rename it: an interrupted write leaves the previous checkpoint."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for key, value in {WEIGHT: parameter.detach(), **optimizer.state[parameter]}.items():
+            tensors[f"{name}|{key}"] = torch.as_tensor(value).contiguous().clone()
+    temporary = path.with_name(f"{path.name}.tmp")
+    save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+    temporary.replace(path)
+
+
+def load_checkpoint(
+    path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Load weights and moments into model and optimizer; return the run's state, or None if there is no checkpoint.
+
+    Raises:
+        UsageError: the checkpoint belongs to a run with other settings.
+    """
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        state: dict[str, Any] = json.loads(file.metadata()["state"])
+        check_same_run(path.parent, state, settings)
+        parameters = dict(model.named_parameters())
+        for tensor_name in file.keys():  # noqa: SIM118 (the file object is no dictionary)
+            name, _, key = tensor_name.rpartition("|")
+            parameter, value = parameters[name], file.get_tensor(tensor_name)
+            if key == WEIGHT:
+                parameter.data.copy_(value)
+            else:  # Adam keeps `step` on the CPU
+                optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    return state
+
+
+def check_same_run(folder: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise `UsageError` if the saved state differs from the settings of this run."""
+    different = next((name for name, value in settings.items() if state.get(name) != value), None)
+    if different is not None:
+        raise UsageError(
+            f"`{folder}` holds a run with another {different}: {state.get(different)}", hint="give another --out"
+        )
+
 
 IGNORED = -100  # label of a token without loss
 TrainingSequence = tuple[list[int], int]  # token ids of prompt, target and end; number of target and end tokens

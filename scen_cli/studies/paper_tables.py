@@ -1,12 +1,15 @@
-"""The paper's tables and figures: the project variants that each compares, and the rows it reports."""
+"""The paper's tables and figures: the project variants that each compares, the rows it reports, and their files."""
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from scen_cli.data.passages import Passages
+from scen_cli.data.suites import Passages
 from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.curves import activation_map
 from scen_cli.evaluation.evaluate_project import sweep_theta
@@ -186,3 +189,21 @@ def _row(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _shares(figures: dict[str, Any]) -> dict[str, Any]:
     return {role: figures[role]["share"] for role in PAPER_ROLES}
+
+
+def write_result(name: str, result: StudyResult, metadata: dict[str, Any], folder: Path) -> list[Path]:
+    """Write `NAME.json`, `NAME.csv`, and `NAME.png` for a figure; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    json_path, csv_path, picture = (folder / f"{name}.{suffix}" for suffix in ("json", "csv", "png"))
+    content = {**metadata, "rows": result.rows, "maps": result.maps}
+    json_path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    with csv_path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(result.rows[0]))
+        writer.writeheader()
+        writer.writerows(result.rows)
+    if not name.startswith("fig"):
+        return [json_path, csv_path]
+    from scen_cli.report import pictures
+
+    pictures.save(pictures.of_study(name, result.rows, result.maps, metadata), picture)
+    return [json_path, csv_path, picture]

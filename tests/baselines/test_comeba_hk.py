@@ -7,7 +7,7 @@ from scen_cli.baselines.catalogue import prepared_method
 from scen_cli.baselines.comeba_hk import ROUNDING, Spread
 from scen_cli.baselines.context import answer
 from scen_cli.baselines.method import attached
-from scen_cli.model.ridge_update import ridge_update
+from scen_cli.model.ffn import ridge_update
 from tests.baselines.fits import FITS
 
 SETTINGS = {**FITS["comeba-hk"], "batch": 30}

@@ -7,11 +7,18 @@ import random
 
 import pytest
 
+from benchmarks.train_demo_base import build_model, build_tokenizer
 from scen_cli.data.suites import demo_edits
-from scen_cli.demo.facts import _facts_and_answers, all_facts, editable_facts, right_facts
-from scen_cli.demo.train import build_model, build_tokenizer
-from scen_cli.demo.world import RELATIONS, SEEN_PHRASINGS, build_world
-from scen_cli.model.base import DEMO
+from scen_cli.demo.world import (
+    RELATIONS,
+    SEEN_PHRASINGS,
+    _facts_and_answers,
+    all_facts,
+    build_world,
+    editable_facts,
+    right_facts,
+)
+from scen_cli.model.known_bases import DEMO
 from scen_cli.project.project import Project
 
 

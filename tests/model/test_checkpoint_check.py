@@ -9,8 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from scen_cli.errors import UsageError
-from scen_cli.model.base import load_base
-from scen_cli.model.checkpoint_check import check_files
+from scen_cli.model.base import check_files, load_base
 from scen_cli.model.known_bases import DEMO
 from scen_cli.model.template import make_template
 

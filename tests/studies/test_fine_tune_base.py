@@ -11,7 +11,7 @@ from scen_cli.data.records import EditRecord, Question
 from scen_cli.data.suites import as_question, train_test_split
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import load_base
-from scen_cli.studies import fine_tune_base, training_checkpoint
+from scen_cli.studies import fine_tune_base
 from scen_cli.studies.fine_tune_base import FineTuningConfig, fine_tune
 from tests.model.tiny import DENSE, save_tiny
 
@@ -94,7 +94,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, epoch):
 
 def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_previous_one(tiny, tmp_path, monkeypatch):
     run(tiny(), tmp_path / "whole")
-    save_file = training_checkpoint.save_file
+    save_file = fine_tune_base.save_file
 
     def write_half(tensors, path, metadata):
         save_file(tensors, path, metadata=metadata)
@@ -103,7 +103,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_previous_one
 
     run_interrupted(tiny(), tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(training_checkpoint, "save_file", write_half)
+        patch.setattr(fine_tune_base, "save_file", write_half)
         with pytest.raises(KeyboardInterrupt):
             run(tiny(), tmp_path / "out")
     assert (tmp_path / "out" / f"{CHECKPOINT}.tmp").exists()

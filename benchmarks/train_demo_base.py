@@ -1,4 +1,4 @@
-"""Train the demo base from random weights: `python -m scen_cli.demo.train --out DIR`.
+"""Train the demo base from random weights: `python -m benchmarks.train_demo_base --out DIR`.
 
 Writes config, tokenizer, weights and `facts.jsonl` (the base's answer to every question). The shipped folder
 `scen_cli/demo/base` is the output of this script with its default seed; `training.json` in it has the training time
