@@ -17,7 +17,6 @@ from scen_cli.project.edit_files import EditTensors, LowRankArrays, write_edit
 from scen_cli.project.event_log import MUTABLE, digest_of_row
 from scen_cli.project.ledger import now
 from scen_cli.project.ledger_rows import Edit, Threshold
-from scen_cli.project.project import Project
 from scen_cli.project.tensor_files import StoredFile
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -30,8 +30,10 @@ from scen_cli.project.commit_edits import (
 from scen_cli.project.event_log import STATE_FIELDS
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.ledger_rows import Edit
-from scen_cli.project.project import Project
 from scen_cli.project.tensor_files import RESTORE_HINT, StoredFile, regular, write_tensors
+
+if TYPE_CHECKING:
+    from scen_cli.project.project import Project
 
 STATE_FILE = re.compile(r"method-[0-9a-f]{8}\.safetensors")
 STATE_FORMAT = "scen-method-1"
