@@ -98,14 +98,16 @@ def init(
     base = BaseOptions(
         model, layer, revision, dtype, device, target_module, template, seed, quantize, device_map, gguf_file
     )
-    out.note("preparing the guard: the base samples prompts" if guard is None else "reading the guard's keys")
-    if method is not None:
-        from scen_cli.baselines.method_editor import new_method_project
+    with out.counting("guard prompts") as progress:
+        if method is not None:
+            from scen_cli.baselines.method_editor import new_method_project
 
-        project = new_method_project(dir, method, base, changes, guard, author=author)
-    else:
-        project = new_project(dir, base, recipe=recipe, changes=changes, guard=guard, author=author)
-        _warn_of_similar_keys(project, out)
+            project = new_method_project(dir, method, base, changes, guard, author=author, progress=progress)
+        else:
+            project = new_project(
+                dir, base, recipe=recipe, changes=changes, guard=guard, author=author, progress=progress
+            )
+            _warn_of_similar_keys(project, out)
     if device_map and device != "auto":
         out.warn(f"the whole base is on `{device}` now: `--device-map` applies where `--device` is not given")
     out.result({"dir": str(dir), **project.settings}, f"project created in `{dir}`", table(("", ""), _rows(project)))

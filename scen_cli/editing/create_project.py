@@ -11,6 +11,7 @@ from scen_cli.errors import UsageError
 from scen_cli.model.base import DTYPES, Base, commit_of, files_stamp, load_base
 from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer, find_layer
+from scen_cli.model.generation import Progress, no_progress
 from scen_cli.model.gguf_base import source_of
 from scen_cli.model.known_bases import KNOWN, KnownBase
 from scen_cli.model.quantization import check_known, check_loaded_as
@@ -18,8 +19,8 @@ from scen_cli.model.template import Template, make_template
 from scen_cli.neurons.build_guard import key_config_of, make_guard, reread_keys
 from scen_cli.neurons.calibration import check_enough
 from scen_cli.project.guard import Guard, NewGuard
+from scen_cli.project.ledger_queries import FORMAT
 from scen_cli.project.project import Project, refuse_existing
-from scen_cli.project.settings import FORMAT
 from scen_cli.recipe import DEFAULT_RECIPE, DEMO_RATES, Recipe, make_recipe
 
 
@@ -120,6 +121,7 @@ def new_project(
     guard: Path | Guard | NewGuard | None = None,
     base: Base | None = None,
     author: str | None = None,
+    progress: Progress = no_progress,
     **base_options: Any,
 ) -> Project:
     """Create a project that edits a base by SCEN.
@@ -134,6 +136,7 @@ def new_project(
             the base samples prompts, if the recipe needs a guard.
         base: The base, if it is loaded already.
         author: Recorded in the log.
+        progress: Called with the number of guard prompts that are done, first sampled, then read.
         **base_options: Further fields of `BaseOptions`.
 
     Returns:
@@ -151,7 +154,7 @@ def new_project(
     if isinstance(guard, Guard):
         guard = reread_keys(guard, checked.base, checked.template, checked.edited, key_config)
     elif not isinstance(guard, NewGuard) and (guard or chosen.needs_guard):
-        guard = make_guard(checked.base, checked.template, checked.edited, key_config, options.seed, guard)
+        guard = make_guard(checked.base, checked.template, checked.edited, key_config, options.seed, guard, progress)
     if isinstance(guard, NewGuard) and chosen.false_activation is not None:
         check_enough(sum(split == "calibration" for _prompt, split, _source in guard.prompts), chosen.false_activation)
     settings = {"format": FORMAT, **checked.settings, "recipe": chosen.model_dump()}

@@ -6,7 +6,7 @@ any threshold, after any number of edits, is therefore a choice among answers th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,15 +14,11 @@ from torch import Tensor
 
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
-from scen_cli.model.generation import BATCH
+from scen_cli.model.generation import BATCH, Progress, no_progress
 from scen_cli.model.routing import choose
 from scen_cli.model.template import Prompt
 
 ANSWERS_PER_CALL = 16 * BATCH  # answers between two progress reports
-
-
-def no_progress(_answers: int) -> None:
-    """The progress callback that does nothing."""
 
 
 class CachedGenerator:
@@ -40,7 +36,7 @@ class CachedGenerator:
         patched: PatchedModel,
         patch: ProjectPatch,
         options: dict[str, Any],
-        progress: Callable[[int], None] = no_progress,
+        progress: Progress = no_progress,
     ) -> None:
         self.patched, self.patch, self._options, self._progress = patched, patch, options, progress
         self._tokens: dict[tuple[Prompt, int | None], list[int]] = {}

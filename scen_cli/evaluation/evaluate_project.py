@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from scen_cli.data.suites import Suite
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_editor import ProjectEditor
 from scen_cli.editing.project_patch import ProjectPatch
-from scen_cli.evaluation.cached_generator import CachedGenerator, no_progress
+from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.curves import activation_map, confusions, retention, theta_sweep, thetas_around
 from scen_cli.evaluation.evaluation import DECODING, Evaluation, check_decoding, claimed_prompts, locality_prompts
 from scen_cli.evaluation.metrics import Figure, Mean, Share
@@ -27,6 +27,7 @@ from scen_cli.evaluation.samples import (
     scored_edits,
 )
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
+from scen_cli.model.generation import Progress, no_progress
 from scen_cli.project.project import Project
 
 DEFAULT_TURN = ("How are you today?", "I am well, thank you.")  # the earlier turn, if the suite has no locality prompt
@@ -37,7 +38,7 @@ def evaluate(
     suite: Suite,
     decoding: str = "greedy",
     quick: bool = False,
-    progress: Callable[[int], None] = no_progress,
+    progress: Progress = no_progress,
 ) -> Evaluation:
     """Score the suite's edits that this project has made, or has tried and failed to make: these count as wrong.
 

@@ -14,15 +14,23 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from tokenizers import pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from scen_cli.data.write_files import cache_folder
 from scen_cli.errors import UsageError
 
 SOURCE = "gguf-source.json"
+# What transformers' conversion of the tokenizer leaves out, by the GGUF's name of it: `smollm` splits digits.
+_PRE_TOKENIZERS = {
+    "smollm": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+}
 FLOAT32_BYTES = 12 << 30  # a larger base is stored in bfloat16
 
 
@@ -84,10 +92,11 @@ def _convert(file: Path, folder: Path) -> None:
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"GGUF bases need the package `{package}`", hint="pip install 'scen-cli[gguf]'")
-    quantization, parameters = _inspect(file)
+    quantization, parameters, fields = _inspect(file)
     dtype = torch.float32 if 4 * parameters <= FLOAT32_BYTES else torch.bfloat16
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        _complete_tokenizer(tokenizer, fields)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
     except (ValueError, NotImplementedError, KeyError, OSError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -118,8 +127,19 @@ def _plain_config(config: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in config.items() if name not in left}
 
 
-def _inspect(file: Path) -> tuple[str, int]:
-    """The most frequent quantisation of a GGUF's weights, and the number of parameters.
+def _complete_tokenizer(tokenizer: PreTrainedTokenizerBase, fields: dict[str, Any]) -> None:
+    """Add what the GGUF says of its tokenizer and transformers' conversion leaves out."""
+    backend = tokenizer.backend_tokenizer
+    if (name := fields.get("tokenizer.ggml.pre")) in _PRE_TOKENIZERS:
+        backend.pre_tokenizer = _PRE_TOKENIZERS[name]
+    bos = tokenizer.bos_token_id
+    if fields.get("tokenizer.ggml.add_bos_token") and bos is not None and tokenizer("a").input_ids[0] != bos:
+        special = [(tokenizer.bos_token, bos)]
+        backend.post_processor = processors.TemplateProcessing(f"{tokenizer.bos_token} $A", special_tokens=special)
+
+
+def _inspect(file: Path) -> tuple[str, int, dict[str, Any]]:
+    """The most frequent quantisation of a GGUF's weights, the number of parameters, and the tokenizer's plain fields.
 
     Raises:
         UsageError: The file is no GGUF, or transformers does not support its architecture.
@@ -140,6 +160,8 @@ def _inspect(file: Path) -> tuple[str, int]:
         )
     counts: dict[str, int] = {}
     for tensor in reader.tensors:
-        name = tensor.tensor_type.name
-        counts[name] = counts.get(name, 0) + int(tensor.n_elements)
-    return max(counts, key=lambda name: counts[name]), sum(counts.values())
+        kind = tensor.tensor_type.name
+        counts[kind] = counts.get(kind, 0) + int(tensor.n_elements)
+    names = ("tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token")
+    fields = {name: reader.fields[name].contents() for name in names if name in reader.fields}
+    return max(counts, key=lambda kind: counts[kind]), sum(counts.values()), fields

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scen_cli.errors import UsageError
+from scen_cli.model.digest import digest_of
 
 DEMO = Path(__file__).parent.parent / "demo" / "base"
 DEFAULT_TEMPLATE = "[INST]{prompt}[/INST]"
@@ -65,6 +66,11 @@ KNOWN = {
     "scen-zsre-7b": KnownBase("AuroraX/SCEN_ZsRE_llama2_7b"),  # fine-tuned by the paper's authors
     "scen-hallucination-7b": KnownBase("AuroraX/SCEN_Hallucination_llama2_7b_base"),
 }
+
+
+def is_demo(folder: Path) -> bool:
+    """Whether a folder holds the demo base, wherever it was copied to."""
+    return folder == DEMO or digest_of(folder) == digest_of(DEMO)
 
 
 def hub_name(name: str) -> str:

@@ -13,10 +13,17 @@ import torch
 from torch import Tensor
 
 from scen_cli.errors import UsageError
-from scen_cli.neurons.closed_form import bias_of, neuron_of
 from scen_cli.neurons.guard_split import MatchKey
 from scen_cli.neurons.index import MARGIN, ROUNDING, Index, NeuronCandidate
-from scen_cli.neurons.paper_losses import NeuronFit, fit_joint, hard_negatives, refit_colliding, train_neuron
+from scen_cli.neurons.neuron_fit import (
+    NeuronFit,
+    bias_of,
+    fit_joint,
+    hard_negatives,
+    neuron_of,
+    refit_colliding,
+    train_neuron,
+)
 
 
 def admit(

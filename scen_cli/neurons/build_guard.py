@@ -24,7 +24,7 @@ from scen_cli.model.known_bases import is_demo
 from scen_cli.model.quantization import is_whole
 from scen_cli.model.routing import Whitening
 from scen_cli.model.template import Template
-from scen_cli.neurons.closed_form import whitening_of
+from scen_cli.neurons.neuron_fit import whitening_of
 from scen_cli.project.guard import QUESTION_BANK, SELF_WRITTEN, SHARES, Guard, GuardTensors, NewGuard
 from scen_cli.recipe import Recipe
 

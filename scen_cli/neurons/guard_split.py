@@ -11,7 +11,7 @@ from scen_cli.data.lexical_overlap import Topics, normalized_words
 from scen_cli.data.records import EditRecord
 from scen_cli.model.routing import max_per_prompt
 from scen_cli.model.subject_filter import BLOCKED
-from scen_cli.project.guard import SELF_WRITTEN, Guard
+from scen_cli.project.guard import QUESTION_BANK, SELF_WRITTEN, Guard
 from scen_cli.project.ledger_rows import Edit
 
 NEAR = 0.7  # prompts on one topic ask the same question from this activation on (benchmarks/LOG.md)
@@ -43,7 +43,7 @@ class GuardSplit:
         if guard:
             self.prompts, keys, prompt_of_key = guard.split(name)
             self.keys, self._prompt_of_key = prepare_keys(torch.from_numpy(keys)), torch.from_numpy(prompt_of_key)
-        self._from_user = guard is not None and guard.source(name) != SELF_WRITTEN
+        self._from_user = guard is not None and guard.source(name) not in (SELF_WRITTEN, QUESTION_BANK)
         self._keys_by_prompt: Sequence[Tensor] | None = None  # indices of each prompt's keys, computed on first use
         self.topics = Topics(self.prompts)
         self._prompts_by_words: dict[str, list[int]] = {}
@@ -70,8 +70,8 @@ class GuardSplit:
 
         Returns:
             Activations, (g,): the maximum over the segments of each prompt. -inf where the guard prompt is the edit's
-            own prompt and, in a guard that the base wrote, where it is a near prompt on the same subject: the base may
-            well write the very question that its user corrects. `BLOCKED` where the subject filter blocks the edit.
+            own prompt and, in a default guard, where it is a near prompt on the same subject: it may be the very
+            question that the user corrects. `BLOCKED` where the subject filter blocks the edit.
         """
         if not self.prompts:
             return torch.empty(0)

@@ -18,7 +18,7 @@ from scen_cli.model.subject_filter import BLOCKED
 from scen_cli.neurons.build_guard import whitening_in
 from scen_cli.neurons.calibration import calibrate
 from scen_cli.neurons.guard_split import GuardSplit, MatchKey, match_key
-from scen_cli.neurons.paper_losses import NeuronFit
+from scen_cli.neurons.neuron_fit import NeuronFit
 from scen_cli.project.guard import Guard
 from scen_cli.project.ledger import now
 from scen_cli.project.ledger_rows import Edit, Threshold
@@ -281,7 +281,7 @@ class Index:
         """Read and prepare the keys of these experts (by their first edits), except those already in memory."""
         new = [edit for edit in edits if edit.id not in self._prepared_keys]
         if new:
-            keys = [torch.from_numpy(self.project.keys(edit)) for edit in new]
+            keys = [torch.from_numpy(self.project.files.keys(edit)) for edit in new]
             prepared = self.prepare_keys(torch.cat(keys)).split([len(rows) for rows in keys])
             self._prepared_keys.update(zip((edit.id for edit in new), prepared, strict=True))
 

@@ -78,8 +78,8 @@ def write_guard_file(folder: Path, guard: NewGuard) -> StoredFile:
 def add_guard(ledger: Ledger, guard: NewGuard, stored: StoredFile) -> None:
     """Record the guard in the ledger, in one transaction. It replaces any other."""
     sources = sorted({source for _prompt, _split, source in guard.prompts})
-    payload: dict[str, Any] = {"sha256": stored.sha256, "prompts": len(guard.prompts), "sources": sources}
-    payload |= {"rows": digest_of_guard(guard.prompts), "file": stored.name, "size": stored.size}
+    payload = {**stored.as_json(), "prompts": len(guard.prompts), "sources": sources}
+    payload["rows"] = digest_of_guard(guard.prompts)
     with ledger.change("guard", **payload):
         ledger.db["guard"].delete_where()
         ledger.db["guard"].insert_all(
