@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scen_cli.model.base import Base
 from scen_cli.model.template import Template
-from scen_cli.neurons.paper_losses import neuron_loss
+from scen_cli.neurons.neuron_fit import neuron_loss
 from scen_cli.recipe import Recipe
 
 

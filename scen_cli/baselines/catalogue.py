@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from scen_cli.baselines.comeba_hk import ComebaHK
 from scen_cli.baselines.context import MethodContext
-from scen_cli.baselines.fine_tuning import FineTuning, FineTuningKL, FineTuningTuned
 from scen_cli.baselines.grace import Grace
 from scen_cli.baselines.melo import Melo
 from scen_cli.baselines.memit import Memit
@@ -25,6 +24,7 @@ from scen_cli.baselines.scen_method import Scen
 from scen_cli.baselines.serac import Serac
 from scen_cli.baselines.t_patcher import TPatcher
 from scen_cli.baselines.ultra_edit import UltraEdit
+from scen_cli.baselines.weight_method import FineTuning, FineTuningKL, FineTuningTuned
 from scen_cli.errors import UsageError
 from scen_cli.model.quantization import is_whole
 

@@ -16,11 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.context import MethodContext, run_texts
 from scen_cli.baselines.hook_method import HookMethod, per_row
 from scen_cli.baselines.memit import ClosedFormSettings, EditContexts, find_values, known_keys, layer_update
 from scen_cli.baselines.method import attached
-from scen_cli.baselines.training_examples import run_texts
 from scen_cli.data.records import EditRecord
 
 FIRST_ALPHA = 2.2

@@ -12,10 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.context import MethodContext, run_texts, take_step
 from scen_cli.baselines.hook_method import HookMethod, block_of, low_rank_added, recorded
 from scen_cli.baselines.method import Settings, attached
-from scen_cli.baselines.training_examples import run_texts, take_step
 from scen_cli.baselines.vector_database import VectorDatabase, calibrated_radius
 from scen_cli.data.records import EditRecord
 from scen_cli.model.expert_stack import ActiveRoute, ExpertStack, LowRank

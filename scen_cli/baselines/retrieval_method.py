@@ -13,9 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.context import MethodContext, run_texts
 from scen_cli.baselines.method import Method, Settings
-from scen_cli.baselines.training_examples import run_texts
 from scen_cli.data.records import EditRecord
 from scen_cli.errors import UsageError
 from scen_cli.model.generation import context_length

@@ -14,9 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.context import MethodContext, run_texts
 from scen_cli.baselines.method import Cost, Method, Settings
-from scen_cli.baselines.training_examples import run_texts
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor

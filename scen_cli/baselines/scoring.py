@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from scen_cli.baselines.context import MethodContext, answer
+from scen_cli.baselines.context import MethodContext, answer, batched, padded_right
 from scen_cli.baselines.method import Method
-from scen_cli.baselines.training_examples import batched, padded_right
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite
 from scen_cli.errors import UsageError

@@ -20,10 +20,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.context import MethodContext, take_step
 from scen_cli.baselines.method import Settings
 from scen_cli.baselines.retrieval_method import RetrievalMethod
-from scen_cli.baselines.training_examples import take_step
 from scen_cli.baselines.weight_method import run_with
 from scen_cli.model.template import Prompt, SecondTurn
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +45,7 @@ def inspect(
         prompts = len(read_prompts(Path(file)))  # raises if the file holds no prompts either
         text = f"{file}: {prompts} prompts without targets: nothing to edit, but `--locality` takes them"
         return out.result({"prompts": prompts}, text)
-    out.result(found.as_dict(), table(("", ""), _rows(found)), *_examples(found))
+    out.result(asdict(found), table(("", ""), _rows(found)), *_examples(found))
     if not found.records:
         raise UsageError(f"`{file}` holds no record that can be used")
     return None

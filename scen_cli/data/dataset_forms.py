@@ -23,10 +23,7 @@ Item = dict[str, Any]
 
 # How near a locality prompt is to its edit, and the names that the data uses for it.
 SAME_SUBJECT, SAME_RELATION, UNRELATED = "same-subject", "same-relation", "unrelated"
-_KINDS = {
-    "Relation_Specificity": SAME_SUBJECT,
-    "neighborhood": SAME_RELATION,
-}
+_KINDS = {"Relation_Specificity": SAME_SUBJECT, "neighborhood": SAME_RELATION}
 
 
 def parse_record(item: object) -> tuple[str, EditRecord]:
@@ -40,10 +37,6 @@ def parse_record(item: object) -> tuple[str, EditRecord]:
             forms = "; ".join(", ".join(f"`{field}`" for field in required) for _form, required, _read in _FORMS)
             raise ValueError(f"is of none of the known forms, which have {forms}")
     return "scen", check_record(item)  # which names the missing field, or the expected type
-
-
-def _scen(item: Item) -> Item:
-    return item
 
 
 def _knowedit(item: Item) -> Item:
@@ -108,7 +101,7 @@ def _scen_hallucination(item: Item) -> Item:
 
 
 _FORMS: list[tuple[str, tuple[str, ...], Callable[[Item], Item]]] = [
-    ("scen", ("prompt", "target"), _scen),
+    ("scen", ("prompt", "target"), dict),
     ("knowedit", ("prompt", "target_new"), _knowedit),
     ("counterfact", ("requested_rewrite",), _counterfact),
     ("mend", ("src", "alt"), _mend),
@@ -151,8 +144,7 @@ def _object(value: Any, field: str) -> Item:
 def _texts(item: Item, field: str, path: str = "") -> list[Any]:
     """A field with one text or a list of texts, as a list; empty if the item lacks it. `path`: its name in errors."""
     value = item.get(field)
-    if value is None or isinstance(value, str):
-        return [] if value is None else [value]
+    value = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(value, list):
         raise ValueError(f"`{path or field}` must be text or a list of texts")
     return value

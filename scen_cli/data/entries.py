@@ -37,9 +37,8 @@ def read_entries(path: str, items: Iterable[tuple[int, object]] | None = None) -
     entries = parse_file(path, items)
     problems: dict[int, str] = {}
     for position, earlier, same_target in repeats(entries):
-        line = earlier.where.line
-        another = f"gives another target than line {line} for the same prompt"
-        problems[position] = f"repeats line {line}" if same_target else another
+        what = "repeats line {}" if same_target else "gives another target than line {} for the same prompt"
+        problems[position] = what.format(earlier.where.line)
     first_of_id: dict[str, Entry] = {}
     for position, entry in enumerate(entries):
         if entry.record is not None and entry.record.id is not None and position not in problems:

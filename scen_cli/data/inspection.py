@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import ceil
-from typing import Any
 
 from scen_cli.data.entries import Entry, repeats
 from scen_cli.data.records import EditRecord
@@ -48,9 +47,6 @@ class Inspection:
     locality: dict[str, int]
     locality_edited: int
     near: list[tuple[str, str, float]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspection:

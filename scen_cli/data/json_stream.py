@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from itertools import count
 from pathlib import Path
@@ -54,18 +55,16 @@ def describe_error(error: Exception) -> str:
     return f"not JSON that can be read: {error}"
 
 
-def _open(path: str) -> AbstractContextManager[TextIO]:
-    if path == "-":
-        if sys.stdin is None:
-            raise UsageError("there is no standard input to read")
-        return _standard_input()
-    # Only "\n" ends a line: a JSON string may contain other separators.
-    return cast("AbstractContextManager[TextIO]", Path(path).open(encoding="utf-8", newline="\n"))
-
-
 @contextmanager
-def _standard_input() -> Iterator[TextIO]:
-    """Standard input as UTF-8, whatever the locale is."""
+def _open(path: str) -> Iterator[TextIO]:
+    """A file, or standard input, as UTF-8 whatever the locale is."""
+    # Only "\n" ends a line: a JSON string may contain other separators.
+    if path != "-":
+        with Path(path).open(encoding="utf-8", newline="\n") as file:
+            yield file
+        return
+    if sys.stdin is None:
+        raise UsageError("there is no standard input to read")
     text = TextIOWrapper(sys.stdin.buffer, encoding="utf-8", newline="\n")
     try:
         yield text
@@ -101,8 +100,8 @@ def _unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object. Raises `ValueError` for a field that it has twice: only one of the two can be meant."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _value in pairs]
-        raise ValueError(f"an object has the field {next(name for name in names if names.count(name) > 1)!r} twice")
+        [(name, _count), *_others] = Counter(name for name, _value in pairs).most_common(1)
+        raise ValueError(f"an object has the field {name!r} twice")
     return fields
 
 

@@ -66,15 +66,11 @@ def _event(path: str, number: int, item: Any) -> LogEvent:
         edit, note, detail = item["edit"], item.get("note") or "", item["detail"]
         if not isinstance(detail, dict) or not isinstance(edit, int | None) or not isinstance(note, str):
             raise ValueError("has a field of the wrong type")
-        ids = [edit_id for name in ("supersedes", "together") if name in detail for edit_id in _list(detail[name])]
-        if not all(isinstance(edit_id, int) for edit_id in ids):
+        ids = [detail.get(name, []) for name in ("supersedes", "together")]
+        if not all(isinstance(edits, list) and all(isinstance(other, int) for other in edits) for edits in ids):
             raise ValueError("names edits by something else than numbers")
         if item["kind"] in ("edit", "edit-failed") and (record is None or edit is None):
             raise ValueError("is of an edit, but has no record")
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
     return LogEvent(where, str(item["hash"]), str(item["kind"]), edit, detail, record, note)
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else [None]

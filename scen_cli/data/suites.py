@@ -15,7 +15,7 @@ from scen_cli.data.dataset_forms import SAME_RELATION, SAME_SUBJECT
 from scen_cli.data.entries import bad_lines, good_records, parse_file
 from scen_cli.data.json_stream import describe_error, read_items
 from scen_cli.data.records import EditRecord, Neighbour, clean_text
-from scen_cli.demo.world import SEEN_PHRASINGS, Fact, editable_facts, right_facts
+from scen_cli.demo.world import SEEN_PHRASINGS, editable_facts, right_facts
 from scen_cli.errors import UsageError
 
 NEED_DATA = ("zsre", "counterfact", "hallucination")
@@ -49,15 +49,12 @@ def load_suite(name: str, data: Path | None = None, locality: Path | None = None
             raise UsageError("the demo suite has its own data: `--data` is for others")
         prompts = [fact.phrasings[0] for fact in right_facts()]
         return Suite(name, demo_edits(), read_prompts(locality) if locality else prompts)
-    if name in NEED_DATA:
-        if data is None:
-            raise UsageError(f"the {name} suite needs its data: `--data FILE`")
-        path, label = str(data), name
-    else:
-        if data is not None:
-            known = ", ".join(NEED_DATA)
-            raise UsageError(f"`{name}` is a file already: `--data` is for {known}", hint="use `--locality FILE`?")
-        path, label = name, Path(name).name
+    if name in NEED_DATA and data is None:
+        raise UsageError(f"the {name} suite needs its data: `--data FILE`")
+    if name not in NEED_DATA and data is not None:
+        known = ", ".join(NEED_DATA)
+        raise UsageError(f"`{name}` is a file already: `--data` is for {known}", hint="use `--locality FILE`?")
+    label, path = (name, str(data)) if data else (Path(name).name, name)
     return Suite(label, good_records(path), read_prompts(locality) if locality else [])
 
 
@@ -68,15 +65,10 @@ def demo_edits() -> list[EditRecord]:
     prompts are a fact of the same subject and one of the same relation that the base has right, if there are any.
     """
     right = right_facts()
-    of_subject: dict[str, list[Fact]] = {}
-    of_relation: dict[str, list[Fact]] = {}
-    for fact in right:
-        of_subject.setdefault(fact.subject, []).append(fact)
-        of_relation.setdefault(fact.relation, []).append(fact)
     edits = []
     for position, fact in enumerate(editable_facts()):
-        peers = of_relation[fact.relation]
-        near = [(SAME_SUBJECT, other) for other in of_subject.get(fact.subject, [])[:1]]
+        peers = [other for other in right if other.relation == fact.relation]
+        near = [(SAME_SUBJECT, other) for other in right if other.subject == fact.subject][:1]
         near.append((SAME_RELATION, peers[position % len(peers)]))
         edits.append(
             EditRecord(

@@ -10,7 +10,7 @@ from scen_cli.errors import GateNotMet, UsageError
 from scen_cli.evaluation.gates import Gate, not_met
 from scen_cli.evaluation.samples import PAPER_ROLES
 from scen_cli.export.fold_weights import FoldedWeight, fold
-from scen_cli.export.model_card import merged_card
+from scen_cli.export.model_card import write_card
 from scen_cli.export.output_files import new_folder
 from scen_cli.export.router import exportable_patch
 from scen_cli.export.transformers_folder import MAX_SHARD_SIZE, save_tokenizer_and_generation, save_weights
@@ -63,9 +63,11 @@ def export_merged(
         save_weights(patched, draft, {f"{patched.edited.module_name}.weight": stored.cpu()}, None, max_shard_size)
         save_tokenizer_and_generation(patched, draft)
         edits = [edit] if edit is not None else list(patch.expert_of)
-        figures = table(("", "folded", "routed"), _figure_rows(folded))
-        card = merged_card(patched, edits, license, _description(patched, folded), figures)
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        texts = {
+            "description": _description(patched, folded),
+            "folded": table(("", "folded", "routed"), _figure_rows(folded)),
+        }
+        write_card("merged", draft, patched, edits, license, **texts)
     return sorted(folder.resolve().iterdir()), folded
 
 

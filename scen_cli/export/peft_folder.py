@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import UsageError
-from scen_cli.export.model_card import adapters_card
+from scen_cli.export.model_card import write_card
 from scen_cli.export.output_files import make_readable, new_folder
 from scen_cli.export.router import exportable_patch, router_of
 from scen_cli.model.known_bases import hub_name
@@ -66,8 +66,7 @@ def export_adapters(
         router = router_of(patched, patch)
         _write_json(draft / "router.json", {"about": ABOUT, "format": 1, "adapters": adapters, **router.settings})
         save_file(router.tensors, draft / "router.safetensors", {"format": "pt"})
-        card = adapters_card(patched, list(patch.expert_of), license)
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        write_card("adapters", draft, patched, list(patch.expert_of), license)
     return sorted(path for path in folder.resolve().rglob("*") if path.is_file())
 
 

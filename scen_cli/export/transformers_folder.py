@@ -21,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import UsageError
-from scen_cli.export.model_card import checkpoint_card
+from scen_cli.export.model_card import write_card
 from scen_cli.export.output_files import cast_file, new_folder
 from scen_cli.export.router import exportable_patch, router_of
 from scen_cli.model.base import DTYPES, load_base
@@ -89,8 +89,7 @@ def export_checkpoint(
             code = file.read_text(encoding="utf-8").replace("from scen_cli.model.", "from .")
             code = code.replace("LlamaForCausalLM", base_class) if file == MODELING else code
             (draft / file.name).write_text(code, encoding="utf-8")
-        card = checkpoint_card(patched, list(patch.expert_of), license, patch_only)
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        write_card("patch-only" if patch_only else "checkpoint", draft, patched, list(patch.expert_of), license)
     return sorted(folder.resolve().iterdir())
 
 

@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
@@ -60,7 +60,11 @@ def _backup(project: Project, file: Path) -> tuple[int, int]:
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             copy = Path(folder) / LEDGER
             project.ledger.copy_to(copy)
-            sums = _named_files(copy)
+            with closing(Ledger(copy)) as ledger:
+                sums = named_files(ledger)
+            if unexpected := [name for name in sums if not _is_tensor_file(name)]:
+                what = f"the ledger names a file that scen does not write: {unexpected[0]!r}"
+                raise DamageFound(what, hint=VERIFY_HINT)
             with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
                 archive.write(copy, LEDGER)
                 for name, sha256 in sums.items():
@@ -124,18 +128,6 @@ def _restore(file: Path, folder: Path, draft: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _named_files(path: Path) -> dict[str, str]:
-    """The files that a ledger names, and their sha256."""
-    ledger = Ledger(path)
-    try:
-        sums = {str(name): str(sha256) for name, sha256 in named_files(ledger).items()}
-    finally:
-        ledger.close()
-    if unexpected := [name for name in sums if not _is_tensor_file(name)]:
-        raise DamageFound(f"the ledger names a file that scen does not write: {unexpected[0]!r}", hint=VERIFY_HINT)
-    return sums
-
-
 def _is_tensor_file(name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in (EDIT_FILE, GUARD_FILE, STATE_FILE))
 
@@ -183,10 +175,8 @@ def _check(folder: Path) -> None:
         project = Project(folder)
     except sqlite3.DatabaseError as error:
         raise DamageFound(f"the backup's ledger cannot be read: {error}") from error
-    try:
+    with closing(project):
         seal(folder, project.ledger)
         problems = [problem for problem in verify(project, deep=True) if problem.kind == "damage"]
-    finally:
-        project.close()
     if problems:
         raise DamageFound(f"the backup is damaged: {problems[0].where}: {problems[0].what}", hint="try an older backup")

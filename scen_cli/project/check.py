@@ -12,7 +12,7 @@ from scen_cli.errors import VERIFY_HINT, DamageFound
 from scen_cli.project import disk
 from scen_cli.project.check_files import Problem, edit_problems, guard_problems, merged_problems, state_problems
 from scen_cli.project.edit_files import EDIT_FILE
-from scen_cli.project.event_log import chain_problems, contradictions, digest_of_guard, replay_events
+from scen_cli.project.event_log import chain_problems, contradictions, replay_events
 from scen_cli.project.guard import GUARD_FILE, guard_setting
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.ledger_rows import Edit
@@ -34,16 +34,11 @@ def integrity_problems(ledger: Ledger) -> list[str]:
 def log_problems(ledger: Ledger) -> list[str]:
     """Where the event log's chain is broken, and where the tables contradict the events."""
     try:
-        events, edits, thresholds, evaluations, guard = (
-            list(ledger.db[table].rows_where(order_by="id"))
-            for table in ("events", "edits", "thresholds", "evaluations", "guard")
-        )
+        names = ("events", "edits", "thresholds", "evaluations", "guard")
+        tables = {name: list(ledger.db[name].rows_where(order_by="id")) for name in names}
         settings, problems = _settings(ledger)
-        expected = replay_events(events)
-        prompts = [(row["prompt"], row["split"], row["source"]) for row in guard]
-        digest = digest_of_guard(prompts) if guard or expected.guard is not None else None
-        problems += contradictions(expected, edits, thresholds, settings, evaluations, digest)
-        return chain_problems(events) + problems
+        problems += contradictions(replay_events(tables["events"]), tables, settings)
+        return chain_problems(tables["events"]) + problems
     except (LookupError, TypeError, ValueError) as error:  # a column holds a type that scen does not write
         return [f"the log or a row cannot be read: {error}"]
 
@@ -151,9 +146,9 @@ def repair(project: Project, deep: bool = False) -> list[str]:
     return done
 
 
-def named_files(ledger: Ledger) -> dict[str, str | None]:
+def named_files(ledger: Ledger) -> dict[str, str]:
     """Every file that the ledger names, and its sha256."""
-    named = {edit.file: edit.sha256 for edit in ledger.edits() if edit.file}
+    named = {edit.file: str(edit.sha256) for edit in ledger.edits() if edit.file}
     settings = (guard_setting(ledger), state_setting(ledger))
     return {**named, **{str(setting["file"]): str(setting["sha256"]) for setting in settings if setting}}
 
@@ -191,14 +186,12 @@ def find_unused_files(project: Project) -> list[UnusedFile]:
     for edit in project.ledger.edits():
         if edit.file:
             edits_of.setdefault(project.files.name(edit), []).append(edit)
-    unused = []
-    for name, edits in edits_of.items():
-        if all(edit.state == "reverted" for edit in edits):
-            ids = tuple(edit.id for edit in edits)
-            unused.append(UnusedFile(name, edits[0].size or 0, f"of edit {ids[0]}, reverted", ids))
-    for name in stray_files(project):
-        unused.append(UnusedFile(name, (project.folder / name).lstat().st_size, "belongs to nothing"))
-    return unused
+    stray = [(name, (project.folder / name).lstat().st_size) for name in stray_files(project)]
+    return [
+        UnusedFile(name, edits[0].size or 0, f"of edit {edits[0].id}, reverted", tuple(edit.id for edit in edits))
+        for name, edits in edits_of.items()
+        if all(edit.state == "reverted" for edit in edits)
+    ] + [UnusedFile(name, size, "belongs to nothing") for name, size in stray]
 
 
 def remove_unused_files(project: Project, unused: list[UnusedFile]) -> None:
@@ -209,7 +202,7 @@ def remove_unused_files(project: Project, unused: list[UnusedFile]) -> None:
     """
     project.check_writing()
     with project.ledger.db.atomic():
-        for edit_id in [edit_id for file in unused for edit_id in file.edits]:
+        for edit_id in (edit_id for file in unused for edit_id in file.edits):
             with project.ledger.change("gc", edit_id, file=None, size=None):
                 project.ledger.db["edits"].update(edit_id, {"file": None, "size": None})
     for file in unused:

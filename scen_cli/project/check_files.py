@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,39 +95,31 @@ def _wrong_tensors(project: Project, edit: Edit, path: Path) -> str:
 
 def guard_problems(project: Project, deep: bool) -> list[Problem]:
     """What is wrong with the guard's file; `deep` reads it."""
-    setting = guard_setting(project.ledger)
-    if setting is None:
-        lost = bool(project.ledger.guard())
-        return [Problem(LEDGER, "there are guard prompts, but their file is not named")] if lost else []
-
-    def tensors() -> Mapping[str, np.ndarray]:
-        guard = read_guard(project.folder, project.ledger)
-        return vars(guard.tensors) if guard else {}
-
-    return _setting_problems(project, setting, "guard", tensors if deep else dict)
+    if setting := guard_setting(project.ledger):
+        return _setting_problems(project, setting, "guard", deep)
+    lost = bool(project.ledger.guard())
+    return [Problem(LEDGER, "there are guard prompts, but their file is not named")] if lost else []
 
 
 def state_problems(project: Project, deep: bool) -> list[Problem]:
     """What is wrong with the file of a method other than SCEN; `deep` reads it."""
-    setting = state_setting(project.ledger)
-    if setting is None:
-        return [Problem(LEDGER, "the method's state is not named")] if project.method else []
-
-    def tensors() -> Mapping[str, np.ndarray]:
-        return read_state(project.folder, project.ledger) or {}
-
-    return _setting_problems(project, setting, "state", tensors if deep else dict)
+    if setting := state_setting(project.ledger):
+        return _setting_problems(project, setting, "state", deep)
+    return [Problem(LEDGER, "the method's state is not named")] if project.method else []
 
 
-def _setting_problems(
-    project: Project, setting: dict[str, Any], what: str, tensors: Callable[[], Mapping[str, np.ndarray]]
-) -> list[Problem]:
-    """What is wrong with a file that a setting names, and with its tensors."""
+def _setting_problems(project: Project, setting: dict[str, Any], what: str, deep: bool) -> list[Problem]:
+    """What is wrong with the file of the guard or of a method's state, which a setting names, and with its tensors."""
     name = str(setting["file"])
     try:
         if (size := regular(project.folder, name).stat().st_size) != setting["size"]:
             return [Problem(name, f"is {size} bytes; the {what} was {setting['size']}")]
-        floats = {key: array for key, array in tensors().items() if array.dtype.kind in "fc"}
+        tensors: dict[str, np.ndarray] = {}
+        if deep and what == "guard" and (guard := read_guard(project.folder, project.ledger)):
+            tensors = vars(guard.tensors)
+        elif deep and what == "state":
+            tensors = read_state(project.folder, project.ledger) or {}
+        floats = {key: array for key, array in tensors.items() if array.dtype.kind in "fc"}
     except DamageFound as error:
         return [Problem(name, str(error))]
     return [Problem(name, f"`{key}` is not finite") for key, array in floats.items() if not np.isfinite(array).all()]
@@ -151,11 +143,7 @@ def merged_problems(project: Project, deep: bool) -> list[Problem]:
         return []
     merged = w_merge.w_merge_of_files(project.ledger, project.files)
     if merged.damaged:
-        return [Problem(_file_of(project, expert), what, expert) for expert, what in merged.damaged.items()]
+        files = {edit.id: edit.file for edit in project.ledger.edits()}
+        return [Problem(files.get(expert) or LEDGER, what, expert) for expert, what in merged.damaged.items()]
     intact = path.read_bytes() == w_merge.merged_content(merged.experts, merged.neurons)
     return [] if intact else [Problem(MERGED, "is not what the edit files give", kind="cache")]
-
-
-def _file_of(project: Project, expert: int) -> str:
-    edit = project.ledger.edit(expert)
-    return (edit.file if edit else None) or LEDGER

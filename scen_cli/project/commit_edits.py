@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from scen_cli.project.edit_files import EditTensors, LowRankArrays, write_edit
 from scen_cli.project.event_log import MUTABLE, digest_of_row
 from scen_cli.project.ledger import now
 from scen_cli.project.ledger_rows import Edit, Threshold
-from scen_cli.project.tensor_files import StoredFile
 
 if TYPE_CHECKING:
     from scen_cli.project.project import Project
@@ -58,89 +57,63 @@ class TrainedEdit:
     subject_forms: Sequence[Sequence[int]] = ()
 
 
-def edit_row(
-    edit_id: int,
-    edit: TrainedEdit,
+def insert_edits(
+    project: Project,
+    edits: Sequence[TrainedEdit],
     training: TrainingStats,
-    batch_size: int,
-    state: str,
-    stored: StoredFile | None = None,
-    expert: int | None = None,
-    rank: int | None = None,
-    bias: float | None = None,
-) -> dict[str, Any]:
-    """The row of one edit.
+    supersedes: Iterable[list[int]],
+    columns: dict[str, Any] | None,
+    threshold: Threshold | None = None,
+) -> list[Edit]:
+    """Insert the rows of edits that were trained together, with their events: all or nothing.
 
     Args:
-        edit_id: Its id.
-        edit: The edit.
-        training: How it was trained.
-        batch_size: How many edits were trained together; each gets the same share of the seconds.
-        state: `active` or `failed`.
-        stored: Its file, if it has one of its own or shares one.
-        expert: The edit whose file holds the expert.
-        rank: The rank of the expert, 0 for a full one.
-        bias: The bias of the neuron.
+        project: The project, inside `project.writing()`.
+        edits: The edits.
+        training: How they were trained; each gets the same share of the seconds.
+        supersedes: For each edit: the active edits that become superseded by it.
+        columns: The columns about their file and expert; None: training failed.
+        threshold: The threshold that the first active edit raised, if it did.
     """
-    record, where = edit.record, edit.where
+    ledger, first = project.ledger, project.ledger.next_edit_id()
+    ids = list(range(first, first + len(edits)))
+    with ledger.db.atomic():
+        for edit_id, edit, older_edits in zip(ids, edits, supersedes, strict=True):
+            active = edit.active and columns is not None
+            with ledger.change("edit" if active else "edit-failed", edit_id) as payload:
+                for older in older_edits:
+                    ledger.db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
+                row = _row(edit_id, edit, training, len(edits)) | {"state": "active" if active else "failed"}
+                ledger.db["edits"].insert({**row, **((active and columns) or {})})
+                row = dict(next(ledger.db["edits"].rows_where("id = ?", [edit_id])))
+                payload |= {name: row[name] for name in (*MUTABLE, "prompt", "target", "seed")}
+                payload |= {"row": digest_of_row(row), "supersedes": older_edits}
+                payload["base"] = project.settings.get("weights_digest")
+                payload["recipe"] = project.settings["recipe"].get("name")
+                if len(ids) > 1:
+                    payload["together"] = ids
+                if threshold is not None and active:
+                    payload |= ledger.set_threshold(threshold)
+                    threshold = None
+    return [project.find(edit_id) for edit_id in ids]
+
+
+def _row(edit_id: int, edit: TrainedEdit, training: TrainingStats, batch_size: int) -> dict[str, Any]:
+    """The columns of an edit that do not depend on its file."""
     return {
         "id": edit_id,
-        "prompt": record.prompt,
-        "target": record.target,
-        "subject": record.subject,
-        "rephrases": json.dumps(record.rephrases),
-        "state": state,
-        "superseded_by": None,
+        **{name: getattr(edit.record, name) for name in ("prompt", "target", "subject")},
+        "rephrases": json.dumps(edit.record.rephrases),
+        **{name: json.dumps(getattr(edit, name)) for name in ("train_rephrases", "subject_forms")},
+        **{name: json.dumps(getattr(training, name)) for name in ("expert_losses", "neuron_losses")},
         "reason": edit.reason or None,
-        "file": stored.name if stored else None,
-        "sha256": stored.sha256 if stored else None,
-        "size": stored.size if stored else None,
-        "expert_losses": json.dumps(training.expert_losses),
-        "neuron_losses": json.dumps(training.neuron_losses),
         "activation": edit.activation,
         "seed": training.seed,
         "seconds": training.seconds / batch_size,
         "created": now(),
-        "source": where.source,
-        "source_line": where.line,
-        "expert": expert if stored else None,
-        "bias": bias if stored else None,
-        "train_rephrases": json.dumps(edit.train_rephrases),
-        "rank": rank if stored else None,
-        "index_sha256": stored.index_sha256 if stored else None,
-        "subject_forms": json.dumps(edit.subject_forms),
+        "source": edit.where.source,
+        "source_line": edit.where.line,
     }
-
-
-def insert_edit(
-    project: Project,
-    row: dict[str, Any],
-    supersedes: Sequence[int],
-    batch: Sequence[int],
-    threshold: Threshold | None = None,
-) -> None:
-    """Insert the row of an edit and append its event, in one transaction or as part of the caller's.
-
-    Args:
-        project: The project, inside `project.writing()`.
-        row: The row, from `edit_row`.
-        supersedes: Active edits that become superseded by it.
-        batch: The ids of the edits that were trained together.
-        threshold: The threshold that the edit raised, if it did.
-    """
-    ledger, edit_id = project.ledger, row["id"]
-    with ledger.change("edit-failed" if row["state"] == "failed" else "edit", edit_id) as payload:
-        for older in supersedes:
-            ledger.db["edits"].update(older, {"state": "superseded", "superseded_by": edit_id})
-        ledger.db["edits"].insert(row)
-        stored_row = dict(next(ledger.db["edits"].rows_where("id = ?", [edit_id])))
-        payload |= {name: stored_row[name] for name in (*MUTABLE, "prompt", "target", "seed")}
-        payload |= {"row": digest_of_row(stored_row), "supersedes": list(supersedes)}
-        payload |= {"base": project.settings.get("weights_digest"), "recipe": project.settings["recipe"].get("name")}
-        if len(batch) > 1:
-            payload["together"] = list(batch)
-        if threshold is not None:
-            payload |= ledger.set_threshold(threshold)
 
 
 def superseded_edits(project: Project, edit: TrainedEdit) -> list[int]:
@@ -260,8 +233,7 @@ def replace_experts(project: Project, experts: dict[int, LowRankArrays]) -> tupl
     with ledger.db.atomic():
         for edit in ledger.edits():
             if edit.expert in stored:
-                file, rank = stored[edit.expert], experts[edit.expert].rank
-                row = {"file": file.name, "sha256": file.sha256, "size": file.size, "rank": rank}
+                row = {**stored[edit.expert].as_json(), "rank": experts[edit.expert].rank}
                 with ledger.change("compress", edit.id, **row):
                     ledger.db["edits"].update(edit.id, row)
     for edit in old:

@@ -134,17 +134,10 @@ def replay_events(events: Iterable[Row]) -> ReplayedState:
     return expected
 
 
-def contradictions(
-    expected: ReplayedState,
-    edits: list[Row],
-    thresholds: list[Row],
-    settings: Row,
-    evaluations: list[Row],
-    guard: str | None,
-) -> list[str]:
-    """Where the tables differ from what the events recorded."""
+def contradictions(expected: ReplayedState, tables: Mapping[str, list[Row]], settings: Row) -> list[str]:
+    """Where the tables (rows by table) and the settings differ from what the events recorded."""
     problems = []
-    rows = {row["id"]: row for row in edits}
+    rows = {row["id"]: row for row in tables["edits"]}
     for edit_id in sorted({*rows, *expected.edits}):
         if edit_id not in expected.edits:
             problems.append(f"edit {edit_id} is in no event")
@@ -152,18 +145,18 @@ def contradictions(
             problems.append(f"edit {edit_id} is gone")
         elif wrong := _wrong_columns(expected.edits[edit_id], rows[edit_id]):
             problems.append(f"edit {edit_id} is not as it was committed: {', '.join(wrong)}")
-    problems += _threshold_problems(expected.thresholds, thresholds)
+    problems += _threshold_problems(expected.thresholds, tables["thresholds"])
     for name in sorted({*expected.settings, *settings}):
-        recorded, value = expected.settings.get(name), settings.get(name)
-        if recorded != value:
+        if (recorded := expected.settings.get(name)) != (value := settings.get(name)):
             problems.append(f"setting `{name}` is {value!r}; it was set to {recorded!r}")
-    digests = {row["id"]: digest_of_rows([row]) for row in evaluations}
+    digests = {row["id"]: digest_of_rows([row]) for row in tables["evaluations"]}
     for evaluation in sorted({*digests, *expected.evaluations}):
         if evaluation not in digests or evaluation not in expected.evaluations:
             problems.append(f"evaluation {evaluation} is {'gone' if evaluation not in digests else 'in no event'}")
         elif digests[evaluation] != expected.evaluations[evaluation]:
             problems.append(f"evaluation {evaluation} is not as it was recorded")
-    if expected.guard != guard:
+    guard = [(row["prompt"], row["split"], row["source"]) for row in tables["guard"]]
+    if (guard or expected.guard is not None) and expected.guard != digest_of_guard(guard):
         problems.append("the guard's prompts are not those that were committed")
     return problems
 

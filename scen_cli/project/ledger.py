@@ -138,7 +138,7 @@ class Ledger(LedgerQueries):
 
     def _append_event(self, kind: str, edit: int | None, detail: dict[str, Any]) -> None:
         if self._author is None:
-            self._author = author_of(None)
+            self._author = _git_user() or _login()
         signed = {**detail, **self.event_notes, "author": self._author, "version": __version__}
         event = {"created": now(), "kind": kind, "edit": edit, "detail": json.dumps(signed, sort_keys=True)}
         self.db["events"].insert({**event, "hash": event_hash(self.head(), event)})
@@ -149,23 +149,15 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def author_of(name: str | None) -> str:
-    """The name to record with a change. Never fails: the last resort is `unknown`."""
-    return (name or "").strip() or _git_user() or _login()
-
-
 def _git_user() -> str:
+    """Git's user; empty if there is none."""
     git = shutil.which("git")
-    if git is None:
+    commands = [[git, "config", "--get", key] for key in ("user.name", "user.email")] if git else []
+    try:
+        outputs = [subprocess.run(command, capture_output=True, timeout=5, check=False).stdout for command in commands]
+    except (OSError, subprocess.SubprocessError):
         return ""
-    values = []
-    for key in ("user.name", "user.email"):
-        try:
-            done = subprocess.run([git, "config", "--get", key], capture_output=True, timeout=5, check=False)
-        except (OSError, subprocess.SubprocessError):
-            return ""
-        values.append(done.stdout.decode("utf-8", "replace").strip())
-    name, email = values
+    name, email = [output.decode("utf-8", "replace").strip() for output in outputs] or ("", "")
     return f"{name} <{email}>" if name and email else name
 
 

@@ -34,10 +34,8 @@ class LedgerQueries:
             fields: The fields that it must have.
         """
         setting = self.settings().get(name)
-        well_formed = (
-            isinstance(setting, dict) and set(setting) == set(fields) and pattern.fullmatch(str(setting["file"]))
-        )
-        if setting is not None and not well_formed:
+        well_formed = isinstance(setting, dict) and set(setting) == set(fields)
+        if setting is not None and not (well_formed and pattern.fullmatch(str(setting["file"]))):
             raise DamageFound(f"setting `{name}` in `scen.db` names no file of a {name}", hint=VERIFY_HINT)
         return setting
 
@@ -87,8 +85,7 @@ class LedgerQueries:
 
     def active_subject_forms(self) -> dict[int, list[list[int]]]:
         """How the subject of each active edit is tokenised: lists of token ids."""
-        query = "select id, subject_forms from edits where state = 'active'"
-        rows = self.db.execute(query).fetchall()
+        rows = self.db.execute("select id, subject_forms from edits where state = 'active'").fetchall()
         return {edit: decoded(f"`subject_forms` of edit {edit}", forms) for edit, forms in rows}
 
     def min_own_activation(self) -> float | None:
@@ -145,11 +142,7 @@ class LedgerQueries:
 
     def events(self) -> list[dict[str, Any]]:
         """Every event, its `detail` decoded, in order."""
-        events = list(self.db["events"].rows_where(order_by="id"))
-        for event in events:
-            if not all(isinstance(event[name], str) for name in ("created", "kind", "detail", "hash")):
-                raise unreadable(f"event {event['id']}", "a column does not hold text")
-        return [_event(event) for event in events]
+        return [_event(row) for row in self.db["events"].rows_where(order_by="id")]
 
     def changes(self) -> list[dict[str, Any]]:
         """The event that made the project, and the events that may change an answer, in order."""
@@ -187,6 +180,8 @@ class LedgerQueries:
 
 
 def _event(row: dict[str, Any]) -> dict[str, Any]:
+    if not all(isinstance(row[name], str) for name in ("created", "kind", "detail", "hash")):
+        raise unreadable(f"event {row['id']}", "a column does not hold text")
     return {**row, "detail": decoded(f"event {row['id']}", row["detail"])}
 
 
@@ -214,15 +209,11 @@ def read_settings(ledger: LedgerQueries) -> dict[str, Any]:
             f"this project has format {settings['format']}; this version of scen reads format {FORMAT}",
             hint="update scen: `pip install -U scen-cli`",
         )
-    _check_against_log(ledger, settings)
-    return settings
-
-
-def _check_against_log(ledger: LedgerQueries, settings: dict[str, Any]) -> None:
-    """Compare the settings with the event that created the project. (Guard and state have sums of their own.)"""
+    # The guard and the state have sums of their own.
     first = next(ledger.db["events"].rows_where("kind = 'init'", order_by="id", limit=1), None)
     created = settings_of_init(decoded("event 1", first["detail"])) if first else {}
     for name in sorted({*created, *settings} - {"guard", "state"}):
         if created.get(name) != settings.get(name):
             was = f"it was set to {created.get(name)!r}"
             raise DamageFound(f"setting `{name}` in `scen.db` is {settings.get(name)!r}; {was}", hint=VERIFY_HINT)
+    return settings

@@ -17,20 +17,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from scen_cli.errors import DamageFound, UsageError
-from scen_cli.project import disk
 from scen_cli.project.commit_edits import (
     RevertEffects,
     TrainedEdit,
     TrainingStats,
     commit_revert,
-    edit_row,
-    insert_edit,
+    insert_edits,
     superseded_edits,
 )
 from scen_cli.project.event_log import STATE_FIELDS
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.ledger_rows import Edit
-from scen_cli.project.tensor_files import RESTORE_HINT, StoredFile, regular, write_tensors
+from scen_cli.project.tensor_files import RESTORE_HINT, StoredFile, regular, remove_older, write_tensors
 
 if TYPE_CHECKING:
     from scen_cli.project.project import Project
@@ -52,17 +50,8 @@ def put_state(ledger: Ledger, stored: StoredFile, edits: list[int]) -> None:
         stored: The file.
         edits: The edits that the method has learned since the previous file.
     """
-    payload: dict[str, Any] = {"file": stored.name, "sha256": stored.sha256, "size": stored.size}
-    with ledger.change("state", edits=edits, **payload):
-        ledger.db["settings"].insert({"name": "state", "value": json.dumps(payload)}, replace=True)
-
-
-def remove_older(folder: Path, ledger: Ledger) -> None:
-    """Remove the files of earlier states."""
-    setting = state_setting(ledger)
-    for path in folder.glob("method-*"):
-        if STATE_FILE.fullmatch(path.name) and setting is not None and path.name != setting["file"]:
-            disk.remove(path)
+    with ledger.change("state", edits=edits, **stored.as_json()):
+        ledger.db["settings"].insert({"name": "state", "value": json.dumps(stored.as_json())}, replace=True)
 
 
 def state_setting(ledger: Ledger) -> dict[str, Any] | None:
@@ -77,7 +66,7 @@ def read_state(folder: Path, ledger: Ledger) -> dict[str, np.ndarray] | None:
         if setting is None:
             return None
         try:
-            return _read(folder, str(setting["file"]), str(setting["sha256"]))
+            return _read(folder, setting["file"], setting["sha256"])
         except DamageFound:
             if state_setting(ledger) == setting:  # else a writer has replaced the file since: read the new one
                 raise
@@ -108,17 +97,15 @@ def commit_batch(
         state: What the method has learned, these edits included; None if it could not learn them: they fail.
     """
     project.check_writing()
-    first = project.ledger.next_edit_id()
-    ids = list(range(first, first + len(edits)))
     stored = write_state(project.folder, str(project.method), state) if state is not None else None
     with project.ledger.db.atomic():
-        for edit_id, edit in zip(ids, edits, strict=True):
-            row = edit_row(edit_id, edit, training, len(edits), "active" if stored else "failed")
-            insert_edit(project, row, superseded_edits(project, edit) if stored else [], ids)
+        # A generator: an edit supersedes an earlier one of the same batch.
+        supersedes = (superseded_edits(project, edit) if stored else [] for edit in edits)
+        inserted = insert_edits(project, edits, training, supersedes, {} if stored else None)
         if stored:
-            put_state(project.ledger, stored, ids)
-    remove_older(project.folder, project.ledger)
-    return [project.find(edit_id) for edit_id in ids]
+            put_state(project.ledger, stored, [edit.id for edit in inserted])
+    _remove_older(project)
+    return inserted
 
 
 def batches_without(project: Project, edit_ids: Sequence[int]) -> list[list[Edit]]:
@@ -136,10 +123,8 @@ def batches_without(project: Project, edit_ids: Sequence[int]) -> list[list[Edit
         edit = project.find(edit_id)
         if edit.state != "active" and edit.superseded_by not in excluded:
             raise UsageError(f"edit {edit_id} is not active: it is {edit.state}")
-    batch_of: dict[int, int] = {}
-    for event in project.ledger.events():
-        if event["kind"] == "edit":
-            batch_of[event["edit"]] = event["detail"].get("together", [event["edit"]])[0]
+    events = [event for event in project.ledger.events() if event["kind"] == "edit"]
+    batch_of = {event["edit"]: event["detail"].get("together", [event["edit"]])[0] for event in events}
     batches: dict[int, list[Edit]] = {}
     for edit in project.ledger.edits("active", "superseded"):
         if edit.id not in excluded:
@@ -157,5 +142,10 @@ def revert_batch(project: Project, edit_ids: Sequence[int], state: Arrays) -> li
     with project.ledger.db.atomic():
         reverted = commit_revert(project, tuple(edit_ids), RevertEffects)
         put_state(project.ledger, stored, [])
-    remove_older(project.folder, project.ledger)
+    _remove_older(project)
     return reverted
+
+
+def _remove_older(project: Project) -> None:
+    if setting := state_setting(project.ledger):
+        remove_older(project.folder, STATE_FILE, setting["file"])

@@ -23,7 +23,7 @@ import numpy as np
 
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project import disk, w_merge
-from scen_cli.project.commit_edits import TrainedEdit, TrainingStats, edit_row, insert_edit, superseded_edits
+from scen_cli.project.commit_edits import TrainedEdit, TrainingStats, insert_edits, superseded_edits
 from scen_cli.project.edit_files import EditFiles, EditTensors, LowRankArrays, write_edit
 from scen_cli.project.event_log import digest_of_rows
 from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, add_guard, read_guard, write_guard_file
@@ -32,7 +32,7 @@ from scen_cli.project.ledger_queries import read_settings
 from scen_cli.project.ledger_rows import Edit, Threshold
 from scen_cli.project.lock_and_seal import LEDGER, MIN_WAIT, locked, seal
 from scen_cli.project.method_state import put_state, write_state
-from scen_cli.project.tensor_files import StoredFile
+from scen_cli.project.tensor_files import StoredFile, remove_older
 from scen_cli.project.w_merge import MergedNeurons
 
 
@@ -171,20 +171,15 @@ class Project:
             The new edits.
         """
         self.check_writing()
-        first = self.ledger.next_edit_id()
-        ids = list(range(first, first + len(edits)))
-        expert = next((edit_id for edit_id, edit in zip(ids, edits, strict=True) if edit.active), None)
-        stored = write_edit(self.folder, expert, tensors) if expert and tensors else None
-        rank = tensors.expert.rank if tensors and isinstance(tensors.expert, LowRankArrays) else 0
-        supersedes = [superseded_edits(self, edit) if stored and edit.active else [] for edit in edits]
-        with self.ledger.db.atomic():
-            for edit_id, edit, older in zip(ids, edits, supersedes, strict=True):
-                file = stored if edit.active else None
-                state = "active" if file else "failed"
-                self.neurons_changed |= file is not None
-                row = edit_row(edit_id, edit, training, len(edits), state, file, expert, rank, bias)
-                insert_edit(self, row, older, ids, threshold if file and edit_id == expert else None)
-        return [self.find(edit_id) for edit_id in ids]
+        expert = next((self.ledger.next_edit_id() + index for index, edit in enumerate(edits) if edit.active), None)
+        if expert is None or tensors is None:
+            return insert_edits(self, edits, training, [[]] * len(edits), None)
+        rank = tensors.expert.rank if isinstance(tensors.expert, LowRankArrays) else 0
+        columns = {**vars(write_edit(self.folder, expert, tensors)), "expert": expert, "rank": rank, "bias": bias}
+        supersedes = [superseded_edits(self, edit) if edit.active else [] for edit in edits]
+        inserted = insert_edits(self, edits, training, supersedes, columns, threshold)
+        self.neurons_changed = True
+        return inserted
 
     def set_threshold(self, threshold: Threshold) -> None:
         """Make a threshold the active one."""
@@ -211,9 +206,7 @@ class Project:
         self.check_writing()
         stored = write_guard_file(self.folder, guard)
         add_guard(self.ledger, guard, stored)
-        for path in self.folder.glob("guard-*"):
-            if GUARD_FILE.fullmatch(path.name) and path.name != stored.name:
-                disk.remove(path)
+        remove_older(self.folder, GUARD_FILE, stored.file)
 
     def find(self, edit_id: int) -> Edit:
         """An edit by its id. Raises `UsageError` if there is none."""
@@ -232,15 +225,11 @@ class Project:
             raise UsageError(f"this project edits by `{self.method}`: there are no neurons to merge")
         self.check_writing()
         self.neurons_changed = False
-        return w_merge.rebuild_w_merge(self.folder, self.ledger, self.files)
+        return w_merge.rebuild_w_merge(self.ledger, self.files)
 
     def w_merge(self) -> MergedNeurons:
         """W_merge of the active edits."""
-        return w_merge.load_w_merge(self.folder, self.ledger, self.files)
-
-    def keys(self, edit: Edit) -> np.ndarray:
-        """The keys (n, h) of an edit. Raises `DamageFound` if they are not what was committed."""
-        return self.files.keys(edit)
+        return w_merge.load_w_merge(self.ledger, self.files)
 
     def expert(self, edit_id: int) -> np.ndarray | LowRankArrays:
         """The expert of an edit: (d, h), which replaces W_down, or low-rank, which is added to it.
@@ -272,14 +261,9 @@ class Project:
         """
         self.check_writing()
         with self.ledger.change("evaluation", suite=suite) as payload:
-            row = {
-                "suite": suite,
-                "settings": json.dumps(settings),
-                "metrics": json.dumps(metrics),
-                "last_change": last_change,
-                "samples": json.dumps(samples),
-                "created": now(),
-            }
+            content = {"settings": settings, "metrics": metrics, "samples": samples}
+            row = {"suite": suite, "last_change": last_change, "created": now()}
+            row |= {name: json.dumps(value) for name, value in content.items()}
             payload["id"] = int(self.ledger.db["evaluations"].insert(row).last_pk)
             payload["row"] = digest_of_rows(self.ledger.db["evaluations"].rows_where("id = ?", [payload["id"]]))
         return int(payload["id"])

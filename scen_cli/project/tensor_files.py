@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,14 @@ class StoredFile:
     `index_sha256` is the sha256 of an edit file's routing tensors.
     """
 
-    name: str
+    file: str
     sha256: str
     size: int
     index_sha256: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that every kind of file has."""
+        return {"file": self.file, "sha256": self.sha256, "size": self.size}
 
 
 def tensor_bytes(tensors: Mapping[str, np.ndarray], header: dict[str, Any]) -> bytes:
@@ -50,8 +55,15 @@ def write_tensors(folder: Path, prefix: str, tensors: Mapping[str, np.ndarray], 
     content = tensor_bytes(tensors, header)
     sha256 = hashlib.sha256(content).hexdigest()
     stored = StoredFile(f"{prefix}-{sha256[:8]}.safetensors", sha256, len(content))
-    disk.write_durably(folder / stored.name, content)
+    disk.write_durably(folder / stored.file, content)
     return stored
+
+
+def remove_older(folder: Path, pattern: re.Pattern[str], newest: str) -> None:
+    """Remove the files whose names match, except the newest."""
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name) and path.name != newest:
+            disk.remove(path)
 
 
 def regular(folder: Path, name: str) -> Path:

@@ -36,20 +36,20 @@ class MergedNeurons:
     damaged: dict[int, str] = field(default_factory=dict)
 
 
-def rebuild_w_merge(folder: Path, ledger: Ledger, files: EditFiles) -> StoredFile:
+def rebuild_w_merge(ledger: Ledger, files: EditFiles) -> StoredFile:
     """Rebuild `merged.safetensors` from the edit files. Raises `DamageFound` if one of them is damaged."""
     merged = w_merge_of_files(ledger, files)
     if merged.damaged:
         raise DamageFound("\n".join(merged.damaged.values()), hint="run `scen verify` for details")
     content = merged_content(merged.experts, merged.neurons)
-    write_durably(folder / MERGED, content)
+    write_durably(files.folder / MERGED, content)
     return StoredFile(MERGED, hashlib.sha256(content).hexdigest(), len(content))
 
 
-def load_w_merge(folder: Path, ledger: Ledger, files: EditFiles) -> MergedNeurons:
+def load_w_merge(ledger: Ledger, files: EditFiles) -> MergedNeurons:
     """W_merge of the active edits: from the cache if it is intact and current, else from the edit files."""
     with suppress(DamageFound):
-        experts, neurons = read_merged(folder)
+        experts, neurons = read_merged(files.folder)
         fits = neurons.dtype == np.float32 and neurons.shape == (len(experts), files.width)
         if fits and experts == sorted(set(ledger.active_experts().values())):
             return MergedNeurons(experts, neurons, _biases(ledger, experts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from scen_cli.report.pictures import STYLES, style_axes
+from scen_cli.report.pictures import STYLES, finish_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,9 +61,7 @@ def _draw_bars(axes: Axes, results: Results) -> None:
         positions = [position + (index - (len(names) - 1) / 2) * width for position in range(len(results))]
         axes.bar(positions, heights, width * 0.92, color=colour, label=name.capitalize())
     axes.set_xticks(range(len(results)), [result["row"] for result in results], rotation=30, ha="right", fontsize=8)
-    axes.set_ylabel(unit)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    style_axes(axes)
+    finish_axes(axes, "", unit, percent=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def _draw_retention(axes: Axes, results: Results) -> None:
@@ -71,11 +69,8 @@ def _draw_retention(axes: Axes, results: Results) -> None:
         points = [(point["edits"], 100 * point["reliability"]["share"]) for point in result["retention"]]
         style = ("-", "--", ":", "-.")[index // 10 % 4]
         axes.plot(*zip(*points, strict=True), style, color=f"C{index % 10}", label=result["row"], marker=".")
-    axes.set_xlabel("number of edits t")
-    axes.set_ylabel("Reliability of edits 1 to t, %")
-    axes.set_ylim(-3, 103)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    style_axes(axes)
+    y = "Reliability of edits 1 to t, %"
+    finish_axes(axes, "number of edits t", y, percent=True, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _figure_names(results: Results) -> tuple[str, ...]:
@@ -84,11 +79,11 @@ def _figure_names(results: Results) -> tuple[str, ...]:
 
 
 def _scores(result: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    scores = [_value(result, name) for name in names]
     if names != SHARES:
-        return [_format(_value(result, name), ".2f") for name in names]
-    average, accuracy = result["average"], _value(result, "token-accuracy")
-    shares = [*(_value(result, name) for name in names), average, accuracy]
-    return [_format(None if share is None else 100 * share, ".1f") for share in shares]
+        return ["-" if score is None else f"{score:.2f}" for score in scores]
+    scores += [result["average"], _value(result, "token-accuracy")]
+    return ["-" if score is None else f"{100 * score:.1f}" for score in scores]
 
 
 def _costs(result: dict[str, Any]) -> list[str]:
@@ -107,7 +102,3 @@ def _value(result: dict[str, Any], name: str) -> float | None:
     figure = result["figures"].get(name, {})
     value: float | None = figure.get("share", figure.get("mean"))
     return value
-
-
-def _format(value: float | None, spec: str) -> str:
-    return "-" if value is None else f"{value:{spec}}"

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Colours that colour-blind readers can distinguish, and markers for black-and-white print.
-STYLES = {
-    "reliability": ("#0b6e99", "o"),
-    "generality": ("#d97706", "s"),
-    "locality": ("#4d7c0f", "^"),
-}
+STYLES = {"reliability": ("#0b6e99", "o"), "generality": ("#d97706", "s"), "locality": ("#4d7c0f", "^")}
 SIZE = (5.2, 3.2)  # inches: fits the width of a phone without scaling
 MAX_MARKERS = 30  # points
 
@@ -79,16 +75,17 @@ def lines(
     if mark is not None:
         axes.axvline(mark[0], color="#555555", linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(mark[1], (mark[0], 0), xytext=(4, 4), textcoords="offset points", fontsize=8, color="#555555")
-    axes.set_xlabel(label)
-    axes.set_ylabel("%")
-    axes.set_ylim(-3, 103)
-    axes.legend(frameon=False, fontsize=8, loc="best")
-    style_axes(axes)
+    finish_axes(axes, label, "%", percent=True, loc="best")
     return figure
 
 
-def style_axes(axes: Axes) -> None:
-    """Light horizontal grid lines, no frame at the top and right."""
+def finish_axes(axes: Axes, x: str, y: str, *, percent: bool, **legend: Any) -> None:
+    """Add labels and a legend, light horizontal grid lines, and no frame at the top and right."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if percent:
+        axes.set_ylim(-3, 103)
+    axes.legend(frameon=False, fontsize=8, **legend)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

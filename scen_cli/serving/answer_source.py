@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from scen_cli.serving.protocol import RequestBody
+from scen_cli.serving.protocol import AnswerChunk, RequestBody
 from scen_cli.serving.request_queue import GenerationRequest, RequestQueue
 
 
 class UpstreamError(Exception):
     """The vLLM server did not answer, or answered with an error."""
-
-
-@dataclass(frozen=True)
-class AnswerChunk:
-    """A part of an answer: the `edit` that answers (None: the base), its new `text`, the number of new `tokens`, and
-    the `finish_reason` of the last chunk."""
-
-    edit: int | None
-    text: str
-    tokens: int = 0
-    finish_reason: str | None = None
 
 
 class AnswerSource(Protocol):

@@ -21,8 +21,9 @@ from starlette.routing import Route
 
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.report.markdown import model_name
-from scen_cli.serving.answer_source import AnswerChunk, AnswerSource, UpstreamError
+from scen_cli.serving.answer_source import AnswerSource, UpstreamError
 from scen_cli.serving.protocol import (
+    AnswerChunk,
     ChatBody,
     CompletionBody,
     RequestBody,
@@ -147,15 +148,14 @@ class App:
         if body.model not in (None, self.model):
             raise HTTPException(404, f"no model `{body.model}` here: the model is `{self.model}`")
         request = generation_request(self.patched, body)
-        prompt_tokens = len(request.prompt_ids)
         chunks = self._chunks(request, body, deadline)
-        builder = ResponseBuilder(isinstance(body, ChatBody), self.model)
+        builder = ResponseBuilder(isinstance(body, ChatBody), self.model, len(request.prompt_ids))
         try:
             # An error before the first chunk still gets a status code, also in a stream.
             first = await _until_disconnect(http_request, anext(chunks))
             headers = {"x-scen-edit": str(first.edit)}
             if body.stream:
-                events = _server_sent_events(builder, first, chunks, prompt_tokens if body.wants_usage else None)
+                events = _server_sent_events(builder, first, chunks, body.wants_usage)
                 headers["cache-control"] = "no-cache"
                 return StreamingResponse(events, media_type="text/event-stream", headers=headers)
             answer = [first, *await _until_disconnect(http_request, _collect(chunks))]
@@ -167,9 +167,7 @@ class App:
             raise HTTPException(502, str(error)) from error
         except ModelFailed as error:
             raise HTTPException(500, "the model failed on this prompt") from error
-        text, tokens = "".join(chunk.text for chunk in answer), sum(chunk.tokens for chunk in answer)
-        finish_reason = answer[-1].finish_reason or "stop"
-        return JSONResponse(builder.response(text, finish_reason, first.edit, prompt_tokens, tokens), headers=headers)
+        return JSONResponse(builder.response(answer), headers=headers)
 
     async def _chunks(
         self, request: GenerationRequest, body: RequestBody, deadline: float
@@ -229,19 +227,18 @@ async def _until_disconnect(http_request: Request, work: Awaitable[Result]) -> R
 
 
 async def _server_sent_events(
-    builder: ResponseBuilder, first: AnswerChunk, rest: AsyncIterator[AnswerChunk], prompt_tokens: int | None
+    builder: ResponseBuilder, first: AnswerChunk, rest: AsyncIterator[AnswerChunk], wants_usage: bool
 ) -> AsyncIterator[str]:
-    """Format the chunks as server-sent events. An error ends the stream with an error event. `prompt_tokens` is None
-    unless the client wants the token counts."""
+    """Format the chunks as server-sent events. An error ends the stream with an error event."""
     tokens = first.tokens
     try:
-        yield _event(builder.chunk(first.text, first.finish_reason, first.edit))
+        yield _event(builder.chunk(first))
         async for chunk in rest:
             tokens += chunk.tokens
             if chunk.text or chunk.finish_reason:
-                yield _event(builder.chunk(chunk.text, chunk.finish_reason, chunk.edit))
-        if prompt_tokens is not None:
-            yield _event(builder.usage_chunk(prompt_tokens, tokens))
+                yield _event(builder.chunk(chunk))
+        if wants_usage:
+            yield _event(builder.usage_chunk(tokens))
     except (asyncio.TimeoutError, UpstreamError, ModelFailed) as error:
         log.warning("an answer ended early: %s", error)
         yield _event(error_body("the answer ended early", "server_error", 500))

@@ -16,53 +16,52 @@ from scen_cli.serving.request_queue import FinishReason, GenerationRequest, Stre
 BatchObserver = Callable[[int, int], None]  # is called with each batch's number of prompts and of active edits
 
 
-def _begin_batch(
-    patched: PatchedModel, patch: ProjectPatch, requests: Sequence[GenerationRequest], observe: BatchObserver
-) -> list[int]:
-    """Report the batch, and set each request's `max_tokens` where the client gave none. Returns all `max_tokens`."""
-    observe(len(requests), len(patch.expert_of))
-    longest_answer = patched.longest_answer()
-    for request in requests:
-        request.max_tokens = request.max_tokens or min(longest_answer, request.context_left)
-    return [request.max_tokens or 0 for request in requests]
-
-
-def _split_by_context(
-    lengths: Sequence[int], max_tokens: Sequence[int], context: int | None, max_batch: int
-) -> list[list[int]]:
-    """Split rows into batches whose longest prompt plus longest answer fits into the base's context.
-
-    `generate` computes finished rows together with the others until all are finished, so each row takes the positions
-    of the longest row.
-    """
-    batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        batch = [*(batches[-1] if batches else []), row]
-        width = max(lengths[index] for index in batch) + max(max_tokens[index] for index in batch)
-        if batches and len(batch) <= max_batch and (context is None or width <= context):
-            batches[-1] = batch
-        else:
-            batches.append([row])
-    return batches
-
-
-class BatchGenerator:
-    """Generates answers with the edits that are active in the ledger when the batch begins."""
+class _BatchRunner:
+    """Runs batches with the edits that are active in the ledger when the batch begins."""
 
     def __init__(self, patched: PatchedModel, observe: BatchObserver) -> None:
         self.patched, self._observe = patched, observe
 
-    def __call__(self, requests: Sequence[GenerationRequest]) -> None:
-        patched = self.patched
-        with patched.snapshot() as patch:
-            max_tokens = _begin_batch(patched, patch, requests, self._observe)
-            lengths = [len(request.prompt_ids) for request in requests]
-            max_batch = patch.full_at_once or len(requests)
-            for rows in _split_by_context(lengths, max_tokens, patched.context, max_batch):
-                self._generate(patch, [requests[row] for row in rows], [max_tokens[row] for row in rows])
-
     @torch.inference_mode()
-    def _generate(self, patch: ProjectPatch, requests: Sequence[GenerationRequest], max_tokens: Sequence[int]) -> None:
+    def __call__(self, requests: Sequence[GenerationRequest]) -> None:
+        with self.patched.snapshot() as patch:
+            self._observe(len(requests), len(patch.expert_of))
+            longest_answer = self.patched.longest_answer()
+            for request in requests:
+                request.max_tokens = request.max_tokens or min(longest_answer, request.context_left)
+            self.run(patch, requests)
+
+    def run(self, patch: ProjectPatch, requests: Sequence[GenerationRequest]) -> None:
+        raise NotImplementedError
+
+
+def _split_by_context(
+    requests: Sequence[GenerationRequest], context: int | None, max_batch: int
+) -> list[list[GenerationRequest]]:
+    """Split requests into batches whose longest prompt plus longest answer fits into the base's context.
+
+    `generate` computes finished rows together with the others until all are finished, so each row takes the positions
+    of the longest row.
+    """
+    batches: list[list[GenerationRequest]] = []
+    for request in sorted(requests, key=lambda request: len(request.prompt_ids)):
+        batch = [*(batches[-1] if batches else []), request]
+        width = len(request.prompt_ids) + max(other.max_tokens for other in batch)
+        if batches and len(batch) <= max_batch and (context is None or width <= context):
+            batches[-1] = batch
+        else:
+            batches.append([request])
+    return batches
+
+
+class BatchGenerator(_BatchRunner):
+    """Generates answers."""
+
+    def run(self, patch: ProjectPatch, requests: Sequence[GenerationRequest]) -> None:
+        for batch in _split_by_context(requests, self.patched.context, patch.full_at_once or len(requests)):
+            self._generate(patch, batch)
+
+    def _generate(self, patch: ProjectPatch, requests: Sequence[GenerationRequest]) -> None:
         patched, sampling = self.patched, requests[0].sampling
         decoding: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
@@ -73,11 +72,11 @@ class BatchGenerator:
             ids, mask = patched.pad([request.prompt_ids for request in requests])
             end_ids = list(patched.template.end_ids)
             with patch.deciding(patched.model, ids, mask) as route:
-                sender = _TokenSender(requests, max_tokens, ids.shape[1], end_ids, lambda: patch.edits_of(route.choice))
+                sender = _TokenSender(requests, ids.shape[1], end_ids, lambda: patch.edits_of(route.choice))
                 patched.model.generate(
                     input_ids=ids,
                     attention_mask=mask,
-                    max_new_tokens=max(max_tokens),
+                    max_new_tokens=max(request.max_tokens for request in requests),
                     pad_token_id=patched.pad_id,
                     eos_token_id=end_ids,
                     stopping_criteria=StoppingCriteriaList([sender]),
@@ -91,12 +90,11 @@ class _TokenSender(StoppingCriteria):
     def __init__(
         self,
         requests: Sequence[GenerationRequest],
-        max_tokens: Sequence[int],
         prompt_width: int,
         end_ids: Sequence[int],
         routed_edits: Callable[[], list[int | None]],  # known after the first forward
     ) -> None:
-        self._requests, self._max_tokens, self._prompt_width = requests, max_tokens, prompt_width
+        self._requests, self._prompt_width = requests, prompt_width
         self._end_ids, self._routed_edits = end_ids, routed_edits
         self._edits: list[int | None] = []
         self._finished = [False] * len(requests)
@@ -113,27 +111,25 @@ class _TokenSender(StoppingCriteria):
         request, edit = self._requests[row], self._edits[row]
         if request.cancelled:
             return True
-        ended, full = token in self._end_ids, generated >= self._max_tokens[row]
+        ended, full = token in self._end_ids, generated >= request.max_tokens
         finish_reason: FinishReason | None = "stop" if ended else "length" if full else None
         request.send(StreamEvent(edit, None if ended else token, finish_reason))
         return ended or full
 
 
-class BatchRouter:
+class BatchRouter(_BatchRunner):
     """Finds each prompt's edit: runs layers 0 to the edited one. `prepare` is called with the patch first."""
 
     def __init__(
         self, patched: PatchedModel, prepare: Callable[[ProjectPatch], object], observe: BatchObserver
     ) -> None:
-        self.patched, self._prepare, self._observe = patched, prepare, observe
+        super().__init__(patched, observe)
+        self._prepare = prepare
 
-    @torch.inference_mode()
-    def __call__(self, requests: Sequence[GenerationRequest]) -> None:
-        with self.patched.snapshot() as patch:
-            _begin_batch(self.patched, patch, requests, self._observe)
-            self._prepare(patch)
-            ids, mask = self.patched.pad([request.prompt_ids for request in requests])
-            # `fetch` replaces experts that cannot be read by the base.
-            choice = patch.bank.experts.fetch(patch.route(self.patched.model, ids, mask).choice.cpu())
-            for request, edit in zip(requests, patch.edits_of(choice), strict=True):
-                request.send(StreamEvent(edit, finish_reason="stop"))
+    def run(self, patch: ProjectPatch, requests: Sequence[GenerationRequest]) -> None:
+        self._prepare(patch)
+        ids, mask = self.patched.pad([request.prompt_ids for request in requests])
+        # `fetch` replaces experts that cannot be read by the base.
+        choice = patch.bank.experts.fetch(patch.route(self.patched.model, ids, mask).choice.cpu())
+        for request, edit in zip(requests, patch.edits_of(choice), strict=True):
+            request.send(StreamEvent(edit, finish_reason="stop"))

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -106,31 +108,41 @@ class ChatBody(_Body):
 RequestBody = CompletionBody | ChatBody
 
 
+@dataclass(frozen=True)
+class AnswerChunk:
+    """A part of an answer: the `edit` that answers (None: the base), its new `text`, the number of new `tokens`, and
+    the `finish_reason` of the last chunk."""
+
+    edit: int | None
+    text: str
+    tokens: int = 0
+    finish_reason: str | None = None
+
+
 class ResponseBuilder:
     """Builds the JSON objects of one answer. Their field `scen.edit` is the edit that answered, null for the base."""
 
-    def __init__(self, is_chat: bool, model: str) -> None:
-        self._is_chat, self._has_chunks = is_chat, False
+    def __init__(self, is_chat: bool, model: str, prompt_tokens: int) -> None:
+        self._is_chat, self._prompt_tokens, self._has_chunks = is_chat, prompt_tokens, False
         self._head = {"id": f"cmpl-{uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def response(
-        self, text: str, finish_reason: str, edit: int | None, prompt_tokens: int, completion_tokens: int
-    ) -> dict[str, Any]:
+    def response(self, chunks: Sequence[AnswerChunk]) -> dict[str, Any]:
         """The whole answer in one object."""
+        text = "".join(chunk.text for chunk in chunks)
         content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
-        return {**self._object("", content, finish_reason, edit), "usage": _usage(prompt_tokens, completion_tokens)}
+        usage = self._usage(sum(chunk.tokens for chunk in chunks))
+        return {**self._object("", content, chunks[-1].finish_reason or "stop", chunks[0].edit), **usage}
 
-    def chunk(self, text: str, finish_reason: str | None, edit: int | None) -> dict[str, Any]:
+    def chunk(self, chunk: AnswerChunk) -> dict[str, Any]:
         """One object of a stream. The first one of a chat has the role."""
         role = {} if self._has_chunks else {"role": "assistant"}
         self._has_chunks = True
-        content = {"delta": {**role, "content": text}} if self._is_chat else {"text": text}
-        return self._object(".chunk", content, finish_reason, edit)
+        content = {"delta": {**role, "content": chunk.text}} if self._is_chat else {"text": chunk.text}
+        return self._object(".chunk", content, chunk.finish_reason, chunk.edit)
 
-    def usage_chunk(self, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    def usage_chunk(self, tokens: int) -> dict[str, Any]:
         """The last object of a stream with `include_usage`."""
-        usage = _usage(prompt_tokens, completion_tokens)
-        return {**self._head, "object": self._type(".chunk"), "choices": [], "usage": usage}
+        return {**self._head, "object": self._type(".chunk"), "choices": [], **self._usage(tokens)}
 
     def _object(
         self, suffix: str, content: dict[str, Any], finish_reason: str | None, edit: int | None
@@ -141,10 +153,9 @@ class ResponseBuilder:
     def _type(self, suffix: str) -> str:
         return f"chat.completion{suffix}" if self._is_chat else "text_completion"
 
-
-def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    total = prompt_tokens + completion_tokens
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+    def _usage(self, tokens: int) -> dict[str, dict[str, int]]:
+        prompt = self._prompt_tokens
+        return {"usage": {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}}
 
 
 def error_body(message: str, type: str, code: int) -> dict[str, Any]:
@@ -187,9 +198,9 @@ def generation_request(patched: PatchedModel, body: RequestBody) -> GenerationRe
         raise HTTPException(400, str(error)) from error
     context_left = (patched.context or 10**9) - len(ids)
     sampling = body.sampling
-    max_tokens = min(max_tokens, context_left) if max_tokens else None
     # A seed sets the state of the random generator for the whole batch.
-    return GenerationRequest(ids, max_tokens, context_left, sampling, run_alone=sampling.seed is not None)
+    run_alone = sampling.seed is not None
+    return GenerationRequest(ids, min(max_tokens or 0, context_left), context_left, sampling, run_alone)
 
 
 def _conversation_ids(patched: PatchedModel, turns: list[tuple[str, str]]) -> list[int]:

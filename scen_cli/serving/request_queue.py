@@ -49,7 +49,7 @@ class GenerationRequest:
 
     Args:
         prompt_ids: The prompt's token ids.
-        max_tokens: The most tokens to generate; None: the length of the longest answer of the active edits.
+        max_tokens: The most tokens to generate; 0: the length of the longest answer of the active edits.
         context_left: Number of tokens of the base's context that the prompt leaves free.
         sampling: Decoding settings.
         run_alone: Whether the request needs a batch of its own.
@@ -58,7 +58,7 @@ class GenerationRequest:
     """
 
     prompt_ids: list[int]
-    max_tokens: int | None
+    max_tokens: int
     context_left: int
     sampling: SamplingParams
     run_alone: bool = False
@@ -143,9 +143,8 @@ class RequestQueue:
         retries = [request for request in batch if len(batch) > 1 and not request.has_events]
         self._failures += not retries
         for request in batch:
-            if request in retries:
-                request.run_alone = True
-            else:
+            request.run_alone = True
+            if request not in retries:
                 request.send(ModelFailed(str(error)))
         with self._changed:
             self._queue.extendleft(reversed(retries))

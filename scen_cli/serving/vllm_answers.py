@@ -10,8 +10,8 @@ import httpx
 
 from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import adapter_name
-from scen_cli.serving.answer_source import AnswerChunk, UpstreamError
-from scen_cli.serving.protocol import RequestBody
+from scen_cli.serving.answer_source import UpstreamError
+from scen_cli.serving.protocol import AnswerChunk, RequestBody
 from scen_cli.serving.request_queue import GenerationRequest, RequestQueue
 
 

@@ -5,9 +5,8 @@ import torch
 from safetensors.torch import load, save
 
 from scen_cli.baselines.catalogue import METHODS, make_method, prepared_method
-from scen_cli.baselines.context import answer
+from scen_cli.baselines.context import Examples, answer
 from scen_cli.baselines.method import attached
-from scen_cli.baselines.training_examples import Examples
 from tests.baselines.fits import FITS
 
 COUNT = 6

@@ -13,7 +13,7 @@ from scen_cli.experts.fit_records import further_training_prompts
 from scen_cli.experts.prefix_cache import record_prefix
 from scen_cli.experts.training_batch import ExpertTask, TrainingBatch
 from scen_cli.model.expert_stack import LowRank
-from scen_cli.neurons.paper_losses import HARD_NEGATIVES, hard_negatives
+from scen_cli.neurons.neuron_fit import HARD_NEGATIVES, hard_negatives
 from scen_cli.recipe import RECIPES, make_recipe
 from tests.conftest import edit_all
 

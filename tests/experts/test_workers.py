@@ -14,10 +14,8 @@ from scen_cli.data.suites import demo_edits
 from scen_cli.editing.create_project import new_project
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.experts.fit import ExpertFit
-from scen_cli.experts.fit_records import FittedExpert
-from scen_cli.experts.process_pool import WorkerPool, _fit, device_of_worker
-from scen_cli.experts.scheduling import MAX_DEATHS
-from scen_cli.experts.training_worker import experts_from_bytes, experts_to_bytes
+from scen_cli.experts.fit_records import FittedExpert, experts_from_bytes, experts_to_bytes
+from scen_cli.experts.process_pool import MAX_DEATHS, WorkerPool, _fit, device_of_worker
 from scen_cli.model.expert_stack import LowRank
 
 FAST = {"expert_steps": 8, "extra_steps": 0, "require_learned": False}

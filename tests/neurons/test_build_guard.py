@@ -15,7 +15,7 @@ from scen_cli.errors import DamageFound, UsageError
 from scen_cli.model.generation import sample_prompts
 from scen_cli.model.known_bases import DEFAULT_TEMPLATE
 from scen_cli.model.template import make_template
-from scen_cli.neurons.closed_form import whitening_of
+from scen_cli.neurons.neuron_fit import whitening_of
 from scen_cli.project.check import verify
 from tests.conftest import edit_all
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scen_cli.neurons.closed_form import MAX_BIAS, MIN_OWN_ACTIVATION, SHRINKAGE, bias_of, neuron_of, whitening_of
+from scen_cli.neurons.neuron_fit import MAX_BIAS, MIN_OWN_ACTIVATION, SHRINKAGE, bias_of, neuron_of, whitening_of
 
 unit = torch.nn.functional.normalize
 

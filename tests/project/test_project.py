@@ -57,7 +57,7 @@ def test_a_committed_edit_reads_back_exactly(project):
     assert (edit.prompt, edit.target, edit.state, edit.rephrases) == ("Who?", "Ada", "active", ("r",))
     assert (edit.source, edit.source_line, edit.expert_losses) == ("a.jsonl", 3, (2.0, 1.0))
     assert np.array_equal(again.expert(edit.id), tensors.expert)
-    assert np.array_equal(again.keys(edit)[0], tensors.key)
+    assert np.array_equal(again.files.keys(edit)[0], tensors.key)
     content = (project.folder / edit.file).read_bytes()
     assert edit.file == f"edits/000001-{hashlib.sha256(content).hexdigest()[:8]}.safetensors"
     assert (edit.sha256, edit.size) == (hashlib.sha256(content).hexdigest(), len(content))
@@ -67,7 +67,7 @@ def test_a_transposed_expert_is_stored_in_its_logical_order(tmp_path):
     expert = np.arange(D * H, dtype=np.float32).reshape(H, D).T
     (tmp_path / "edits").mkdir()
     stored = write_edit(tmp_path, 1, EditTensors(expert, np.zeros(H, np.float32), np.zeros(H, np.float32)))
-    assert np.array_equal(read_tensors(tmp_path, stored.name, ("expert",))[0], expert)
+    assert np.array_equal(read_tensors(tmp_path, stored.file, ("expert",))[0], expert)
 
 
 def test_merge_stacks_neurons_in_edit_order_with_the_same_bytes_each_time(project):
