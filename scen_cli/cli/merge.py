@@ -16,6 +16,6 @@ def merge(wait: Wait = 0, dir: Dir = HERE, as_json: Json = False, quiet: Quiet =
         stored = project.merge()
     rows, width = len(project.ledger.active_prompts()), project.settings["ffn_width"]
     Output(as_json, quiet).result(
-        {"file": stored.name, "shape": [rows, width], "sha256": stored.sha256, "bytes": stored.size},
-        f"{stored.name}: W_merge {rows} x {width}, sha256 {stored.sha256}",
+        {"file": stored.file, "shape": [rows, width], "sha256": stored.sha256, "bytes": stored.size},
+        f"{stored.file}: W_merge {rows} x {width}, sha256 {stored.sha256}",
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,34 @@ def cached_texts(kind: str, inputs: Any, compute: Callable[[], list[str]]) -> li
     with suppress(OSError):  # on a full or read-only disk the next call computes them again
         write_json(path, texts, indent=None)
     return texts
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """Something in the cache: its kind (a subfolder), its name, and its bytes."""
+
+    kind: str
+    name: str
+    size: int
+
+
+def cache_entries() -> list[CacheEntry]:
+    """Everything in the cache, by kind and name."""
+    folders = [path for path in sorted(cache_folder().glob("*")) if path.is_dir()]
+    return [
+        CacheEntry(folder.name, entry.name, _size(entry))
+        for folder in folders
+        for entry in sorted(folder.iterdir())
+        if entry.suffix != ".lock"
+    ]
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+
+
+def clear_cache() -> None:
+    """Remove everything that `cache_entries` lists."""
+    for entry in cache_entries():
+        path = cache_folder() / entry.kind / entry.name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ def key_problems(editor: Editor) -> list[Problem]:
     for expert, prompts in prompts_of.items():
         edit = editor.project.find(expert)
         try:
-            stored = torch.from_numpy(editor.project.keys(edit))
+            stored = torch.from_numpy(editor.project.files.keys(edit))
         except DamageFound:
             continue  # reported already, by the check of its file
         now = editor.keys(prompts)

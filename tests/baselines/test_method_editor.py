@@ -19,6 +19,9 @@ from tests.baselines.fits import FITS
 
 SETTINGS = {"comeba-hk": {**FITS["comeba-hk"], "batch": 3}, "melo": {**FITS["melo"], "batch": 3, "steps": 30}}
 
+SLOW_METHOD = pytest.param("comeba-hk", marks=pytest.mark.slow)
+QUICK = ("ft", "grace", "in-context", "ultra-edit")  # methods that edit a project in a second
+
 
 @pytest.fixture
 def guard_file(tmp_path, context):
@@ -56,7 +59,7 @@ def method_files(project):
     return sorted(project.folder.glob("method-*"))
 
 
-@pytest.mark.parametrize("method", list(SETTINGS))
+@pytest.mark.parametrize("method", ["melo", SLOW_METHOD])
 def test_a_reopened_project_gives_the_same_answers(make, method, edits, demo_base):
     editor = make(method)
     rows = edit_batches(editor, edits[:6])
@@ -71,7 +74,7 @@ def test_a_reopened_project_gives_the_same_answers(make, method, edits, demo_bas
     assert verify(editor.project, deep=True) == []
 
 
-@pytest.mark.parametrize("method", ["melo", pytest.param("comeba-hk", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["melo", SLOW_METHOD])
 def test_revert_equals_never_having_made_the_edit(make, method, edits):
     """The method's file equals that of a project that made only the other edits, in their batches, byte for byte."""
     editor = make(method)
@@ -133,7 +136,7 @@ def test_an_edit_that_cannot_be_committed_is_dropped(make, edits, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("scen_cli.project.method_state.disk.write_durably", full)
+        patched.setattr("scen_cli.project.disk.write_durably", full)
         with pytest.raises(OSError, match="No space"):
             edit_batches(editor, edits[3:6])
     assert editor.answer([edit.prompt for edit in edits[:6]]).texts == before
@@ -285,7 +288,12 @@ def test_an_invalid_option_creates_nothing(scen, tmp_path, guard_file, options, 
 
 
 @pytest.mark.parametrize(
-    "method", [name for name in FITS if name not in ("scen", "serac", "mend", "melo", "comeba-hk")]
+    "method",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in FITS
+        if name not in ("scen", "serac", "mend", "melo", "comeba-hk")
+    ],
 )
 def test_every_method_without_training_edits_can_edit_a_project(make, method, edits, demo_base):
     """SERAC and MEND train on other edits first."""

@@ -111,7 +111,7 @@ def test_every_exit_code_stands_in_the_reference():
 
 def test_every_column_of_the_ledger_stands_in_the_reference():
     page = read(DOCS / "reference" / "formats.md")
-    tree = ast.parse(read(ROOT / "scen_cli" / "project" / "migrations.py"))
+    tree = ast.parse(read(ROOT / "scen_cli" / "project" / "schema.py"))
     tables = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
     columns = {key.value for table in tables for key in table.keys if isinstance(key, ast.Constant)}
     assert len(columns) > 30

@@ -41,7 +41,7 @@ def test_compress_keeps_right_answers_and_shrinks_files(make_editor):
     editor = make_editor("key")
     edit_all(editor, RECORDS)
     revert(editor.project, 6)
-    neurons, keys = editor.project.w_merge().neurons, editor.project.keys(editor.project.find(2))
+    neurons, keys = editor.project.w_merge().neurons, editor.project.files.keys(editor.project.find(2))
     prompts = [prompt for record in RECORDS[:5] for prompt in (record.prompt, *record.rephrases)]
     targets = [record.target for record in RECORDS[:5] for _ in (record.prompt, *record.rephrases)]
     before = editor.answer(prompts).texts
@@ -53,7 +53,7 @@ def test_compress_keeps_right_answers_and_shrinks_files(make_editor):
     assert {edit.rank for edit in editor.project.ledger.edits("active")} <= {4, 8, 16, 32, 64}
     assert editor.project.find(6).rank == 0
     assert (editor.project.w_merge().neurons == neurons).all()
-    assert (editor.project.keys(editor.project.find(2)) == keys).all()
+    assert (editor.project.files.keys(editor.project.find(2)) == keys).all()
     assert editor.answer([r.prompt for r in RECORDS[:5]]).texts == [r.target for r in RECORDS[:5]]
     for target, old, new in zip(targets, before, editor.answer(prompts).texts, strict=True):
         assert new == target or old != target

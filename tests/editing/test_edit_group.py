@@ -41,7 +41,7 @@ def test_both_prompts_route_to_the_shared_expert(shared):
     assert answers.texts == [record.target for record in RECORDS]
     assert shared.answer(prompts, edits=[1, 2, 3, 4]).texts == answers.texts
     assert len(list((shared.project.folder / "edits").iterdir())) == 2
-    assert shared.project.keys(shared.project.find(2)).shape == (2, 768)
+    assert shared.project.files.keys(shared.project.find(2)).shape == (2, 768)
     assert verify(shared.project) == []
     assert Project(shared.project.folder).w_merge().neurons.shape == (2, 768)
 
@@ -84,7 +84,7 @@ def test_a_target_that_is_not_learned_fails_alone(make_editor):
     assert "target tokens are still wrong" in first.reason
     assert (second.state, second.expert) == ("active", 2)
     assert editor.answer([easy.prompt]).texts == [easy.target]
-    assert editor.project.keys(editor.project.find(2)).shape == (1, 768)
+    assert editor.project.files.keys(editor.project.find(2)).shape == (1, 768)
     assert verify(editor.project) == []
 
 

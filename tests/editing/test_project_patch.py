@@ -125,7 +125,7 @@ def test_a_damaged_project_is_not_exported(editor, tmp_path):
 
 def test_index_refuses_a_changed_key(key_editor, demo_base):
     project = key_editor.project
-    key = project.keys(project.find(2))[0].tobytes()
+    key = project.files.keys(project.find(2))[0].tobytes()
     flip_bit(file_of(project, 2), file_of(project, 2).read_bytes().index(key))
     with pytest.raises(DamageFound, match="its neuron or key has changed"):
         Editor(Project(project.folder), base=demo_base).index.load()
@@ -139,7 +139,7 @@ def test_an_expert_of_another_base_is_quarantined(make_editor):
     ones = LowRankArrays(np.ones((4, 9), np.float16), np.ones((5, 4), np.float16))
     index = editor.project.files.index(editor.project.find(2))
     stored = write_edit(editor.project.folder, 2, EditTensors(ones, index["neuron"], index["key"]))
-    row = {"file": stored.name, "sha256": stored.sha256, "size": stored.size, "index_sha256": stored.index_sha256}
+    row = {"file": stored.file, "sha256": stored.sha256, "size": stored.size, "index_sha256": stored.index_sha256}
     editor.project.ledger.db["edits"].update(2, row)
     with pytest.warns(Quarantined, match="does not have the rank that the ledger records, or the base's width"):
         assert editor.answer(PROMPTS).edits == [1, None, 3]
