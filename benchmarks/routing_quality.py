@@ -24,8 +24,7 @@ from torch import Tensor
 
 from benchmarks.measuring import make_parser, markdown
 from scen_cli.model.routing import prepare_keys
-from scen_cli.neurons.closed_form import bias_of, neuron_of, whitening_of
-from scen_cli.neurons.paper_losses import fit_joint, refit_colliding, train_neuron
+from scen_cli.neurons.neuron_fit import bias_of, neuron_of, refit_colliding, train_neuron, whitening_of
 from scen_cli.recipe import RECIPES, Recipe
 
 RATE = 0.01  # false activations at which routers are compared
@@ -56,7 +55,7 @@ def joint(steps: int, rate: float) -> Router:
         recipe = Recipe(neuron_steps=steps, neuron_lr=rate)
         rows: list[Tensor] = []
         for t in range(len(edits)):
-            rows.append(fit_joint(edits[t : t + 1], edits[:t], guard, recipe, t).neuron)
+            rows.append(train_neuron(edits[t : t + 1], torch.cat([edits[:t], guard]), recipe, t).neuron)
             if t:
                 refitted = refit_colliding(torch.stack(rows[:-1]), edits[:t], rows[-1], edits[t], guard, recipe)
                 for row, neuron in refitted.items():

@@ -103,18 +103,8 @@ class Recipe(BaseModel):
 
 # Shown only if they differ from the default.
 _SWITCHES = (
-    "disactivate",
-    "margin",
-    "edits_per_expert",
-    "require_learned",
-    "key_pooling",
-    "route_segments",
-    "subject_filter",
-    "false_activation",
-    "prompt_augmentations",
-    "extra_steps",
-    "expert",
-    "stop_when",
+    *("disactivate", "margin", "edits_per_expert", "require_learned", "key_pooling", "route_segments"),
+    *("subject_filter", "false_activation", "prompt_augmentations", "extra_steps", "expert", "stop_when"),
 )
 
 

@@ -17,10 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.context import Examples, MethodContext, batched, padded_right, run_texts, take_step
 from scen_cli.baselines.hook_method import block_of, moved, recorded
 from scen_cli.baselines.method import Settings, attached
-from scen_cli.baselines.training_examples import TEXTS_PER_PASS, Examples, batched, padded_right, run_texts, take_step
 from scen_cli.baselines.weight_method import WeightMethod
 from scen_cli.data.records import EditRecord
 from scen_cli.experts.fit_records import OPENINGS
@@ -111,7 +110,7 @@ def _second_moments(context: MethodContext, layers: Sequence[EditedLayer]) -> li
     count = 0
     template = context.template
     texts = [template.prompt_ids(p) + (template.target_ids(p, a) if a else []) for p, a in context.unedited]
-    for batch in batched(texts, TEXTS_PER_PASS):
+    for batch in batched(texts):
         ids, mask = padded_right(batch, context.base.device)
         with recorded(*(layer.down_proj for layer in layers)) as seen:
             run_texts(context.base.model, ids)

@@ -16,10 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.context import Examples, MethodContext, batched, kl_from_base, run_texts, take_step
 from scen_cli.baselines.hook_method import low_rank_added
 from scen_cli.baselines.method import Settings, attached
-from scen_cli.baselines.training_examples import TEXTS_PER_PASS, Examples, batched, kl_from_base, run_texts, take_step
 from scen_cli.baselines.weight_method import WeightMethod, inputs_and_gradients
 from scen_cli.data.records import EditRecord
 from scen_cli.model.expert_stack import LowRank
@@ -106,7 +105,7 @@ class Mend(WeightMethod):
         self.context.check_training_data("MEND")
         config, known, edits = self.settings, self.context.known_answers, self.context.development
         examples = self.examples(edits)
-        batches = [examples.rows(rows) for rows in batched(range(len(examples)), TEXTS_PER_PASS)]
+        batches = [examples.rows(rows) for rows in batched(range(len(examples)))]
         u, delta = (torch.cat(parts) for parts in zip(*map(self._factors, batches), strict=True))
         with_loss = (delta != 0).any(dim=-1)
         network = GradientNetwork(u[with_loss], delta[with_loss], config, self.context.seed)

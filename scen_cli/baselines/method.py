@@ -16,8 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from scen_cli.baselines.context import MethodContext
-from scen_cli.baselines.training_examples import TEXTS_PER_PASS, Examples, batched, run_texts
+from scen_cli.baselines.context import Examples, MethodContext, batched, run_texts
 from scen_cli.data.records import EditRecord
 from scen_cli.errors import UsageError
 from scen_cli.model.ffn import EditedLayer
@@ -152,7 +151,7 @@ class Method(ABC):
     @torch.no_grad()
     def read(self, prompts: Sequence[str], width: int, read_batch: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """A vector (n, width) for each prompt; `read_batch` reads those of one batch (ids, mask)."""
-        vectors = [read_batch(*self.encode(batch)) for batch in batched(prompts, TEXTS_PER_PASS)]
+        vectors = [read_batch(*self.encode(batch)) for batch in batched(prompts)]
         return torch.cat([torch.empty(0, width, device=self.base.device), *vectors])
 
     def mean_keys(self, layer: EditedLayer, prompts: Sequence[str]) -> Tensor:

@@ -13,10 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.context import Examples, MethodContext, batched, run_texts, take_step
 from scen_cli.baselines.hook_method import HookMethod, recorded
 from scen_cli.baselines.method import Settings, attached
-from scen_cli.baselines.training_examples import TEXTS_PER_PASS, Examples, batched, run_texts, take_step
 from scen_cli.baselines.vector_database import SAME
 from scen_cli.data.records import EditRecord
 from scen_cli.model.ffn import ARCHITECTURES, find_layer
@@ -130,7 +129,7 @@ class TPatcher(HookMethod):
     def _read_queries(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
         """The FFN's input (rows, d), float32, at the tokens that predict the targets."""
         queries = [self.queries[:0]]
-        for batch in batched(pairs, TEXTS_PER_PASS):
+        for batch in batched(pairs):
             examples = self.context.examples(batch)
             with recorded(self.ffn) as seen:
                 run_texts(self.model, examples.ids)

@@ -1,18 +1,25 @@
-"""`WeightMethod`: methods that change weights of the base."""
+"""`WeightMethod`: methods that change weights of the base. FT, FT+KL and a tuned FT train the FFN of one decoder layer.
+
+FT and FT+KL are the baselines of SCEN's paper: each edit in turn, on the weights that the edit before left. FT+KL adds
+a KL divergence from the base on the nearest known questions. The tuned FT (after Gangadhar and Stratos 2024, "Model
+Editing by Standard Fine-Tuning") trains on all edits in mini-batches for several epochs.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.context import Examples, MethodContext, batched, kl_from_base, run_texts, take_step
 from scen_cli.baselines.hook_method import recorded
-from scen_cli.baselines.method import Method, Settings
-from scen_cli.baselines.training_examples import Examples, run_texts
+from scen_cli.baselines.method import Method, Settings, attached
+from scen_cli.data.records import EditRecord
 from scen_cli.model.ffn import EditedLayer
 
 
@@ -100,3 +107,101 @@ def inputs_and_gradients(
 
 def _weight_name(layer: EditedLayer) -> str:
     return f"{layer.down_proj_name}.weight"
+
+
+class FineTuningSettings(Settings):
+    """SCEN's paper: 10 Adam steps per edit."""
+
+    lr: float = Field(1e-4, gt=0, description="Adam's learning rate")
+    steps: int = Field(10, ge=1, description="Adam steps on each edit")
+
+
+class FineTuning(WeightMethod):
+    """Trains on one edit after another, each with a new optimizer."""
+
+    name = "ft"
+    settings: FineTuningSettings
+
+    def edited_names(self) -> list[str]:
+        """The matrices of the layer's FFN."""
+        ffn = self.layers[0].down_proj_name.rpartition(".")[0]
+        parameters = self.model.named_parameters()
+        return [name for name, weight in parameters if name.startswith(f"{ffn}.") and weight.dim() == 2]
+
+    def fit(self, edits: Sequence[EditRecord]) -> None:
+        weights = self.trainable_weights()
+        for edit in edits:
+            optimizer = torch.optim.Adam(weights.values(), lr=self.settings.lr)
+            for _ in range(self.settings.steps):
+                take_step(optimizer, self.loss(weights, edit))
+        self.set_weights(weights)
+
+    def trainable_weights(self) -> dict[str, Tensor]:
+        return {name: weight.clone().requires_grad_() for name, weight in self.weights.items()}
+
+    def loss(self, weights: dict[str, Tensor], *edits: EditRecord) -> Tensor:
+        examples = self.examples(edits)
+        return examples.losses(run_with(self.model, weights, examples.ids)).mean()
+
+
+class FineTuningKLSettings(FineTuningSettings):
+    """SCEN's paper: the 5 nearest questions of D_train."""
+
+    neighbours: int = Field(5, ge=1, description="known questions whose answers must stay")
+    kl: float = Field(1.0, ge=0, description="weight of the KL divergence on them")
+
+
+class FineTuningKL(FineTuning):
+    """Adds the KL divergence from the base on its answers to the nearest unedited questions."""
+
+    name = "ft-kl"
+    settings: FineTuningKLSettings
+
+    def loss(self, weights: dict[str, Tensor], *edits: EditRecord) -> Tensor:
+        [edit] = edits
+        with attached(self, False):
+            questions, embeddings = self._known_questions()
+            nearness = embeddings @ self._embed([edit.prompt])[0]
+        nearest = nearness.topk(min(self.settings.neighbours, len(questions))).indices.tolist()
+        known = self.context.examples([questions[row] for row in nearest])
+        with torch.no_grad():
+            before = run_with(self.model, self.base_weights(), known.ids)[known.scored].float().log_softmax(dim=-1)
+        kl = kl_from_base(before, run_with(self.model, weights, known.ids)[known.scored])
+        return super().loss(weights, edit) + self.settings.kl * kl
+
+    def _known_questions(self) -> tuple[list[tuple[str, str]], Tensor]:
+        """Unedited questions with the base's answers, and the questions' embeddings (n, h)."""
+        known = self.context.known_answers
+        key = ("known questions", self.layers[0].index)
+        return known, self.context.cached(key, lambda: self._embed([prompt for prompt, _answer in known]))
+
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        """A vector of unit length for each prompt (n, h). The mean key replaces the paper's sentence embedding."""
+        return nn.functional.normalize(self.mean_keys(self.layers[0], prompts), dim=1)
+
+
+class FineTuningTunedSettings(Settings):
+    """Gangadhar and Stratos: likelihood of the target alone, in mini-batches over all edits."""
+
+    batch: int | None = Field(None, ge=1, description="edits fitted together; none: all of them")
+    lr: float = Field(1e-4, gt=0, description="Adam's learning rate")
+    epochs: int = Field(20, ge=1, description="passes over the edits")
+    mini_batch: int = Field(16, ge=1, description="edits in a step")
+
+
+class FineTuningTuned(FineTuning):
+    """Trains on all edits in mini-batches, for several epochs, with one optimizer."""
+
+    name = "ft-tuned"
+    settings: FineTuningTunedSettings  # type: ignore[assignment]
+
+    def fit(self, edits: Sequence[EditRecord]) -> None:
+        weights = self.trainable_weights()
+        optimizer = torch.optim.Adam(weights.values(), lr=self.settings.lr)
+        order = list(edits)
+        shuffle = random.Random(self.context.seed)
+        for _ in range(self.settings.epochs):
+            shuffle.shuffle(order)
+            for mini_batch in batched(order, self.settings.mini_batch):
+                take_step(optimizer, self.loss(weights, *mini_batch))
+        self.set_weights(weights)

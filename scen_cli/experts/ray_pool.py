@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from scen_cli.errors import UsageError
-from scen_cli.experts.fit_records import Group
-from scen_cli.experts.scheduling import WorkerDied, Workers
-from scen_cli.experts.training_worker import TrainingWorker
+from scen_cli.experts.fit_records import Group, TrainingWorker
+from scen_cli.experts.process_pool import WorkerDied, Workers
 
 try:
     import ray
@@ -40,9 +39,6 @@ class RayPool(Workers):
         self._actor = ray.remote(num_cpus=1, num_gpus=gpus)(TrainingWorker)
         self._arguments = dict(settings), device, torch.get_num_threads()
         self.count, self.actors = workers, [self._actor.remote(*self._arguments) for _ in range(workers)]
-
-    def __enter__(self) -> RayPool:
-        return self
 
     def __exit__(self, *_error: object) -> None:
         for actor in self.actors:

@@ -120,26 +120,19 @@ def read_keys(
 
 
 def read_segments(
-    model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, key_config: KeyConfig
-) -> tuple[Tensor, Tensor]:
-    """Keys (n, h) of all rows and then of their segments, and the row (n,) that each belongs to."""
-    keys = read_keys(model, down_proj, input_ids, attention_mask, key_config.pooling)
-    return append_segment_keys(keys, model, down_proj, input_ids, attention_mask, key_config)
-
-
-def append_segment_keys(
-    keys: Tensor,
     model: nn.Module,
     down_proj: nn.Module,
     input_ids: Tensor,
     attention_mask: Tensor,
     key_config: KeyConfig,
+    keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `read_segments`, if the `keys` (rows, h) of the full rows are known already."""
+    """Keys (n, h) of all rows and then of their segments, and the row (n,) that each belongs to. The `keys` (rows, h)
+    of the full rows are read unless they are given."""
+    if keys is None:
+        keys = read_keys(model, down_proj, input_ids, attention_mask, key_config.pooling)
     rows = torch.arange(len(input_ids))
-    if not key_config.segments:
-        return keys, rows
-    tokens = real_tokens(input_ids, attention_mask)
+    tokens = real_tokens(input_ids, attention_mask) if key_config.segments else []
     segments = [(row, segment) for row, ids in enumerate(tokens) for segment in key_config.segments_of(ids)[1:]]
     if not segments:
         return keys, rows

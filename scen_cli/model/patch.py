@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from scen_cli.model.expert_stack import ActiveRoute, ExpertStack
-from scen_cli.model.keys import append_segment_keys, pool_keys, read_keys, real_tokens
+from scen_cli.model.keys import pool_keys, read_segments, real_tokens
 from scen_cli.model.routing import BASE, Routing, Whitening, activations_of, choose, max_per_prompt
 from scen_cli.model.subject_filter import BLOCKED, SubjectFilter
 
@@ -145,9 +145,7 @@ class Patch:
         key_config, theta = self.routing.key_config, self.routing.theta
         # Read keys with every row set to the base: an expert must not change the keys that choose it.
         with self.using(torch.full((len(input_ids),), BASE)):
-            if keys is None:
-                keys = read_keys(model, self.down_proj, input_ids, mask, key_config.pooling)
-            keys, rows = append_segment_keys(keys, model, self.down_proj, input_ids, mask, key_config)
+            keys, rows = read_segments(model, self.down_proj, input_ids, mask, key_config, keys)
 
         # Equation 10. The first rows are the full prompts, the rest are segments; keep the maximum per prompt.
         neurons, biases = self.bank.neurons.to(keys.device), self.bank.biases.to(keys.device)

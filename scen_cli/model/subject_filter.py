@@ -27,11 +27,10 @@ class SubjectFilter:
         for row, sequences in enumerate(forms):
             for sequence in sequences:
                 self._rows.setdefault(tuple(sequence), []).append(row)
-        lengths: dict[int, set[int]] = {}
-        for sequence in self._rows:
-            lengths.setdefault(sequence[0], set()).add(len(sequence))
         # The lengths of the sequences that begin with a token: a search compares no other slices of the prompt.
-        self._lengths = {first: sorted(found) for first, found in lengths.items()}
+        self._lengths: dict[int, set[int]] = {}
+        for sequence in self._rows:
+            self._lengths.setdefault(sequence[0], set()).add(len(sequence))
         self._has_subject = [bool(sequences) for sequences in forms]
         # `_has_subject` as a tensor, made on first use: a model may be built on the meta device.
         self._mask: Tensor | None = None

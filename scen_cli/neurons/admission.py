@@ -15,15 +15,7 @@ from torch import Tensor
 from scen_cli.errors import UsageError
 from scen_cli.neurons.guard_split import MatchKey
 from scen_cli.neurons.index import MARGIN, ROUNDING, Index, NeuronCandidate
-from scen_cli.neurons.neuron_fit import (
-    NeuronFit,
-    bias_of,
-    fit_joint,
-    hard_negatives,
-    neuron_of,
-    refit_colliding,
-    train_neuron,
-)
+from scen_cli.neurons.neuron_fit import NeuronFit, bias_of, hard_negatives, neuron_of, refit_colliding, train_neuron
 
 
 def admit(
@@ -109,13 +101,13 @@ def fit_bias(index: Index, neuron: Tensor, other_keys: Tensor, other_own: Tensor
 
 
 def _fit_neuron(index: Index, keys: Tensor, rephrase_keys: Tensor, other_keys: Tensor, seed: int) -> NeuronFit:
-    recipe = index.recipe
-    if recipe.index == "paper":
-        return train_neuron(keys, hard_negatives(keys, other_keys), recipe, seed)
-    if recipe.index == "joint":
-        positives = torch.cat([keys, rephrase_keys])
-        return fit_joint(positives, hard_negatives(positives, other_keys), index.fit_split.keys, recipe, seed)
-    return NeuronFit(neuron_of(keys, rephrase_keys, index.whitening), [])
+    if not index.recipe.trains_neurons:
+        return NeuronFit(neuron_of(keys, rephrase_keys, index.whitening), [])
+    if index.recipe.index == "paper":
+        return train_neuron(keys, hard_negatives(keys, other_keys), index.recipe, seed)
+    positives = torch.cat([keys, rephrase_keys])
+    negatives = torch.cat([hard_negatives(positives, other_keys), index.fit_split.keys])
+    return train_neuron(positives, negatives, index.recipe, seed)
 
 
 def _refit(index: Index, new_key: Tensor, new_neuron: Tensor, remaining: Tensor) -> dict[int, Tensor]:

@@ -155,11 +155,6 @@ def hard_negatives(keys: Tensor, negatives: Tensor) -> Tensor:
     return negatives[nearest.sort().values]
 
 
-def fit_joint(keys: Tensor, others: Tensor, guard: Tensor, recipe: Recipe, seed: int) -> NeuronFit:
-    """Train a neuron on its keys (k, h) against the keys of all other edits `others` (t, h) and of `guard` (g, h)."""
-    return train_neuron(keys, torch.cat([others, guard]), recipe, seed)
-
-
 def refit_colliding(
     neurons: Tensor, keys: Tensor, new_neuron: Tensor, new_key: Tensor, guard: Tensor, recipe: Recipe
 ) -> dict[int, Tensor]:
