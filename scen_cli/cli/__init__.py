@@ -14,6 +14,7 @@ from scen_cli._version import __version__
 from scen_cli.cli import (
     ask,
     backup,
+    cache,
     calibrate,
     compare,
     compress,
@@ -95,6 +96,7 @@ app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
+app.command("cache")(cache.cache)
 app.command("gc")(backup.gc)
 app.add_typer(data.app, name="data")
 app.add_typer(study.app, name="study")

@@ -1,0 +1,31 @@
+"""`scen cache`."""
+
+from __future__ import annotations
+
+import json
+
+from scen_cli.data.write_files import cached_texts
+
+
+def test_the_cache_is_listed_and_cleared(scen, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCEN_CACHE", str(tmp_path / "cache"))
+    assert "0 entries" in scen("cache").stdout
+    assert cached_texts("texts", ["inputs"], lambda: ["a", "b"]) == ["a", "b"]
+    (tmp_path / "cache" / "gguf" / "base").mkdir(parents=True)
+    (tmp_path / "cache" / "gguf" / "base" / "model.safetensors").write_bytes(bytes(2_000_000))
+    listed = json.loads(scen("cache", "--json").stdout)
+    assert [(entry["kind"], entry["name"]) for entry in listed["entries"]][0] == ("gguf", "base")
+    assert listed["bytes"] > 2_000_000
+    assert "2 entries" in scen("cache", "--clear").stdout
+    assert json.loads(scen("cache", "--json").stdout)["entries"] == []
+
+
+def test_a_cached_list_is_not_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCEN_CACHE", str(tmp_path))
+    calls = []
+    for _ in range(2):
+        assert cached_texts("texts", [1], lambda: calls.append(1) or ["a"]) == ["a"]
+    [file] = (tmp_path / "texts").iterdir()
+    file.write_text("damaged")
+    assert cached_texts("texts", [1], lambda: calls.append(1) or ["a"]) == ["a"]
+    assert len(calls) == 2
