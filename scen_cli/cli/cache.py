@@ -22,7 +22,7 @@ def cache(
 
     Example: scen cache
     """
-    from scen_cli.data.write_files import cache_entries, cache_folder, clear_cache
+    from scen_cli.data.user_cache import cache_entries, cache_folder, clear_cache
 
     entries = cache_entries()
     if clear:

@@ -21,7 +21,7 @@ from filelock import FileLock
 from tokenizers import pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from scen_cli.data.write_files import cache_folder
+from scen_cli.data.user_cache import cache_folder
 from scen_cli.errors import UsageError
 
 SOURCE = "gguf-source.json"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scen_cli.data.question_bank import bank_questions
 from scen_cli.data.suites import read_prompts
-from scen_cli.data.write_files import cached_texts
+from scen_cli.data.user_cache import cached_texts
 from scen_cli.errors import UsageError
 from scen_cli.model.base import Base
 from scen_cli.model.digest import digest_of

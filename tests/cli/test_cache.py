@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from scen_cli.data.write_files import cached_texts
+from scen_cli.data.user_cache import cached_texts
 
 
 def test_the_cache_is_listed_and_cleared(scen, tmp_path, monkeypatch):
@@ -14,7 +14,7 @@ def test_the_cache_is_listed_and_cleared(scen, tmp_path, monkeypatch):
     (tmp_path / "cache" / "gguf" / "base").mkdir(parents=True)
     (tmp_path / "cache" / "gguf" / "base" / "model.safetensors").write_bytes(bytes(2_000_000))
     listed = json.loads(scen("cache", "--json").stdout)
-    assert [(entry["kind"], entry["name"]) for entry in listed["entries"]][0] == ("gguf", "base")
+    assert next((entry["kind"], entry["name"]) for entry in listed["entries"]) == ("gguf", "base")
     assert listed["bytes"] > 2_000_000
     assert "2 entries" in scen("cache", "--clear").stdout
     assert json.loads(scen("cache", "--json").stdout)["entries"] == []
