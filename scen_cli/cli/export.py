@@ -54,11 +54,7 @@ def export(
         raise UsageError("give one of `--patch-only`, `--peft` and `--merge-into-weights`")
     if (patch_only or peft) and (dtype or max_shard_size):
         raise UsageError("`--dtype` and `--max-shard-size` are for the base's weights: none are written")
-    if merge and dtype:
-        raise UsageError("a merged checkpoint is scored in the project's dtype", hint="`scen init --dtype` sets it")
-    if (edit is not None or gate) and not merge:
-        raise UsageError("`--edit` and `--gate` go with `--merge-into-weights`")
-    gates = _parse_gates(gate or [])
+    gates = _merge_gates(merge, edit, gate or [], dtype)
     editor = open_editor(dir, device, out)
     from scen_cli.export.transformers_folder import MAX_SHARD_SIZE
 
@@ -81,7 +77,12 @@ def export(
     )
 
 
-def _parse_gates(texts: list[str]) -> list[Gate]:
+def _merge_gates(merge: bool, edit: int | None, texts: list[str], dtype: str | None) -> list[Gate]:
+    """The gates of a merged checkpoint. Raises `UsageError` for options that do not go together."""
+    if merge and dtype:
+        raise UsageError("a merged checkpoint is scored in the project's dtype", hint="`scen init --dtype` sets it")
+    if (edit is not None or texts) and not merge:
+        raise UsageError("`--edit` and `--gate` go with `--merge-into-weights`")
     from scen_cli.evaluation.gates import PAPER, check_gates, parse_gates
 
     gates = parse_gates(texts)
