@@ -89,7 +89,14 @@ def fold(
         c = _second_moment(patched, fitted)
         weights = {value: base + ridge_update(value * c, keys, residual).float() for value in LAMBDAS}
         sample = _scored_prompts(edits[:SCORED], held_out[:SCORED], base_answers)
-        ridge_lambda = max(weights, key=lambda value: _score(patched, weights[value], sample, value, progress))
+
+        def score(value: float) -> float:
+            with replaced_weight(patched.edited, weights[value]):
+                figures = sample.figures(patched, routed=False)
+            progress(f"lambda {value:g}: " + ", ".join(f"{name} {figures[name].patched}" for name in PAPER_ROLES))
+            return sum(figures[name].patched.value or 0.0 for name in PAPER_ROLES)
+
+        ridge_lambda = max(weights, key=score)
         weight = weights[ridge_lambda]
     with replaced_weight(patched.edited, weight):
         figures = scored.figures(patched, routed=False)
@@ -108,15 +115,6 @@ def replaced_weight(edited: EditedLayer, weight: Tensor) -> Iterator[None]:
     finally:
         with torch.no_grad():
             parameter.copy_(original)
-
-
-def _score(
-    patched: PatchedModel, weight: Tensor, sample: _ScoredPrompts, ridge_lambda: float, progress: Callable[[str], None]
-) -> float:
-    with replaced_weight(patched.edited, weight):
-        figures = sample.figures(patched, routed=False)
-    progress(f"lambda {ridge_lambda:g}: " + ", ".join(f"{name} {figures[name].patched}" for name in PAPER_ROLES))
-    return sum(figures[name].patched.value or 0.0 for name in PAPER_ROLES)
 
 
 def _guard_answers(patched: PatchedModel) -> tuple[list[str], list[list[int]]]:

@@ -47,10 +47,8 @@ def export_merged(
         UsageError: No edit is active, `edit` is not, the folder is not empty, or the base is quantised or offloaded.
     """
     if quantization_of(patched.model.config) is not None:
-        raise UsageError(
-            "the base of this project is quantised: edits cannot be folded into its weights",
-            hint="`--patch-only` and `--peft` work",
-        )
+        hint = "`--patch-only` and `--peft` work"
+        raise UsageError("the base of this project is quantised: edits cannot be folded into its weights", hint=hint)
     if not is_whole(patched.model):
         raise UsageError("some layers of the base are offloaded", hint="`--device cpu` loads the base without that")
     with exportable_patch(patched) as patch, new_folder(folder) as draft:

@@ -13,6 +13,11 @@ import torch
 
 from scen_cli.errors import UsageError
 
+# Floating dtypes by their names in the format (https://github.com/huggingface/safetensors, "Format").
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CHUNK = 4 << 20  # bytes; a multiple of every item size
+_NAMES = {dtype: name for name, dtype in FLOATS.items()}
+
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
@@ -39,12 +44,6 @@ def make_readable(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
-
-
-# Floating dtypes by their names in the format (https://github.com/huggingface/safetensors, "Format").
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CHUNK = 4 << 20  # bytes; a multiple of every item size
-_NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 
 def cast_file(path: Path, dtype: torch.dtype, keep: Callable[[str], bool]) -> None:

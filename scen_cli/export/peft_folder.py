@@ -82,10 +82,8 @@ def write_adapter(
     experts, module = patch.bank.experts, patched.edited.module_name
     rank, start = int(experts.ranks[row]), int(experts.starts[row])
     if not rank:
-        raise UsageError(
-            f"the expert of edit {patch.edits[row]} is a full matrix, not a LoRA",
-            hint="`scen compress` makes low-rank experts of full ones",
-        )
+        hint = "`scen compress` makes low-rank experts of full ones"
+        raise UsageError(f"the expert of edit {patch.edits[row]} is a full matrix, not a LoRA", hint=hint)
     rows = slice(start, start + rank)
     a, b = experts.a[rows].float().cpu(), experts.b[rows].float().cpu()
     folder.mkdir()
@@ -136,9 +134,8 @@ def add_adapters(
     known = set() if known is None else known
     written = []
     for row, edit in enumerate(patch.edits):
-        if (
-            edit in known or patch.bank.experts.fetch(torch.tensor([row])).item() != row
-        ):  # the base replaces it: damaged
+        damaged = edit not in known and patch.bank.experts.fetch(torch.tensor([row])).item() != row
+        if edit in known or damaged:  # the base replaces a damaged expert
             continue
         name = adapter_name(edit)
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as temporary:
@@ -148,14 +145,10 @@ def add_adapters(
             with suppress(OSError):  # the adapter exists; another process may have written it just now
                 draft.replace(folder / name)
                 written.append(name)
-            if draft.exists() and not _same_files(draft, folder / name):
+            if any(path.read_bytes() != (folder / name / path.name).read_bytes() for path in draft.glob("*")):
                 raise UsageError(f"`{folder / name}` belongs to another project", hint="use one folder per project")
         known.add(edit)
     return written
-
-
-def _same_files(folder: Path, other: Path) -> bool:
-    return all(path.read_bytes() == (other / path.name).read_bytes() for path in folder.iterdir())
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

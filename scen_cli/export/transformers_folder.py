@@ -11,7 +11,6 @@ import copy
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import transformers
 from safetensors.torch import save_file
@@ -74,7 +73,9 @@ def export_checkpoint(
         config.dtype = DTYPES[dtype] if dtype else patched.model.dtype
         if patch_only:
             save_file(tensors, draft / PATCH_FILE, {"format": "pt"})
-            router.settings["base"] = _base_settings(patched)
+            settings = patched.project.settings  # with which `from_pretrained` finds and checks the base
+            base = {"name": hub_name(settings["model"]), "revision": settings["revision"]}
+            router.settings["base"] = {**base, "digest": settings["weights_digest"]}
         else:
             save_weights(patched, draft, tensors, dtype, max_shard_size)
         if quantize:  # the files have the original weights; `from_pretrained` quantises them
@@ -99,13 +100,6 @@ def _experts(patch: ProjectPatch) -> dict[str, Tensor]:
     full = [row for row, rank in enumerate(experts.ranks.tolist()) if rank == 0]
     stacked = {"lora_A": experts.a.cpu(), "lora_B": experts.b.cpu()}
     return stacked | {f"full.{row}": experts.full(row).cpu() for row in full}
-
-
-def _base_settings(patched: PatchedModel) -> dict[str, Any]:
-    """What `from_pretrained` needs to find and check the base."""
-    settings = patched.project.settings
-    name = hub_name(settings["model"])
-    return {"name": name, "revision": settings["revision"], "digest": settings["weights_digest"]}
 
 
 def save_weights(

@@ -69,10 +69,8 @@ def _backup(project: Project, file: Path) -> tuple[int, int]:
                 archive.write(copy, LEDGER)
                 for name, sha256 in sums.items():
                     if checked_sum(project.folder, name) != sha256:
-                        raise DamageFound(
-                            f"`{name}` is not what was committed: no backup was made",
-                            hint="`scen verify --deep` names its edit; revert that, `scen gc`, and back up again",
-                        )
+                        hint = "`scen verify --deep` names its edit; revert that, `scen gc`, and back up again"
+                        raise DamageFound(f"`{name}` is not what was committed: no backup was made", hint=hint)
                     archive.write(project.folder / name, name)
         with draft.open("rb+") as archived:
             os.fsync(archived.fileno())

@@ -22,13 +22,11 @@ from scen_cli.project.project import Project
 from scen_cli.project.schema import schema_problems
 from scen_cli.project.w_merge import MERGED
 
-
-def integrity_problems(ledger: Ledger) -> list[str]:
-    """What is wrong with a ledger; empty if nothing is."""
-    results = [row[0] for row in ledger.db.execute("pragma integrity_check").fetchall()]
-    problems = [f"scen.db: {result}" for result in results if result != "ok"]
-    problems += schema_problems(ledger.db)
-    return problems or log_problems(ledger)  # the log says nothing about other tables
+MAX_TRIES = 5
+STRAY = re.compile(
+    rf"(?:{EDIT_FILE.pattern}|{GUARD_FILE.pattern}|{STATE_FILE.pattern})(?:\.tmp)?|(?:{re.escape(MERGED)}|{re.escape(SEAL)})\.tmp"
+    rf"|{re.escape(LEDGER)}\.\d+\.new(?:-journal)?|\.restoring-\w+"
+)
 
 
 def log_problems(ledger: Ledger) -> list[str]:
@@ -53,13 +51,6 @@ def _settings(ledger: Ledger) -> tuple[dict[str, Any], list[str]]:
         except (TypeError, ValueError):
             problems.append(f"setting `{row['name']}` cannot be read")
     return settings, problems
-
-
-MAX_TRIES = 5
-STRAY = re.compile(
-    rf"(?:{EDIT_FILE.pattern}|{GUARD_FILE.pattern}|{STATE_FILE.pattern})(?:\.tmp)?|(?:{re.escape(MERGED)}|{re.escape(SEAL)})\.tmp"
-    rf"|{re.escape(LEDGER)}\.\d+\.new(?:-journal)?|\.restoring-\w+"
-)
 
 
 def verify(project: Project, deep: bool = False) -> list[Problem]:
@@ -108,7 +99,9 @@ def ledger_problems(project: Project) -> list[Problem]:
     """What is wrong with the ledger itself, according to its log and its seal."""
     try:
         with project.ledger.reading():
-            found = integrity_problems(project.ledger)
+            results = [row[0] for row in project.ledger.db.execute("pragma integrity_check").fetchall()]
+            found = [f"scen.db: {result}" for result in results if result != "ok"] + schema_problems(project.ledger.db)
+            found = found or log_problems(project.ledger)  # the log says nothing about other tables
     except sqlite3.DatabaseError as error:
         if "locked" in str(error):
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,32 +40,32 @@ class Problem:
     kind: Literal["damage", "stray", "cache", "seal"] = "damage"
 
 
-def edit_problems(project: Project, edit: Edit, deep: bool) -> Iterator[Problem]:
+def edit_problems(project: Project, edit: Edit, deep: bool) -> list[Problem]:
     """What is wrong with an edit's file; `deep` reads it."""
     if edit.file is None:
-        if edit.state in ("active", "superseded") and project.method is None:
-            yield Problem(LEDGER, f"edit {edit.id} is {edit.state} but has no file", edit.id)
-        return
+        lost = edit.state in ("active", "superseded") and project.method is None
+        return [Problem(LEDGER, f"edit {edit.id} is {edit.state} but has no file", edit.id)] if lost else []
     if edit.expert != edit.id:  # it shares the file of that edit
-        return
+        return []
+    what = _wrong_file(project, edit, deep)
+    return [Problem(edit.file, what, edit.id)] if what else []
+
+
+def _wrong_file(project: Project, edit: Edit, deep: bool) -> str:
+    """What is wrong with an edit's file; empty if nothing is."""
     try:
         path = regular(project.folder, project.files.name(edit))
     except DamageFound as error:
-        yield Problem(edit.file, f"{error} (edit {edit.id})", edit.id)
-        return
+        return f"{error} (edit {edit.id})"
     if path.stat().st_size != edit.size:
-        yield Problem(edit.file, f"is {path.stat().st_size} bytes; edit {edit.id} was {edit.size}", edit.id)
-    elif deep and _content_differs(project, edit):
-        yield Problem(edit.file, f"content of edit {edit.id} is not what was committed", edit.id)
-    elif deep and (wrong := _wrong_tensors(project, edit, path)):
-        yield Problem(edit.file, f"edit {edit.id}: {wrong}", edit.id)
-
-
-def _content_differs(project: Project, edit: Edit) -> bool:
-    try:
-        return checked_sum(project.folder, project.files.name(edit)) != edit.sha256
-    except DamageFound:  # it cannot be read
-        return True
+        return f"is {path.stat().st_size} bytes; edit {edit.id} was {edit.size}"
+    if not deep:
+        return ""
+    with suppress(DamageFound):  # it cannot be read
+        if checked_sum(project.folder, project.files.name(edit)) == edit.sha256:
+            wrong = _wrong_tensors(project, edit, path)
+            return f"edit {edit.id}: {wrong}" if wrong else ""
+    return f"content of edit {edit.id} is not what was committed"
 
 
 def _wrong_tensors(project: Project, edit: Edit, path: Path) -> str:

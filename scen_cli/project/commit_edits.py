@@ -172,10 +172,8 @@ def _check_revertible(project: Project, edit_id: int, together: tuple[int, ...])
         raise UsageError(f"edit {edit_id} is not active: it is {edit.state}")
     sharing = project.ledger.sharing(edit_id)
     if not set(sharing) <= set(together):
-        raise UsageError(
-            f"edit {edit_id} shares its expert and neuron with other edits",
-            hint=f"`scen revert {' '.join(map(str, sharing))}` reverts them all",
-        )
+        hint = f"`scen revert {' '.join(map(str, sharing))}` reverts them all"
+        raise UsageError(f"edit {edit_id} shares its expert and neuron with other edits", hint=hint)
 
 
 def _reactivate(project: Project, edit_ids: list[int]) -> dict[str, Any]:

@@ -75,13 +75,11 @@ class LedgerQueries:
 
     def active_biases(self) -> dict[int, float]:
         """The bias of each active expert's neuron: {expert: bias}."""
-        query = "select expert, max(bias) from edits where state = 'active' group by expert"
-        return {expert: bias or 0.0 for expert, bias in self._numbers("bias", query)}
+        return {expert: bias or 0.0 for expert, bias in self._numbers("bias")}
 
     def active_ranks(self) -> dict[int, int]:
         """The rank of each active expert, 0 for a full one: {expert: rank}."""
-        query = "select expert, max(rank) from edits where state = 'active' group by expert"
-        return {expert: int(rank or 0) for expert, rank in self._numbers("rank", query)}
+        return {expert: int(rank or 0) for expert, rank in self._numbers("rank")}
 
     def active_subject_forms(self) -> dict[int, list[list[int]]]:
         """How the subject of each active edit is tokenised: lists of token ids."""
@@ -91,8 +89,9 @@ class LedgerQueries:
     def min_own_activation(self) -> float | None:
         """The lowest activation of an active edit's neuron on its own key; None if no edit is active."""
         numbers = "typeof(activation) in ('real', 'integer')"
-        query = f"select 0, min(activation) from edits where state = 'active' and {numbers}"
-        return self._numbers("activation", query)[0][1]
+        query = f"select min(activation) from edits where state = 'active' and {numbers}"
+        lowest: float | None = self.db.execute(query).fetchone()[0]
+        return lowest
 
     def long_targets(self, size: int) -> list[tuple[str, str]]:
         """(prompt, target) of active edits whose target has at least `size` bytes."""
@@ -171,11 +170,12 @@ class LedgerQueries:
     def _ids(self, where: str, value: object) -> list[int]:
         return [row[0] for row in self.db.execute(f"select id from edits where {where}", [value]).fetchall()]
 
-    def _numbers(self, what: str, query: str) -> list[tuple[int, float | None]]:
-        """(expert, number) of each row of a query."""
+    def _numbers(self, column: str) -> list[tuple[int, float | None]]:
+        """(expert, number) of each active expert."""
+        query = f"select expert, max({column}) from edits where state = 'active' group by expert"
         rows = self.db.execute(query).fetchall()
         if wrong := [row for row in rows if not isinstance(row[1], int | float | None)]:
-            raise unreadable(f"the {what} of expert {wrong[0][0]}", wrong[0][1])
+            raise unreadable(f"the {column} of expert {wrong[0][0]}", wrong[0][1])
         return rows
 
 

@@ -26,6 +26,10 @@ from scen_cli.project.tensor_files import sha256_of
 LOCK = "scen.lock"
 HOLDER = "scen.lock.holder"  # names the process that holds the lock, for the message to others
 MIN_WAIT = 1.0  # seconds to wait for the lock at least: another command may be about to end
+LEDGER = "scen.db"
+SEAL = "scen.db.sha256"
+FIELDS = {"counter", "sha256", "head"}
+MAX_BYTES = 1000
 
 
 @contextmanager
@@ -35,10 +39,8 @@ def locked(folder: Path, wait: float = MIN_WAIT) -> Iterator[None]:
     try:
         lock.acquire(timeout=max(wait, MIN_WAIT))
     except Timeout as error:
-        raise ProjectLocked(
-            f"{_holder(folder)} is writing to this project",
-            hint="wait for it to end, then run again; `--wait SECONDS` waits for it",
-        ) from error
+        hint = "wait for it to end, then run again; `--wait SECONDS` waits for it"
+        raise ProjectLocked(f"{_holder(folder)} is writing to this project", hint=hint) from error
     try:
         with suppress(OSError):  # `scen gc` must be able to make room on a full disk
             write_file(folder / HOLDER, f"process {os.getpid()}\n".encode())
@@ -65,12 +67,6 @@ def _holder(folder: Path) -> str:
         return (folder / HOLDER).read_text(encoding="utf-8").strip() or "another process"
     except (OSError, UnicodeDecodeError):
         return "another process"
-
-
-LEDGER = "scen.db"
-SEAL = "scen.db.sha256"
-FIELDS = {"counter", "sha256", "head"}
-MAX_BYTES = 1000
 
 
 def seal(folder: Path, ledger: Ledger, name: str = LEDGER) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 STATE_FILE = re.compile(r"method-[0-9a-f]{8}\.safetensors")
 STATE_FORMAT = "scen-method-1"
+Arrays = Mapping[str, np.ndarray]
 
 
 def write_state(folder: Path, method: str, tensors: Mapping[str, np.ndarray]) -> StoredFile:
@@ -80,9 +81,6 @@ def _read(folder: Path, name: str, sha256: str) -> dict[str, np.ndarray]:
         return dict(load(content))
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise DamageFound(f"`{name}` cannot be read: {error}", hint=RESTORE_HINT) from error
-
-
-Arrays = Mapping[str, np.ndarray]
 
 
 def commit_batch(

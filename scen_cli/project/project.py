@@ -55,10 +55,8 @@ class Project:
         self.folder, self.wait, self.is_writing = Path(folder), wait, False
         self.neurons_changed = False  # since W_merge was rebuilt
         if not (self.folder / LEDGER).is_file() or (self.folder / LEDGER).is_symlink():
-            raise NoProject(
-                f"no scen project in `{self.folder}`",
-                hint="`scen init --model MODEL --layer N` makes one; `--dir DIR` opens one elsewhere",
-            )
+            hint = "`scen init --model MODEL --layer N` makes one; `--dir DIR` opens one elsewhere"
+            raise NoProject(f"no scen project in `{self.folder}`", hint=hint)
         self.ledger = Ledger(self.folder / LEDGER, author)
         self.settings = read_settings(self.ledger)
         self.files = EditFiles(self.folder, self.settings["ffn_width"])
@@ -272,7 +270,5 @@ class Project:
 def refuse_existing(folder: Path) -> None:
     """Raise `UsageError` if the folder already holds a project."""
     if (folder / LEDGER).exists():
-        raise UsageError(
-            f"`{folder}` already holds a project",
-            hint=f"`scen status --dir {folder}` shows it; another `--dir` makes another",
-        )
+        hint = f"`scen status --dir {folder}` shows it; another `--dir` makes another"
+        raise UsageError(f"`{folder}` already holds a project", hint=hint)

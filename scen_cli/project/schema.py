@@ -14,6 +14,7 @@ from scen_cli.errors import VERIFY_HINT, DamageFound
 from scen_cli.project.ledger_rows import unreadable
 
 migrations = Migrations("scen")
+Columns = dict[str, list[tuple[Any, ...]]]
 
 
 @migrations()
@@ -80,9 +81,6 @@ def create_tables(db: Database) -> None:
         pk="id",
     )
     db["events"].create({"id": int, "created": str, "kind": str, "edit": int, "detail": str, "hash": str}, pk="id")
-
-
-Columns = dict[str, list[tuple[Any, ...]]]
 
 
 def refuse_triggers_and_views(db: Database) -> None:

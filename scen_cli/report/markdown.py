@@ -17,6 +17,8 @@ _TITLES = {
     "drift-kl": "KL of the next token, nats",
     "token-accuracy": "Target tokens",
 }
+MAX_LISTED = 50  # edits in the report
+OUTDATED = "The edits changed after this evaluation: run `scen eval` again."
 
 
 def value(measure: Measure | None) -> str:
@@ -44,10 +46,6 @@ def interval(measure: Measure | None) -> str:
 def title(name: str) -> str:
     """The heading of a figure: `near-miss` as `Near miss`."""
     return _TITLES.get(name) or name.replace("-", " ").replace("_", " ").capitalize()
-
-
-MAX_LISTED = 50  # edits in the report
-OUTDATED = "The edits changed after this evaluation: run `scen eval` again."
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -35,6 +36,8 @@ from scen_cli.serving.protocol import (
 from scen_cli.serving.request_queue import GenerationRequest, ModelFailed, QueueFull, RequestQueue
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+Result = TypeVar("Result")
+log = logging.getLogger("scen.serve")
 
 
 class Metrics:
@@ -56,10 +59,6 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
-
-
-Result = TypeVar("Result")
-log = logging.getLogger("scen.serve")
 
 
 @dataclass(frozen=True)
@@ -100,16 +99,11 @@ class App:
             await asyncio.to_thread(self.queue.stop)
             await self.source.close()
 
-        def completions(body_type: type[RequestBody]) -> Callable[[Request], Any]:
-            async def answer(http_request: Request) -> Response:
-                return await self.answer(http_request, body_type)
-
-            return self._checked(answer)
-
+        complete, chat = (self._checked(partial(self.answer, body_type=body)) for body in (CompletionBody, ChatBody))
         return Starlette(
             routes=[
-                Route("/v1/completions", completions(CompletionBody), methods=["POST"]),
-                Route("/v1/chat/completions", completions(ChatBody), methods=["POST"]),
+                Route("/v1/completions", complete, methods=["POST"]),
+                Route("/v1/chat/completions", chat, methods=["POST"]),
                 Route("/v1/models", self._checked(self.models)),
                 Route("/health", self.health),
                 Route("/metrics", self.show_metrics),
