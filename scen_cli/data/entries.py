@@ -64,10 +64,8 @@ def repeats(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry, bool]]:
     """(position, first entry of its prompt, whether the target is the same) of each entry that repeats a prompt."""
     first: dict[str, Entry] = {}
     for position, entry in enumerate(entries):
-        if entry.record is None:
-            continue
-        earlier = first.setdefault(entry.record.prompt, entry)
-        if earlier is not entry and earlier.record is not None:
+        earlier = first.setdefault(entry.record.prompt, entry) if entry.record else entry
+        if earlier is not entry and earlier.record and entry.record:
             yield position, earlier, earlier.record.target == entry.record.target
 
 

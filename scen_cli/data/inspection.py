@@ -69,8 +69,8 @@ def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspectio
         phrasings=dict(sorted(Counter(_phrasings_of_facts(records)).items())),
         with_subject=sum(record.subject is not None for record in records),
         with_truth=sum(bool(record.truth) for record in records),
-        portability=_kinds([question.kind for record in records for question in record.portability]),
-        locality=_kinds([neighbour.kind for neighbour in neighbours]),
+        portability=dict(Counter(question.kind or "unnamed" for record in records for question in record.portability)),
+        locality=dict(Counter(neighbour.kind or "unnamed" for neighbour in neighbours)),
         locality_edited=sum(prompt in edited for prompt in locality_prompts),
         near=near_duplicates(list(edited), locality_prompts),
     )
@@ -99,10 +99,6 @@ def near_duplicates(edits: Sequence[str], others: Sequence[str]) -> list[tuple[s
             if similarity >= NEAR:
                 pairs.append((edit, other, round(similarity, 3)))
     return sorted(pairs, key=lambda pair: -pair[2])
-
-
-def _kinds(kinds: Sequence[str | None]) -> dict[str, int]:
-    return dict(Counter(kind or "unnamed" for kind in kinds))
 
 
 def _phrasings_of_facts(records: Sequence[EditRecord]) -> list[int]:

@@ -60,7 +60,7 @@ def _effects(project: Project, reverted: list[Edit], superseded: list[Edit]) -> 
         return RevertEffects(_threshold_without_edits(project))
     if project.guard() is None:
         return RevertEffects()
-    from scen_cli.neurons.biases import check_no_collision, recompute_biases  # torch: only where it is needed
+    from scen_cli.neurons.admission import check_no_collision, recompute_biases  # torch: only where it is needed
     from scen_cli.neurons.index import Index
 
     reactivated = [edit for edit in map(project.find, (edit.id for edit in superseded)) if edit.state == "active"]

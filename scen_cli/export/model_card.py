@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from scen_cli._version import __version__
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.known_bases import hub_name
-from scen_cli.report.markdown import describe, figures_table, model_name
+from scen_cli.report.markdown import describe, figures_table, load_template, model_name
 
 MAX_LISTED = 20  # edits in a card
 Kind = Literal["checkpoint", "patch-only", "adapters", "merged"]
@@ -32,17 +30,8 @@ def write_card(
     """
     project, template = patched.project, patched.template.form
     name = hub_name(project.settings["model"])
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["code"] = lambda text: "`" + text.replace("`", "'").replace("\n", " ") + "`"
-    card = environment.get_template(
-        "model_card.md"
-    ).render(
+    card_template = load_template(Path(__file__).with_name("model_card.md"), autoescape=False)
+    card = card_template.render(
         kind=kind,
         base_model=None if Path(name).is_absolute() else name,  # a local folder means nothing to others
         license=license and json.dumps(license),

@@ -61,10 +61,10 @@ def cast_file(path: Path, dtype: torch.dtype, keep: Callable[[str], bool]) -> No
         offset = 0
         for name, tensor in tensors:
             start, end = tensor["data_offsets"]
-            size, name_of_dtype = end - start, tensor["dtype"]
-            if name_of_dtype in FLOATS and not keep(name):
-                size, name_of_dtype = size // FLOATS[name_of_dtype].itemsize * dtype.itemsize, _NAMES[dtype]
-            new_header[name] = {**tensor, "dtype": name_of_dtype, "data_offsets": [offset, offset + size]}
+            size, changes = end - start, {}
+            if tensor["dtype"] in FLOATS and not keep(name):
+                size, changes = size // FLOATS[tensor["dtype"]].itemsize * dtype.itemsize, {"dtype": _NAMES[dtype]}
+            new_header[name] = {**tensor, **changes, "data_offsets": [offset, offset + size]}
             offset += size
         text = json.dumps(new_header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -73,10 +73,9 @@ def cast_file(path: Path, dtype: torch.dtype, keep: Callable[[str], bool]) -> No
             start, end = tensor["data_offsets"]
             source.seek(8 + header_size + start)
             for position in range(start, end, CHUNK):
-                chunk = bytearray(source.read(min(CHUNK, end - position)))
+                chunk: bytearray | memoryview = bytearray(source.read(min(CHUNK, end - position)))
                 if tensor["dtype"] in FLOATS and not keep(name):
                     values = torch.frombuffer(chunk, dtype=FLOATS[tensor["dtype"]]).to(dtype)
-                    target.write(values.view(torch.uint8).numpy().data)
-                else:
-                    target.write(chunk)
+                    chunk = values.view(torch.uint8).numpy().data
+                target.write(chunk)
     target_path.replace(path)

@@ -23,22 +23,8 @@ from scen_cli.export.output_files import make_readable, new_folder
 from scen_cli.export.router import exportable_patch, router_of
 from scen_cli.model.known_bases import hub_name
 
-ABOUT = [  # written into router.json, for somebody who implements the routing
-    "How to find a prompt's adapter. Row i of the tensors in router.safetensors belongs to `adapters[i]`.",
-    "1. Put the prompt into `template` and run the base up to layer `layer`. The key is the input of `key_module` at "
-    "the last token (key_config.pooling `last`), or its mean over all tokens except the first (`mean`).",
-    "2. If `cosine` is true, normalise the key to unit length; the activation of row i is neurons[i] . key - "
-    "biases[i]. With `whitening_rank` > 0, whiten the key first: subtract `mean`, normalise to unit length, and add "
-    "scales[j] (axes[j] . key) axes[j] for every j. If `cosine` is false, the activation is "
-    "sigmoid(neurons[i] . key) - biases[i].",
-    "3. If `subjects[i]` is not empty, ignore row i unless one of these token sequences occurs in the prompt's tokens.",
-    "4. If key_config.segments is true and the largest activation is below `own_activation_floor`, compute activations "
-    "for the last turn and for the last sentence too, each in the template as a prompt of its own. The activation of a "
-    "row is then the largest of these.",
-    "5. If the largest activation is above `theta`, apply the adapter of its row to the whole sequence. Otherwise the "
-    "base answers.",
-    "If `quantization` is not null, load the base with it (`transformers.BitsAndBytesConfig`).",
-]
+# One line for each step of the routing, for somebody who implements it: written into router.json.
+ABOUT = Path(__file__).with_name("routing_steps.txt").read_text(encoding="utf-8").splitlines()
 
 
 def export_adapters(

@@ -112,7 +112,12 @@ def _restore(file: Path, folder: Path, draft: Path) -> None:
     try:
         with _open(file) as archive:
             for entry in _entries(archive, file):
-                _unpack(archive, entry, draft / entry.filename)
+                path = draft / entry.filename
+                disk.make_folder(path.parent)
+                with archive.open(entry) as source, path.open("xb") as target:
+                    shutil.copyfileobj(source, target, CHUNK)
+                    target.flush()
+                    os.fsync(target.fileno())
         _check(draft)
         paths = sorted([*(path for pattern in PATTERNS for path in draft.glob(pattern)), draft / SEAL])
         existing = {path.relative_to(folder) for pattern in PATTERNS for path in folder.glob(pattern)}
@@ -157,14 +162,6 @@ def _entries(archive: zipfile.ZipFile, file: Path) -> list[zipfile.ZipInfo]:
     if LEDGER not in names or len(set(names)) < len(names) or unpacked > file.stat().st_size:
         raise UsageError(f"`{file}` is not a backup, or is damaged")
     return entries
-
-
-def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    disk.make_folder(path.parent)
-    with archive.open(entry) as source, path.open("xb") as target:
-        shutil.copyfileobj(source, target, CHUNK)
-        target.flush()
-        os.fsync(target.fileno())
 
 
 def _check(folder: Path) -> None:

@@ -197,12 +197,10 @@ def _reactivate(project: Project, edit_ids: list[int]) -> dict[str, Any]:
 
 def _apply(project: Project, effects: RevertEffects) -> dict[str, Any]:
     """Write the effects into the tables; returns what the event records."""
-    payload: dict[str, Any] = {}
+    payload: dict[str, Any] = {"note": effects.note} if effects.note else {}
     for expert, (bias, activation) in effects.biases.items():
         project.ledger.db["edits"].update(expert, {"bias": bias, "activation": activation})
         payload.setdefault("biases", {})[str(expert)] = [bias, activation]
-    if effects.note:
-        payload["note"] = effects.note
     if effects.threshold is not None:
         payload |= project.ledger.set_threshold(effects.threshold)
     return payload

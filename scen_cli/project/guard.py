@@ -70,13 +70,9 @@ class Guard:
         return [self.prompts[row].prompt for row in chosen], self.tensors.keys[in_split], positions
 
 
-def write_guard_file(folder: Path, guard: NewGuard) -> StoredFile:
-    """Write the guard's tensors. The file counts once `add_guard` has recorded it."""
-    return write_tensors(folder, "guard", vars(guard.tensors), {"format": GUARD_FORMAT})
-
-
-def add_guard(ledger: Ledger, guard: NewGuard, stored: StoredFile) -> None:
-    """Record the guard in the ledger, in one transaction. It replaces any other."""
+def put_guard(folder: Path, ledger: Ledger, guard: NewGuard) -> StoredFile:
+    """Write the guard's tensors, then record the guard in the ledger, in one transaction. It replaces any other."""
+    stored = write_tensors(folder, "guard", vars(guard.tensors), {"format": GUARD_FORMAT})
     sources = sorted({source for _prompt, _split, source in guard.prompts})
     payload = {**stored.as_json(), "prompts": len(guard.prompts), "sources": sources}
     payload["rows"] = digest_of_guard(guard.prompts)
@@ -86,6 +82,7 @@ def add_guard(ledger: Ledger, guard: NewGuard, stored: StoredFile) -> None:
             {"prompt": prompt, "split": split, "source": source} for prompt, split, source in guard.prompts
         )
         ledger.db["settings"].insert({"name": "guard", "value": json.dumps(payload)}, replace=True)
+    return stored
 
 
 def guard_setting(ledger: Ledger) -> dict[str, Any] | None:

@@ -17,14 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from scen_cli.errors import DamageFound, UsageError
-from scen_cli.project.commit_edits import (
-    RevertEffects,
-    TrainedEdit,
-    TrainingStats,
-    commit_revert,
-    insert_edits,
-    superseded_edits,
-)
+from scen_cli.project import commit_edits
+from scen_cli.project.commit_edits import RevertEffects, TrainedEdit, TrainingStats
 from scen_cli.project.event_log import STATE_FIELDS
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.ledger_rows import Edit
@@ -98,8 +92,8 @@ def commit_batch(
     stored = write_state(project.folder, str(project.method), state) if state is not None else None
     with project.ledger.db.atomic():
         # A generator: an edit supersedes an earlier one of the same batch.
-        supersedes = (superseded_edits(project, edit) if stored else [] for edit in edits)
-        inserted = insert_edits(project, edits, training, supersedes, {} if stored else None)
+        supersedes = (commit_edits.superseded_edits(project, edit) if stored else [] for edit in edits)
+        inserted = commit_edits.insert_edits(project, edits, training, supersedes, {} if stored else None)
         if stored:
             put_state(project.ledger, stored, [edit.id for edit in inserted])
     _remove_older(project)
@@ -138,7 +132,7 @@ def revert_batch(project: Project, edit_ids: Sequence[int], state: Arrays) -> li
     project.check_writing()
     stored = write_state(project.folder, str(project.method), state)
     with project.ledger.db.atomic():
-        reverted = commit_revert(project, tuple(edit_ids), RevertEffects)
+        reverted = commit_edits.commit_revert(project, tuple(edit_ids), RevertEffects)
         put_state(project.ledger, stored, [])
     _remove_older(project)
     return reverted

@@ -26,7 +26,7 @@ from scen_cli.project import disk, w_merge
 from scen_cli.project.commit_edits import TrainedEdit, TrainingStats, insert_edits, superseded_edits
 from scen_cli.project.edit_files import EditFiles, EditTensors, LowRankArrays, write_edit
 from scen_cli.project.event_log import digest_of_rows
-from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, add_guard, read_guard, write_guard_file
+from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, put_guard, read_guard
 from scen_cli.project.ledger import Ledger, now
 from scen_cli.project.ledger_queries import read_settings
 from scen_cli.project.ledger_rows import Edit, Threshold
@@ -61,9 +61,9 @@ class Project:
         self.settings = read_settings(self.ledger)
         self.files = EditFiles(self.folder, self.settings["ffn_width"])
         if self.ledger.migrated:
-            with suppress(DamageFound, ProjectLocked, OSError), self.writing():  # which seals the ledger
-                if self.method is None:
-                    self.merge()
+            self.neurons_changed = self.method is None
+            with suppress(ProjectLocked, OSError), self.writing():
+                pass  # the end rebuilds W_merge and seals the ledger
 
     @classmethod
     def create(
@@ -101,7 +101,7 @@ class Project:
                 payload["nonce"] = secrets.token_hex(8)  # so that two equal projects of one second differ in their log
                 payload |= ledger.set_threshold(Threshold(theta, "init", now()))
             if guard is not None:
-                add_guard(ledger, guard, write_guard_file(folder, guard))
+                put_guard(folder, ledger, guard)
             if state is not None:
                 put_state(ledger, write_state(folder, settings["method"], state), [])
             with locked(folder):  # of two processes, one creates the project
@@ -202,9 +202,7 @@ class Project:
     def set_guard(self, guard: NewGuard) -> None:
         """Replace the guard. Neurons that were fitted with the old one stay as they are."""
         self.check_writing()
-        stored = write_guard_file(self.folder, guard)
-        add_guard(self.ledger, guard, stored)
-        remove_older(self.folder, GUARD_FILE, stored.file)
+        remove_older(self.folder, GUARD_FILE, put_guard(self.folder, self.ledger, guard).file)
 
     def find(self, edit_id: int) -> Edit:
         """An edit by its id. Raises `UsageError` if there is none."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
 Measure = Mapping[str, Any]
 _TITLES = {
     "generality-given-expert": "Generality, right expert given",
@@ -50,27 +52,33 @@ def title(name: str) -> str:
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Write the result of `gather` as Markdown, without pictures."""
-    settings = report["settings"]
-    model, edits = model_name(settings), report["edits"]
+    settings, edits = report["settings"], report["edits"]
     overview = [
-        ("base", f"{model} (weights sha256 {settings['weights_digest'][:16]})"),
+        ("base", f"{model_name(settings)} (weights sha256 {settings['weights_digest'][:16]})"),
         ("layer", f"{settings['layer']} ({settings['module']})"),
         ("recipe", report["recipe"]),
         ("edits", ", ".join(f"{number} {state}" for state, number in report["states"].items()) or "no edits yet"),
         *report["costs"],
     ]
-    parts = [f"# Edits of {_cell(model)}", table(("", ""), overview)]
-    for evaluation in report["evaluations"]:
-        parts += [f"## Suite {_cell(evaluation['suite'])}", describe(evaluation["metrics"])]
-        if not evaluation["current"]:
-            parts.append(f"**{OUTDATED}**")
-        for section in evaluation["sections"]:
-            parts += [f"### {section['title']}", section["description"], figures_table(section["figures"])]
     rows = [(edit.id, edit.state, edit.prompt, edit.target) for edit in edits[:MAX_LISTED]]
-    parts += ["## Edits", table(("edit", "state", "prompt", "target"), rows)]
-    if len(edits) > MAX_LISTED:
-        parts.append(f"and {len(edits) - MAX_LISTED} more.")
-    return "\n\n".join(parts) + "\n"
+    template = load_template(Path(__file__).with_name("report.md"), autoescape=False)
+    return template.render(report, overview=overview, rows=rows)
+
+
+def load_template(file: Path, *, autoescape: bool) -> Template:
+    """A template of a report or a model card, with the functions of this module. An undefined name is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(file.parent),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not autoescape,
+    )
+    functions = (value, count, interval, title, table, figures_table, describe, model_name)
+    environment.globals.update({function.__name__: function for function in functions}, outdated=OUTDATED)
+    environment.filters.update(cell=_cell, code=_code)
+    return environment.get_template(file.name)
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
@@ -113,3 +121,7 @@ def _cell(cell: object) -> str:
     """Escape text from users, which may break the table or insert HTML, images and links."""
     text = str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
     return text.replace("<", "&lt;").replace("`", "\\`").replace("![", "!\\[").replace("](", "]\\(")
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("`", "'").replace("\n", " ") + "`"

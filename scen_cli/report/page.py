@@ -6,31 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from scen_cli.report import markdown, pictures
-from scen_cli.report.markdown import OUTDATED, describe, model_name
+from scen_cli.report import pictures
+from scen_cli.report.markdown import describe, load_template, model_name
 
 MAX_LISTED = 300  # edits on the page
 
 
 def as_page(report: Mapping[str, Any]) -> str:
     """Write the result of `gather` as HTML. The page has pictures if matplotlib is installed."""
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.globals.update({name: getattr(markdown, name) for name in ("value", "count", "interval", "title")})
     evaluations = [
         {**evaluation, "pictures": _pictures(evaluation), "description": describe(evaluation["metrics"])}
         for evaluation in report["evaluations"]
     ]
-    page = {**report, "evaluations": evaluations, "model": model_name(report["settings"])}
-    return templates.get_template("page.html").render(page, outdated=OUTDATED, max_listed=MAX_LISTED)
+    template = load_template(Path(__file__).with_name("page.html"), autoescape=True)
+    model = model_name(report["settings"])
+    return template.render(report, evaluations=evaluations, model=model, max_listed=MAX_LISTED)
 
 
 def _pictures(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -22,17 +22,9 @@ from starlette.routing import Route
 
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.report.markdown import model_name
+from scen_cli.serving import protocol
 from scen_cli.serving.answer_source import AnswerSource, UpstreamError
-from scen_cli.serving.protocol import (
-    AnswerChunk,
-    ChatBody,
-    CompletionBody,
-    RequestBody,
-    ResponseBuilder,
-    error_body,
-    generation_request,
-    read_body,
-)
+from scen_cli.serving.protocol import AnswerChunk, ChatBody, CompletionBody, RequestBody
 from scen_cli.serving.request_queue import GenerationRequest, ModelFailed, QueueFull, RequestQueue
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -118,7 +110,10 @@ class App:
         async def handle(http_request: Request) -> Response:
             status = 500
             try:
-                self._check_key(http_request)
+                expected = self.options.api_key
+                scheme, _, key = http_request.headers.get("authorization", "").encode("latin-1").partition(b" ")
+                if expected and not (scheme.lower() == b"bearer" and hmac.compare_digest(key, expected.encode())):
+                    raise HTTPException(401, "this server needs a valid API key: `Authorization: Bearer KEY`")
                 response: Response = await handler(http_request)
                 status = response.status_code
                 return response
@@ -130,20 +125,14 @@ class App:
 
         return handle
 
-    def _check_key(self, http_request: Request) -> None:
-        expected = self.options.api_key
-        scheme, _, key = http_request.headers.get("authorization", "").encode("latin-1").partition(b" ")
-        if expected and not (scheme.lower() == b"bearer" and hmac.compare_digest(key, expected.encode())):
-            raise HTTPException(401, "this server needs a valid API key: `Authorization: Bearer KEY`")
-
     async def answer(self, http_request: Request, body_type: type[RequestBody]) -> Response:
         deadline = time.monotonic() + self.options.timeout
-        body = await read_body(http_request, body_type)
+        body = await protocol.read_body(http_request, body_type)
         if body.model not in (None, self.model):
             raise HTTPException(404, f"no model `{body.model}` here: the model is `{self.model}`")
-        request = generation_request(self.patched, body)
+        request = protocol.generation_request(self.patched, body)
         chunks = self._chunks(request, body, deadline)
-        builder = ResponseBuilder(isinstance(body, ChatBody), self.model, len(request.prompt_ids))
+        builder = protocol.ResponseBuilder(isinstance(body, ChatBody), self.model, len(request.prompt_ids))
         try:
             # An error before the first chunk still gets a status code, also in a stream.
             first = await _until_disconnect(http_request, anext(chunks))
@@ -179,7 +168,7 @@ class App:
                     self.metrics.tokens.inc(chunk.tokens)
                     yield chunk
         finally:
-            request.cancel()
+            request.cancelled = True
             if answered_by:
                 self.metrics.answers.labels(answered_by).inc()
                 self.metrics.seconds.observe(time.monotonic() - request.arrival_time)
@@ -221,7 +210,7 @@ async def _until_disconnect(http_request: Request, work: Awaitable[Result]) -> R
 
 
 async def _server_sent_events(
-    builder: ResponseBuilder, first: AnswerChunk, rest: AsyncIterator[AnswerChunk], wants_usage: bool
+    builder: protocol.ResponseBuilder, first: AnswerChunk, rest: AsyncIterator[AnswerChunk], wants_usage: bool
 ) -> AsyncIterator[str]:
     """Format the chunks as server-sent events. An error ends the stream with an error event."""
     tokens = first.tokens
@@ -235,7 +224,7 @@ async def _server_sent_events(
             yield _event(builder.usage_chunk(tokens))
     except (asyncio.TimeoutError, UpstreamError, ModelFailed) as error:
         log.warning("an answer ended early: %s", error)
-        yield _event(error_body("the answer ended early", "server_error", 500))
+        yield _event(protocol.error_body("the answer ended early", "server_error", 500))
     yield "data: [DONE]\n\n"
 
 
@@ -246,9 +235,9 @@ def _event(message: dict[str, Any]) -> str:
 async def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     type = "invalid_request_error" if error.status_code < 500 else "server_error"
-    body = error_body(error.detail, type, error.status_code)
+    body = protocol.error_body(error.detail, type, error.status_code)
     return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
 
 
 async def _internal_error(_request: Request, error: Exception) -> Response:
-    return JSONResponse(error_body("internal server error", "server_error", 500), 500)
+    return JSONResponse(protocol.error_body("internal server error", "server_error", 500), 500)

@@ -128,27 +128,25 @@ class ResponseBuilder:
 
     def response(self, chunks: Sequence[AnswerChunk]) -> dict[str, Any]:
         """The whole answer in one object."""
-        text = "".join(chunk.text for chunk in chunks)
+        text, tokens = "".join(chunk.text for chunk in chunks), sum(chunk.tokens for chunk in chunks)
         content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
-        usage = self._usage(sum(chunk.tokens for chunk in chunks))
-        return {**self._object("", content, chunks[-1].finish_reason or "stop", chunks[0].edit), **usage}
+        whole = AnswerChunk(chunks[0].edit, text, tokens, chunks[-1].finish_reason or "stop")
+        return {**self._object("", content, whole), **self._usage(tokens)}
 
     def chunk(self, chunk: AnswerChunk) -> dict[str, Any]:
         """One object of a stream. The first one of a chat has the role."""
         role = {} if self._has_chunks else {"role": "assistant"}
         self._has_chunks = True
         content = {"delta": {**role, "content": chunk.text}} if self._is_chat else {"text": chunk.text}
-        return self._object(".chunk", content, chunk.finish_reason, chunk.edit)
+        return self._object(".chunk", content, chunk)
 
     def usage_chunk(self, tokens: int) -> dict[str, Any]:
         """The last object of a stream with `include_usage`."""
         return {**self._head, "object": self._type(".chunk"), "choices": [], **self._usage(tokens)}
 
-    def _object(
-        self, suffix: str, content: dict[str, Any], finish_reason: str | None, edit: int | None
-    ) -> dict[str, Any]:
-        choice = {"index": 0, **content, "finish_reason": finish_reason, "logprobs": None}
-        return {**self._head, "object": self._type(suffix), "choices": [choice], "scen": {"edit": edit}}
+    def _object(self, suffix: str, content: dict[str, Any], chunk: AnswerChunk) -> dict[str, Any]:
+        choice = {"index": 0, **content, "finish_reason": chunk.finish_reason, "logprobs": None}
+        return {**self._head, "object": self._type(suffix), "choices": [choice], "scen": {"edit": chunk.edit}}
 
     def _type(self, suffix: str) -> str:
         return f"chat.completion{suffix}" if self._is_chat else "text_completion"

@@ -54,7 +54,7 @@ class GenerationRequest:
         sampling: Decoding settings.
         run_alone: Whether the request needs a batch of its own.
 
-    Whoever reads `events()` and stops before the end must call `cancel()`.
+    Whoever reads `events()` and stops before the end must set `cancelled`.
     """
 
     prompt_ids: list[int]
@@ -62,7 +62,7 @@ class GenerationRequest:
     context_left: int
     sampling: SamplingParams
     run_alone: bool = False
-    cancelled: bool = False
+    cancelled: bool = False  # the model's thread need not continue this request
     has_events: bool = False  # events were sent: the request cannot run a second time
     arrival_time: float = field(default_factory=time.monotonic)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -82,10 +82,6 @@ class GenerationRequest:
             yield event
             if event.finish_reason:
                 return
-
-    def cancel(self) -> None:
-        """Tell the model's thread that it need not continue this request."""
-        self.cancelled = True
 
 
 class RequestQueue:

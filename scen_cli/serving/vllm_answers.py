@@ -30,9 +30,7 @@ def completion_request(
         "model": model,
         "prompt": request.prompt_ids,
         "max_tokens": request.max_tokens,
-        "temperature": request.sampling.temperature,
-        "top_p": request.sampling.top_p,
-        "seed": request.sampling.seed,
+        **vars(request.sampling),
         "stop": body.stop_strings or None,
         "stop_token_ids": stop_token_ids,
         # vLLM takes the defaults of these from the base's generation config: `scen` does not.

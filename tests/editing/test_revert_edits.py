@@ -11,7 +11,7 @@ from scen_cli.data.suites import demo_edits
 from scen_cli.editing.editor import FROM_LIBRARY, Editor
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.threshold_table import ThresholdTable
-from scen_cli.neurons.biases import check_no_collision
+from scen_cli.neurons.admission import check_no_collision
 from scen_cli.neurons.index import Index
 from scen_cli.project.check import verify
 from scen_cli.project.project import Project
