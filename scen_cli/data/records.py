@@ -38,15 +38,12 @@ def clean_text(text: str) -> str:
     return text.strip()
 
 
-def _list_to_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _one_or_more(value: object) -> object:
-    return (value,) if isinstance(value, str) else _list_to_tuple(value)
+    return (value,) if isinstance(value, str) else value
 
 
 Text = Annotated[str, AfterValidator(clean_text)]
+LIST = Field((), strict=False)  # a JSON list becomes a tuple
 
 
 class _Strict(BaseModel):
@@ -75,11 +72,11 @@ class EditRecord(_Strict):
     prompt: Text
     target: Text
     subject: Text | None = None
-    rephrases: Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)] = ()
-    train_rephrases: Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)] = ()
-    truth: Annotated[tuple[Text, ...], BeforeValidator(_one_or_more)] = ()
-    portability: Annotated[tuple[Question, ...], BeforeValidator(_list_to_tuple)] = ()
-    locality: Annotated[tuple[Neighbour, ...], BeforeValidator(_list_to_tuple)] = ()
+    rephrases: tuple[Text, ...] = LIST
+    train_rephrases: tuple[Text, ...] = LIST
+    truth: Annotated[tuple[Text, ...], BeforeValidator(_one_or_more)] = LIST
+    portability: tuple[Question, ...] = LIST
+    locality: tuple[Neighbour, ...] = LIST
     id: Text | None = Field(None, description="the data's own name for the record")
 
     def as_json(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def digest_of_rows(rows: Iterable[Row]) -> str:
 
 def digest_of_guard(rows: Iterable[tuple[str, str, str]]) -> str:
     """The sha256 of the guard's rows: (prompt, split, source) of each, in order."""
-    return hashlib.sha256(json.dumps([list(row) for row in rows]).encode()).hexdigest()
+    return _digest(list(rows))
 
 
 def _digest(content: object) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
 from scen_cli.editing.patched_model import PatchedModel
-from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import UsageError
 from scen_cli.export.peft_folder import add_adapters
 from scen_cli.model.known_bases import hub_name
@@ -47,11 +47,7 @@ def vllm_app(
         api_key: The key that vLLM expects.
     """
     base_model = base_model or hub_name(patched.project.settings["model"])
-    known: set[int] = set()
-
-    def write_new_adapters(patch: ProjectPatch) -> None:
-        add_adapters(patched, patch, adapters, base_model, known)
-
+    write_new_adapters = partial(add_adapters, patched, folder=adapters, base_name=base_model, known=set())
     with patched.snapshot() as patch:
         write_new_adapters(patch)
     metrics = Metrics()
