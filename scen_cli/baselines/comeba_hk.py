@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scen_cli.baselines.context import MethodContext, run_texts
 from scen_cli.baselines.hook_method import HookMethod, per_row
-from scen_cli.baselines.memit import ClosedFormSettings, EditContexts, find_values, known_keys, layer_update
+from scen_cli.baselines.memit import ClosedFormMethod, ClosedFormSettings, EditContexts
 from scen_cli.baselines.method import attached
 from scen_cli.data.records import EditRecord
 
@@ -64,7 +64,7 @@ class _PromptPass:
     highest: dict[int, Tensor] = field(default_factory=dict)  # the prompts' highest z-scores (rows,), by layer
 
 
-class ComebaHK(HookMethod):
+class ComebaHK(ClosedFormMethod, HookMethod):
     """One of `deltas` (d, h), of `c` (h, h) and of `alphas` per layer: their size does not grow with the edits."""
 
     name = "comeba-hk"
@@ -73,16 +73,12 @@ class ComebaHK(HookMethod):
     def __init__(self, context: MethodContext, settings: ComebaSettings) -> None:
         super().__init__(context, settings)
         self.layers = self.context.layers(settings.layers)
-        self.c: list[Tensor] = []
         self.deltas = [torch.zeros(layer.projection_shape, device=self.base.device) for layer in self.layers]
         self.alphas = [settings.alpha] * len(self.layers)
         self.validated = [True] * len(self.layers)
 
-    def prepare(self) -> None:
-        self.c = known_keys(self.context, self.layers, self.settings.known)
-
     def fit(self, edits: Sequence[EditRecord]) -> None:
-        contexts = EditContexts.of(self.context, edits, self.settings.contexts, self.settings.at == "subject")
+        contexts = self.contexts(edits)
         with attached(self):
             try:
                 self._write(edits, contexts)
@@ -92,11 +88,11 @@ class ComebaHK(HookMethod):
 
     def _write(self, edits: Sequence[EditRecord], contexts: EditContexts) -> None:
         """Find values with validated hooks; then write layer by layer, while this and later hooks are temporary."""
-        values = find_values(self.context, self.layers[-1], contexts, edits, self.settings, self.answering)
+        values = self.find_values(contexts, edits)
         self.validated = [False] * len(self.layers)
         for index, c in enumerate(self.c):
             with self.answering(*contexts.examples.prompts):
-                keys, delta = layer_update(self.model, self.layers, index, c, contexts, values)
+                keys, delta = self.layer_update(index, contexts, values)
             self.c[index] = c + keys.T @ keys
             self.deltas[index] = self.deltas[index] + delta.float()
             self.validated[index] = True
@@ -149,13 +145,11 @@ class ComebaHK(HookMethod):
         return scores >= self.alphas[index]
 
     def state(self) -> dict[str, Tensor]:
-        tensors = {"alphas": torch.tensor(self.alphas, dtype=torch.float64)}
-        for layer, delta, c in zip(self.layers, self.deltas, self.c, strict=True):
-            tensors |= {f"{layer.index}.hook": delta, f"{layer.index}.c": c}
-        return tensors
+        hooks = {f"{layer.index}.hook": delta for layer, delta in zip(self.layers, self.deltas, strict=True)}
+        return super().state() | hooks | {"alphas": torch.tensor(self.alphas, dtype=torch.float64)}
 
     def load(self, state: dict[str, Tensor]) -> None:
+        super().load(state)
         [alphas] = self.loaded(state, {"alphas": (len(self.layers),)})
         deltas = self.loaded(state, {f"{layer.index}.hook": layer.projection_shape for layer in self.layers})
-        self.c = self.loaded(state, {f"{layer.index}.c": (layer.ffn_width,) * 2 for layer in self.layers})
         self.alphas, self.deltas = alphas.tolist(), deltas

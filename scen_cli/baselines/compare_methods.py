@@ -12,19 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from scen_cli.baselines.catalogue import MethodVariant, Settings, find_method, prepared_method, with_choice
-from scen_cli.baselines.context import MethodContext
+from scen_cli.baselines.context import MethodContext, batched
 from scen_cli.baselines.method import Method, attached, make_settings
 from scen_cli.baselines.scoring import GenerationScoring, Scoring
 from scen_cli.data.records import EditRecord
 from scen_cli.data.write_files import digest, write_json
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.curves import RETENTION_AT
-from scen_cli.model.template import Template
+from scen_cli.evaluation.metrics import Measure
 
 WORST = -1e9  # the average of settings that cannot be scored
 Progress = Callable[[str, str], None]
@@ -90,14 +90,14 @@ def _identity(comparison: Comparison, variant: MethodVariant) -> str:
 def _compute(comparison: Comparison, variant: MethodVariant) -> dict[str, Any]:
     started = time.perf_counter()
     trials = tune(comparison, variant)
-    best = max(trials, key=_average)["settings"]
+    best = replace(variant, settings=_best(trials))
     seconds = time.perf_counter() - started
     result = {
         "row": variant.name,
         "of": _identity(comparison, variant),
         "method": variant.method,
-        "settings": make_settings(find_method(variant.method).settings_type, best).model_dump(),
-        **run(comparison, variant, best),
+        "settings": make_settings(find_method(variant.method).settings_type, best.settings).model_dump(),
+        **run(comparison, best),
         "tuning": {"trials": trials, "seconds": round(seconds, 2), "edits": len(comparison.tuning.edits)},
     }
     write_json(comparison.folder / f"{variant.name}.json", result)
@@ -108,107 +108,106 @@ def _compute(comparison: Comparison, variant: MethodVariant) -> dict[str, Any]:
 def tune(comparison: Comparison, variant: MethodVariant) -> list[dict[str, Any]]:
     """Try at most `comparison.trials` settings: the variant's own first, then each group of choices on top of the best
     settings so far. Returns all trials; of equal averages the first is the best."""
-    trials = [_trial(comparison, variant, variant.settings)]
+    trials = [_trial(comparison, variant)]
     for choices in variant.choices:
-        best = max(trials, key=_average)["settings"]
+        best = _best(trials)
         for choice in choices[: comparison.trials - len(trials)]:
-            trials.append(_trial(comparison, variant, with_choice(best, choice)))
+            trials.append(_trial(comparison, replace(variant, settings=with_choice(best, choice))))
             comparison.progress("", f"{variant.name}: {len(trials)} settings tried")
     return trials
 
 
-def _average(trial: dict[str, Any]) -> float:
-    return float(trial["average"])
+def _best(trials: list[dict[str, Any]]) -> Settings:
+    best: Settings = max(trials, key=lambda trial: trial["average"])["settings"]
+    return best
 
 
-def _trial(comparison: Comparison, variant: MethodVariant, settings: Settings) -> dict[str, Any]:
-    """The figures of one choice of settings after the tuning edits; `WORST` for settings that cannot be fitted."""
-    scoring = comparison.tuning
+def _trial(comparison: Comparison, variant: MethodVariant) -> dict[str, Any]:
+    """The figures after the tuning edits, with the variant's settings; `WORST` for settings that cannot be fitted."""
+    settings = {"settings": variant.settings}
     try:
-        method, seconds, _retention = _fitted(comparison.context, variant, settings, scoring)
-        with attached(method):
-            figures = scoring.score(method)
+        fitted = _fit(comparison.context, variant, comparison.tuning)
     except (UsageError, torch.linalg.LinAlgError) as error:
-        return {"settings": settings, "average": WORST, "error": str(error).splitlines()[0]}
-    average = scoring.average(figures)
-    values = {name: figure.value for name, figure in figures.items()}
-    return {"settings": settings, "average": average if isfinite(average) else WORST, **values, "seconds": seconds}
+        return {**settings, "average": WORST, "error": str(error).splitlines()[0]}
+    average = comparison.tuning.average(fitted.figures)
+    values = {name: figure.value for name, figure in fitted.figures.items()}
+    return {**settings, "average": average if isfinite(average) else WORST, **values, "seconds": fitted.seconds}
 
 
-def run(comparison: Comparison, variant: MethodVariant, settings: Settings) -> dict[str, Any]:
+def run(comparison: Comparison, variant: MethodVariant) -> dict[str, Any]:
     """Fit the test edits, score after the last one, and measure the costs."""
     scoring = comparison.test
     # An empty cache but for the base's answers: the time to compute the rest is measured.
     context = replace(comparison.context, cache={"unedited": comparison.context.unedited})
     started = time.perf_counter()
-    empty = prepared_method(variant.method, context, settings)
+    empty = prepared_method(variant.method, context, variant.settings)
     setup_seconds, fixed = time.perf_counter() - started, empty.cost()
     del empty
-    method, seconds, retention = _fitted(context, variant, settings, scoring, comparison.progress)
-    with attached(method):
-        figures = scoring.score(method)
-    cost, edits = method.cost(), len(scoring.edits)
+    fitted = _fit(context, variant, scoring, comparison.progress)
+    cost, edits = fitted.method.cost(), len(scoring.edits)
     return {
         "edits": edits,
-        "figures": {name: asdict(figure) for name, figure in figures.items()},
-        "average": scoring.average(figures),
-        "retention": retention,
+        "figures": {name: asdict(figure) for name, figure in fitted.figures.items()},
+        "average": scoring.average(fitted.figures),
+        "retention": fitted.retention,
         "setup_seconds": round(setup_seconds, 3),
-        "seconds_per_edit": seconds / edits,
+        "seconds_per_edit": fitted.seconds / edits,
         "fixed_bytes": fixed.bytes,
         "bytes_per_edit": (cost.bytes - fixed.bytes) / edits,
         "parameters": cost.parameters,
-        "milliseconds_per_token": _token_times(method, scoring.edits, comparison.context),
+        "milliseconds_per_token": _token_times(fitted.method, scoring.edits),
     }
 
 
-def _fitted(
-    context: MethodContext,
-    variant: MethodVariant,
-    settings: Settings,
-    scoring: Scoring,
-    progress: Progress | None = None,
-) -> tuple[Method, float, list[dict[str, Any]]]:
-    """Fit all edits in the method's batches. Returns the method, the seconds of `fit`, and, with `progress`, the
-    retention: Reliability of edits 1..t after t edits."""
-    method = prepared_method(variant.method, context, settings)
+class _Fitted(NamedTuple):
+    """A method with all edits, the seconds of `fit`, the retention (Reliability of edits 1..t after t edits), and the
+    figures after the last edit."""
+
+    method: Method
+    seconds: float
+    retention: list[dict[str, Any]]
+    figures: dict[str, Measure]
+
+
+def _fit(context: MethodContext, variant: MethodVariant, scoring: Scoring, progress: Progress | None = None) -> _Fitted:
+    """Fit all edits in the method's batches, and score. Retention is measured only with `progress`."""
+    method = prepared_method(variant.method, context, variant.settings)
     edits = scoring.edits
-    size = method.settings.batch or len(edits)
-    seconds, retention = 0.0, []
-    for start in range(0, len(edits), size):
-        batch = edits[start : start + size]
+    done, seconds, retention = 0, 0.0, []
+    for batch in batched(edits, method.settings.batch or len(edits)):
         started = time.perf_counter()
         method.fit(batch)
         seconds += time.perf_counter() - started
-        done = start + len(batch)
+        before, done = done, done + len(batch)
         if progress is not None:
             progress("", f"{variant.name}: {done} of {len(edits)} edits")
-            at_mark = done == len(edits) or any(start < mark <= done for mark in RETENTION_AT)
+            at_mark = done == len(edits) or any(before < mark <= done for mark in RETENTION_AT)
             if isinstance(scoring, GenerationScoring) and at_mark:
                 with attached(method):
                     share = scoring.reliability(method, edits[:done])
                 retention.append({"edits": done, "reliability": asdict(share)})
-    return method, seconds, retention
+    with attached(method):
+        return _Fitted(method, seconds, retention, scoring.score(method))
 
 
-def _token_times(method: Method, edits: Sequence[EditRecord], context: MethodContext) -> dict[str, float]:
+def _token_times(method: Method, edits: Sequence[EditRecord]) -> dict[str, float]:
     """Median milliseconds per token of one sequence, for the base and with the edits, measured in turns. Half of the
     prompts are edits'."""
-    prompts = [edit.prompt for edit in edits[: TIMED_PROMPTS // 2]] + list(context.prompts[: TIMED_PROMPTS // 2])
+    prompts = [edit.prompt for edit in edits[: TIMED_PROMPTS // 2]] + list(method.context.prompts[: TIMED_PROMPTS // 2])
     times: dict[str, list[float]] = {"base": [], "edited": []}
     for _round in range(TIMED_ROUNDS):
         for name, seconds in times.items():
             with attached(method, name == "edited"):
-                seconds += [_seconds_per_token(method, context.template, prompt) for prompt in prompts]
+                seconds += [_seconds_per_token(method, prompt) for prompt in prompts]
     return {name: round(1000 * statistics.median(seconds), 4) for name, seconds in times.items()}
 
 
 @torch.no_grad()
-def _seconds_per_token(method: Method, template: Template, prompt: str) -> float:
+def _seconds_per_token(method: Method, prompt: str) -> float:
     started = time.perf_counter()
     ids, mask = method.encode([prompt])
     lengths = {"max_new_tokens": TIMED_TOKENS, "min_new_tokens": TIMED_TOKENS}
-    ends = {"pad_token_id": template.end_id, "eos_token_id": list(template.end_ids)}
+    ends = {"pad_token_id": method.template.end_id, "eos_token_id": list(method.template.end_ids)}
     method.generate(ids, mask, do_sample=False, **lengths, **ends)
     if ids.device.type == "cuda":
         torch.cuda.synchronize()

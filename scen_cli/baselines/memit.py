@@ -2,24 +2,21 @@
 
 W_down is a linear memory of keys and values: C = lambda E[k k^T] over known keys (their equation 15), and the update
 Delta = R K^T (C + K K^T)^-1 (their equation 14, layer by layer as in their Algorithm 1), which is solved in float64.
-COMEBA-HK shares all but the class `Memit`.
+COMEBA-HK shares all but `Memit` itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from scen_cli.baselines.context import Examples, MethodContext, batched, padded_right, run_texts, take_step
 from scen_cli.baselines.hook_method import block_of, moved, recorded
-from scen_cli.baselines.method import Settings, attached
+from scen_cli.baselines.method import Method, Settings, attached
 from scen_cli.baselines.weight_method import WeightMethod
 from scen_cli.data.records import EditRecord
 from scen_cli.experts.fit_records import OPENINGS
@@ -97,138 +94,32 @@ def edited_position(template: Template, prompt: str, subject: str | None) -> int
     return max(ends, default=len(tokens) - 1)
 
 
-def known_keys(context: MethodContext, layers: Sequence[EditedLayer], weight: float) -> list[Tensor]:
-    """C (h, h) = weight * E[k k^T], float32, for each layer: over the keys of all tokens of the unedited prompts and
-    the base's answers. The mean is computed once per context."""
-    key = ("second moments", tuple(layer.index for layer in layers))
-    return [weight * moment for moment in context.cached(key, lambda: _second_moments(context, layers))]
-
-
-@torch.no_grad()
-def _second_moments(context: MethodContext, layers: Sequence[EditedLayer]) -> list[Tensor]:
-    sums = [torch.zeros(layer.ffn_width, layer.ffn_width, dtype=torch.float64) for layer in layers]
-    count = 0
-    template = context.template
-    texts = [template.prompt_ids(p) + (template.target_ids(p, a) if a else []) for p, a in context.unedited]
-    for batch in batched(texts):
-        ids, mask = padded_right(batch, context.base.device)
-        with recorded(*(layer.down_proj for layer in layers)) as seen:
-            run_texts(context.base.model, ids)
-        for total, layer in zip(sums, layers, strict=True):
-            keys = seen[layer.down_proj][0][mask.bool()].double().cpu()
-            total += keys.T @ keys
-        count += int(mask.sum())
-    return [(total / max(count, 1)).float().to(context.base.device) for total in sums]
-
-
-@torch.no_grad()
-def layer_update(
-    model: PreTrainedModel, layers: Sequence[EditedLayer], index: int, c: Tensor, contexts: EditContexts, values: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The update of one of the edited layers, for the model as it is now.
-
-    Args:
-        model: The model with the updates of the layers before.
-        layers: All edited layers; each takes an equal share of the residual that is left.
-        index: The position in `layers` of the layer to update.
-        c: The layer's C (h, h).
-        contexts: The edits.
-        values: The hidden states (edits, d) that the last edited layer shall give.
-
-    Returns:
-        The keys (edits, h), means over contexts, and Delta (d, h) in float64.
-    """
-    down_proj, last = layers[index].down_proj, block_of(layers[-1])
-    with recorded(down_proj, last) as seen:
-        run_texts(model, contexts.examples.ids)
-    keys = contexts.mean_by_edit(contexts.at_position(seen[down_proj][0]))
-    residual = values - contexts.at_position(seen[last][1])[contexts.plain]
-    return keys, ridge_update(c, keys.T, residual.T / (len(layers) - index))
-
-
-AnsweringBlock = Callable[[Tensor, Tensor], AbstractContextManager[Any]]  # see `Method.answering`
 LEARNED = 5e-2  # MEMIT's: an edit with a smaller loss takes no more steps
-
-
-def find_values(
-    context: MethodContext,
-    layer: EditedLayer,
-    contexts: EditContexts,
-    edits: Sequence[EditRecord],
-    settings: ClosedFormSettings,
-    answering: AnsweringBlock = lambda _ids, _mask: nullcontext(),
-) -> Tensor:
-    """Optimise the hidden states z that a decoder layer shall give at each edit's position.
-
-    All edits run together, each independent of the others. The loss of an edit is the mean loss of its target over
-    its contexts, plus the KL divergence of the next token after `SUBJECT is a` from the base's, plus the squared
-    length of the move. The length of the move is clamped.
-
-    Args:
-        context: The base and the template.
-        layer: The last edited layer.
-        contexts: The edits' texts.
-        edits: The edits.
-        settings: Steps, rate and weights.
-        answering: A block for texts that begin with prompts (ids, mask).
-
-    Returns:
-        z (edits, d), float32.
-    """
-    model, block, examples = context.base.model, block_of(layer), contexts.examples
-    with torch.no_grad(), answering(*examples.prompts), recorded(block) as seen:
-        run_texts(model, examples.ids)
-    before = contexts.at_position(seen[block][1])[contexts.plain]
-    length = before.norm(dim=1, keepdim=True)
-    unit = length / before.shape[1] ** 0.5  # so that a learning rate means the same on bases of all sizes
-    subject_kl = _SubjectKL(context, edits, settings.kl)
-    move = torch.zeros_like(before, requires_grad=True)
-    optimizer = torch.optim.Adam([move], lr=settings.value_lr)
-    share = 1 / torch.bincount(contexts.edit, minlength=len(edits))[contexts.edit]
-    best = torch.zeros_like(before)
-    done = torch.zeros(len(edits), dtype=torch.bool, device=before.device)
-    with torch.enable_grad():
-        for step in range(settings.value_steps + 1):
-            with answering(*examples.prompts), moved(block, contexts.position, (move * unit)[contexts.edit]):
-                target_losses = examples.losses(run_texts(model, examples.ids))
-            losses = torch.zeros_like(unit[:, 0]).index_add(0, contexts.edit, target_losses * share)
-            losses = losses + subject_kl.losses(block, move * unit, answering)
-            losses = losses + settings.decay * ((move * unit) ** 2).sum(dim=1) / length[:, 0] ** 2
-            with torch.no_grad():
-                best = torch.where(done[:, None], best, move * unit)
-                done = done | (losses < LEARNED)
-            if step == settings.value_steps or bool(done.all()):
-                break
-            take_step(optimizer, losses.sum())
-            with torch.no_grad():
-                room = settings.clamp * length / (move * unit).norm(dim=1, keepdim=True).clamp(min=1e-12)
-                move *= room.clamp(max=1)
-    return before + best
 
 
 class _SubjectKL:
     """Keeps the next token after `SUBJECT is a`, for the edits that name their subject."""
 
-    def __init__(self, context: MethodContext, edits: Sequence[EditRecord], weight: float) -> None:
-        self.model, self.weight = context.base.model, weight
-        named = [(index, edit.subject) for index, edit in enumerate(edits) if edit.subject and weight]
+    def __init__(self, method: ClosedFormMethod, edits: Sequence[EditRecord]) -> None:
+        self.method, self.weight = method, method.settings.kl
+        named = [(index, edit.subject) for index, edit in enumerate(edits) if edit.subject and self.weight]
         self.edits = [index for index, _subject in named]
         if not named:
             return
-        template, device = context.template, self.model.device
+        template, device = method.template, method.model.device
         plain = Template(template.tokenizer, "none", template.end_id, template.end_ids)
         texts = [(f"{subject} is a", subject) for _index, subject in named]
         self.ids, self.mask = padded_right([plain.prompt_ids(text) for text, _subject in texts], device)
         self.position = torch.tensor([edited_position(plain, *pair) for pair in texts], device=device)
         self.before: Tensor | None = None
 
-    def losses(self, block: nn.Module, move: Tensor, answering: AnsweringBlock) -> Tensor:
+    def losses(self, block: nn.Module, move: Tensor) -> Tensor:
         """The weighted divergences (edits,), zero for an edit without a subject."""
         zero = torch.zeros(len(move), device=move.device)
         if not self.edits:
             return zero
         rows = torch.tensor(self.edits, device=move.device)
-        with answering(self.ids, self.mask):
+        with self.method.answering(self.ids, self.mask):
             if self.before is None:
                 with torch.no_grad():
                     self.before = self._next_token()
@@ -238,9 +129,107 @@ class _SubjectKL:
         return zero.index_add(0, rows, self.weight * divergence)
 
     def _next_token(self) -> Tensor:
-        logits = run_texts(self.model, self.ids)
+        logits = run_texts(self.method.model, self.ids)
         rows = torch.arange(len(self.ids), device=logits.device)
         return logits[rows, self.mask.sum(dim=1) - 1].float().log_softmax(dim=-1)
+
+
+class ClosedFormMethod(Method):
+    """What MEMIT and COMEBA-HK share: `c` (h, h), float32, of each of the edited `layers`."""
+
+    settings: ClosedFormSettings
+    layers: list[EditedLayer]
+    c: list[Tensor]
+
+    def prepare(self) -> None:
+        """C = lambda E[k k^T] over the keys of all tokens of the unedited prompts and the base's answers. The mean is
+        computed once per context."""
+        key = ("second moments", tuple(layer.index for layer in self.layers))
+        self.c = [self.settings.known * moment for moment in self.context.cached(key, self._second_moments)]
+
+    @torch.no_grad()
+    def _second_moments(self) -> list[Tensor]:
+        sums = [torch.zeros(layer.ffn_width, layer.ffn_width, dtype=torch.float64) for layer in self.layers]
+        count = 0
+        template = self.template
+        texts = [template.prompt_ids(p) + (template.target_ids(p, a) if a else []) for p, a in self.context.unedited]
+        for batch in batched(texts):
+            ids, mask = padded_right(batch, self.base.device)
+            with recorded(*(layer.down_proj for layer in self.layers)) as seen:
+                run_texts(self.model, ids)
+            for total, layer in zip(sums, self.layers, strict=True):
+                keys = seen[layer.down_proj][0][mask.bool()].double().cpu()
+                total += keys.T @ keys
+            count += int(mask.sum())
+        return [(total / max(count, 1)).float().to(self.base.device) for total in sums]
+
+    def contexts(self, edits: Sequence[EditRecord]) -> EditContexts:
+        return EditContexts.of(self.context, edits, self.settings.contexts, self.settings.at == "subject")
+
+    def find_values(self, contexts: EditContexts, edits: Sequence[EditRecord]) -> Tensor:
+        """Optimise the hidden states z (edits, d), float32, that the last edited layer shall give at each edit's
+        position (`compute_z` in MEMIT's code).
+
+        All edits run together, each independent of the others. The loss of an edit is the mean loss of its target over
+        its contexts, plus the KL divergence of the next token after `SUBJECT is a` from the base's, plus the squared
+        length of the move. The length of the move is clamped.
+        """
+        block, examples, settings = block_of(self.layers[-1]), contexts.examples, self.settings
+        with torch.no_grad(), self.answering(*examples.prompts), recorded(block) as seen:
+            run_texts(self.model, examples.ids)
+        before = contexts.at_position(seen[block][1])[contexts.plain]
+        length = before.norm(dim=1, keepdim=True)
+        unit = length / before.shape[1] ** 0.5  # so that a learning rate means the same on bases of all sizes
+        subject_kl = _SubjectKL(self, edits)
+        move = torch.zeros_like(before, requires_grad=True)
+        optimizer = torch.optim.Adam([move], lr=settings.value_lr)
+        share = 1 / torch.bincount(contexts.edit, minlength=len(edits))[contexts.edit]
+        best = torch.zeros_like(before)
+        done = torch.zeros(len(edits), dtype=torch.bool, device=before.device)
+        with torch.enable_grad():
+            for step in range(settings.value_steps + 1):
+                with self.answering(*examples.prompts), moved(block, contexts.position, (move * unit)[contexts.edit]):
+                    target_losses = examples.losses(run_texts(self.model, examples.ids))
+                losses = torch.zeros_like(unit[:, 0]).index_add(0, contexts.edit, target_losses * share)
+                losses = losses + subject_kl.losses(block, move * unit)
+                losses = losses + settings.decay * ((move * unit) ** 2).sum(dim=1) / length[:, 0] ** 2
+                with torch.no_grad():
+                    best = torch.where(done[:, None], best, move * unit)
+                    done = done | (losses < LEARNED)
+                if step == settings.value_steps or bool(done.all()):
+                    break
+                take_step(optimizer, losses.sum())
+                with torch.no_grad():
+                    room = settings.clamp * length / (move * unit).norm(dim=1, keepdim=True).clamp(min=1e-12)
+                    move *= room.clamp(max=1)
+        return before + best
+
+    @torch.no_grad()
+    def layer_update(self, index: int, contexts: EditContexts, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The update of one of the edited layers, for the model with the updates of the layers before.
+
+        Args:
+            index: The position in `layers` of the layer to update. Each takes an equal share of the residual that is
+                left.
+            contexts: The edits.
+            values: The hidden states (edits, d) that the last edited layer shall give.
+
+        Returns:
+            The keys (edits, h), means over contexts, and Delta (d, h) in float64.
+        """
+        down_proj, last = self.layers[index].down_proj, block_of(self.layers[-1])
+        with recorded(down_proj, last) as seen:
+            run_texts(self.model, contexts.examples.ids)
+        keys = contexts.mean_by_edit(contexts.at_position(seen[down_proj][0]))
+        residual = values - contexts.at_position(seen[last][1])[contexts.plain]
+        return keys, ridge_update(self.c[index], keys.T, residual.T / (len(self.layers) - index))
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {f"{layer.index}.c": c for layer, c in zip(self.layers, self.c, strict=True)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        super().load(state)
+        self.c = self.loaded(state, {f"{layer.index}.c": (layer.ffn_width,) * 2 for layer in self.layers})
 
 
 class MemitSettings(ClosedFormSettings):
@@ -249,31 +238,19 @@ class MemitSettings(ClosedFormSettings):
     batch: int | None = Field(None, ge=1, description="edits fitted together; none: all of them")
 
 
-class Memit(WeightMethod):
-    """`c` (h, h) of each layer is the base's. A second batch starts from the weights that the first one left."""
+class Memit(ClosedFormMethod, WeightMethod):
+    """`c` is the base's. A second batch starts from the weights that the first one left."""
 
     name = "memit"
     settings: MemitSettings
 
     def __init__(self, context: MethodContext, settings: MemitSettings) -> None:
         super().__init__(context, settings, settings.layers)
-        self.c: list[Tensor] = []
-
-    def prepare(self) -> None:
-        self.c = known_keys(self.context, self.layers, self.settings.known)
 
     def fit(self, edits: Sequence[EditRecord]) -> None:
-        contexts = EditContexts.of(self.context, edits, self.settings.contexts, self.settings.at == "subject")
+        contexts = self.contexts(edits)
         with attached(self):
-            values = find_values(self.context, self.layers[-1], contexts, edits, self.settings)
+            values = self.find_values(contexts, edits)
             for index, layer in enumerate(self.layers):
-                _keys, delta = layer_update(self.model, self.layers, index, self.c[index], contexts, values)
+                _keys, delta = self.layer_update(index, contexts, values)
                 self.add(layer, delta)
-
-    def state(self) -> dict[str, Tensor]:
-        c = {f"{layer.index}.c": c for layer, c in zip(self.layers, self.c, strict=True)}
-        return super().state() | c
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        super().load(state)
-        self.c = self.loaded(state, {f"{layer.index}.c": (layer.ffn_width,) * 2 for layer in self.layers})

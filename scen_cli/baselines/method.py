@@ -86,14 +86,14 @@ class Method(ABC):
     def fit(self, edits: Sequence[EditRecord]) -> None:
         """Learn a batch of edits in addition to all earlier ones."""
 
-    @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Everything that was learned, as tensors for `load`."""
+        return {}
 
-    @abstractmethod
     def load(self, state: dict[str, Tensor]) -> None:
         """Replace everything that was learned by a state. Raises `LookupError`, `ValueError` or `RuntimeError` if it
         is no state of this method with these settings."""
+        return
 
     def loaded(self, state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> list[Tensor]:
         """The tensors of a state that `shapes` names, in that order, on the base's device. Raises `ValueError` if one

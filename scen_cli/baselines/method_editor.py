@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scen_cli.baselines.catalogue import find_method, make_method
-from scen_cli.baselines.context import MethodContext, answer_tokens
+from scen_cli.baselines.context import MethodContext, answer_tokens, batched
 from scen_cli.baselines.method import Method, attached, make_settings
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
@@ -86,8 +86,7 @@ class MethodEditor(LoadedProject):
         """
         records = plan.to_train()
         size = self.method.settings.batch or max(len(records), 1)
-        for start in range(0, len(records), size):
-            group = records[start : start + size]
+        for group in batched(records, size):
             edits = self.edit_batch([(record, where) for _position, record, where in group])
             outcomes = {
                 position: outcome_of(self.project, edit, where)
@@ -145,8 +144,7 @@ class MethodEditor(LoadedProject):
         method = self._new_method()
         method.prepare()
         for batch in batches:
-            records = [EditRecord(prompt=edit.prompt, target=edit.target, subject=edit.subject) for edit in batch]
-            if problem := learn(method, records):
+            if problem := learn(method, batch):
                 raise UsageError(f"the method cannot learn the other edits without these: {problem}")
         reverted = revert_batch(self.project, edit_ids, to_arrays(method.state()))
         self.method, self._committed = method, state_setting(self.project.ledger)
@@ -208,7 +206,7 @@ def new_method_project(
     return Project.create(folder, recorded, UNUSED_THETA, new_guard, author, to_arrays(new.state()))
 
 
-def learn(method: Method, records: Sequence[EditRecord]) -> str:
+def learn(method: Method, records: Sequence[EditRecord | Edit]) -> str:
     """Fit a batch, by prompt, target and subject alone: rephrases are for scoring. Returns why the method diverged, or
     an empty text."""
     bare = [EditRecord(prompt=record.prompt, target=record.target, subject=record.subject) for record in records]

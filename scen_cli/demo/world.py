@@ -70,16 +70,6 @@ class Fact:
     def known(self) -> bool:
         return bool(self.trained)
 
-    @property
-    def held_out(self) -> tuple[str, ...]:
-        """Phrasings whose wording occurs in training, but not for this fact."""
-        return tuple(self.phrasings[i] for i in range(SEEN_PHRASINGS) if i not in self.trained)
-
-    @property
-    def never_seen(self) -> tuple[str, ...]:
-        """Phrasings whose wording does not occur in training."""
-        return self.phrasings[SEEN_PHRASINGS:]
-
 
 def build_world(seed: int = SEED) -> list[Fact]:
     """All facts, in a fixed shuffled order. Every second fact of each relation is known."""

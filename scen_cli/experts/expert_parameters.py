@@ -7,46 +7,26 @@ the residual stream's size, a step of A by a share of the input's size. One lear
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
 from scen_cli.experts.prefix_cache import Prefix
-from scen_cli.model.expert_stack import Expert, LowRank, add_low_rank, apply_full
+from scen_cli.model.expert_stack import LowRank, add_low_rank, apply_full
 from scen_cli.model.ffn import EditedLayer
 
 A_RATE = 7.5  # learning rate of A divided by that of B (benchmarks/LOG.md)
 
 
-class ExpertParameters(Protocol):
-    """Experts in training.
+class FullExperts:
+    """Copies of the base's W_down, (tasks, d, h). Stored as float32, so rounding does nothing.
 
-    Attributes:
+    Attributes (those of `LowRankExperts` too):
         all_logits: The model computes logits at all positions, as in the paper's code. Full experts need it: the first
             Adam steps follow the signs of gradients, so a rounding difference would show.
         rounded: `output` uses the experts as they will be stored.
         parameters: Tensors (tasks, ...) that the optimizer updates.
         rates: The learning rate of each of them.
     """
-
-    all_logits: bool
-    rounded: bool
-    parameters: list[Tensor]
-    rates: list[float]
-
-    def output(self, projection: nn.Module, hidden: Tensor, output: Tensor) -> Tensor:
-        """The projection's output with experts, as in `ActiveRoute.output`. Rows are grouped by task."""
-
-    def expert(self, position: int) -> Expert:
-        """The expert at a position of the batch, as it will be stored."""
-
-    def select(self, kept: Tensor) -> None:
-        """Keep the experts at these positions. `parameters` are replaced by the caller."""
-
-
-class FullExperts:
-    """Copies of the base's W_down, (tasks, d, h). Stored as float32, so rounding does nothing."""
 
     all_logits = True
     rounded = True
@@ -56,16 +36,18 @@ class FullExperts:
         self.rates = [lr]
 
     def output(self, projection: nn.Module, hidden: Tensor, output: Tensor) -> Tensor:
+        """The projection's output with experts, as in `ActiveRoute.output`. Rows are grouped by task."""
         [weights] = self.parameters
         if len(weights) == 1:
             return apply_full(weights[0], projection, hidden)
         return apply_full(weights, projection, hidden.reshape(len(weights), -1, hidden.shape[-1])).reshape(output.shape)
 
     def expert(self, position: int) -> Tensor:
+        """The expert at a position of the batch, as it will be stored."""
         return self.parameters[0][position].detach().clone()
 
     def select(self, kept: Tensor) -> None:
-        pass
+        """Keep the experts at these positions. `parameters` are replaced by the caller."""
 
 
 class LowRankExperts:
@@ -108,6 +90,9 @@ class LowRankExperts:
 
     def select(self, kept: Tensor) -> None:
         self._scales = [scale[kept] for scale in self._scales]
+
+
+ExpertParameters = FullExperts | LowRankExperts
 
 
 def _main_axes(inputs: Tensor, rank: int) -> Tensor:

@@ -63,12 +63,12 @@ def fit_experts(
         The experts, in the order of `tasks`.
     """
     if recipe.expert == "full" or recipe.rank != "auto":
-        return _fit(model, edited, tasks, recipe, recipe.rank, recipe.extra_steps)
+        return _fit(model, edited, tasks, recipe)
     fits: dict[int, ExpertFit] = {}
     remaining = list(range(len(tasks)))
     for rank in RANKS:
-        extra_steps = recipe.extra_steps if rank == RANKS[-1] else 0
-        new = _fit(model, edited, [tasks[index] for index in remaining], recipe, rank, extra_steps)
+        changes = {"rank": rank, "extra_steps": recipe.extra_steps if rank == RANKS[-1] else 0}
+        new = _fit(model, edited, [tasks[index] for index in remaining], recipe.model_copy(update=changes))
         fits |= dict(zip(remaining, new, strict=True))
         remaining = [index for index in remaining if not fits[index].logit_margin >= recipe.logit_margin]
         if not remaining:
@@ -76,22 +76,15 @@ def fit_experts(
     return [fits[index] for index in range(len(tasks))]
 
 
-def _fit(
-    model: PreTrainedModel,
-    edited: EditedLayer,
-    tasks: Sequence[ExpertTask],
-    recipe: Recipe,
-    rank: int | str,
-    extra_steps: int,
-) -> list[ExpertFit]:
-    """The training loop, at one rank. Tasks that are done leave the batch."""
+def _fit(model: PreTrainedModel, edited: EditedLayer, tasks: Sequence[ExpertTask], recipe: Recipe) -> list[ExpertFit]:
+    """The training loop, at the recipe's rank. Tasks that are done leave the batch."""
     batch = TrainingBatch.from_tasks(tasks, device_of(model))
     prefix = record_prefix(model, edited, batch.input_ids)
     experts: ExpertParameters
     if recipe.expert == "full":
         experts = FullExperts(edited, len(tasks), recipe.expert_lr)
     else:
-        experts = LowRankExperts(prefix, batch.real, edited.projection_shape[0], int(rank), recipe.low_rank_lr)
+        experts = LowRankExperts(prefix, batch.real, edited.projection_shape[0], int(recipe.rank), recipe.low_rank_lr)
     pairs = zip(experts.parameters, experts.rates, strict=True)
     optimizer = torch.optim.Adam([{"params": [tensor.requires_grad_()], "lr": rate} for tensor, rate in pairs])
     fits: dict[int, ExpertFit] = {}
@@ -103,7 +96,7 @@ def _fit(
             # Where training may stop, judge the expert as it will be stored: rounded to float16.
             experts.rounded = recipe.stop_when == "learned" or step >= recipe.expert_steps
             task_losses, statuses = batch.grade(logits_of(model, edited, batch, prefix, experts))
-            is_last = step == recipe.expert_steps + extra_steps
+            is_last = step == recipe.expert_steps + recipe.extra_steps
             done = [is_last or _may_stop(status, step, recipe) for status in statuses]
             for position, (task, status) in enumerate(zip(in_batch, statuses, strict=True)):
                 if done[position]:

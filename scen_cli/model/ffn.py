@@ -30,13 +30,7 @@ class ModuleNames:
 
 _GATED = ModuleNames("layers", "mlp.down_proj", "mlp.up_proj", "self_attn.o_proj")
 ARCHITECTURES: dict[str, ModuleNames] = {
-    "llama": _GATED,
-    "mistral": _GATED,
-    "qwen2": _GATED,
-    "qwen3": _GATED,
-    "gemma": _GATED,
-    "gemma2": _GATED,
-    "gemma3_text": _GATED,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _GATED),
     "phi3": ModuleNames("layers", "mlp.down_proj", None, "self_attn.o_proj"),  # W_up and the gate are one matrix
     "gpt2": ModuleNames("h", "mlp.c_proj", "mlp.c_fc", "attn.c_proj"),
 }

@@ -82,12 +82,8 @@ def read_input(model: nn.Module, module: nn.Module, input_ids: Tensor, attention
     token = _reading.set(inputs_read)
     handle = module.register_forward_pre_hook(stop)
     try:
-        model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions_of(attention_mask),
-            use_cache=False,
-        )
+        positions = positions_of(attention_mask)
+        model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
     except _StopForward:
         pass
     finally:

@@ -60,10 +60,9 @@ def loading_options(
 
 def check_known(quantize: str | None, device_map: str | None) -> None:
     """Raise `UsageError` for an unknown quantisation or device map."""
-    if quantize is not None and quantize not in QUANTIZED:
-        raise UsageError(f"unknown quantisation `{quantize}`", hint=f"one of: {', '.join(QUANTIZED)}")
-    if device_map is not None and device_map not in DEVICE_MAPS:
-        raise UsageError(f"unknown device map `{device_map}`", hint=f"one of: {', '.join(DEVICE_MAPS)}")
+    for what, value, known in (("quantisation", quantize, QUANTIZED), ("device map", device_map, DEVICE_MAPS)):
+        if value is not None and value not in known:
+            raise UsageError(f"unknown {what} `{value}`", hint=f"one of: {', '.join(known)}")
 
 
 def check_loaded_as(model: PreTrainedModel, folder: Path, quantize: str | None) -> None:

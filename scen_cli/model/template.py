@@ -227,8 +227,9 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
     # If there are several, targets get the tokenizer's own end token, else the first.
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else next(iter(ends), None)
     if form == "chat":
-        _check_chat(tokenizer)
-        end = _end_of_turn(tokenizer, ends, end)
+        # The end token that the chat template puts after an answer (`<end_of_turn>`, `<|eot_id|>`).
+        closing = tokenizer(_text_after_answer(tokenizer), add_special_tokens=False).input_ids
+        end = closing[0] if closing and closing[0] in ends else end
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if end is None or not 0 <= end < vocabulary:
         raise UsageError(
@@ -238,13 +239,13 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
     return Template(tokenizer, form, int(end), tuple(ends))
 
 
-def _check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `UsageError` if the tokenizer's chat template fails or omits the prompt."""
+def _text_after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the tokenizer's chat template puts after an answer. Raises `UsageError` if it fails or omits the prompt."""
     question = [{"role": "user", "content": _PROBES[0]}]
     answered = [*question, {"role": "assistant", "content": _PROBES[1]}]
     try:
         text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-        tokenizer.apply_chat_template(answered, tokenize=False)
+        after: str = tokenizer.apply_chat_template(answered, tokenize=False).rpartition(_PROBES[1])[2]
     except Exception as error:  # a chat template is a program: it can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
@@ -252,11 +253,4 @@ def _check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
         ) from error
     if _PROBES[0] not in text:
         raise UsageError("this tokenizer's chat template omits the prompt", hint="use `--template none` or a string")
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ends: list[int], otherwise: int | None) -> int | None:
-    """The end token that the chat template puts after an answer (`<end_of_turn>`, `<|eot_id|>`)."""
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answer")[2]
-    closing = tokenizer(after, add_special_tokens=False).input_ids
-    return closing[0] if closing and closing[0] in ends else otherwise
+    return after

@@ -23,12 +23,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from scen_cli.baselines.context import IGNORED, padded_right, run_texts
 from scen_cli.data.records import EditRecord
 from scen_cli.data.write_files import digest, write_json, write_lines
 from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.base import Base
 from scen_cli.model.digest import digest_of
-from scen_cli.model.keys import positions_of
+from scen_cli.model.generation import context_length
 from scen_cli.model.quantization import is_whole
 from scen_cli.model.template import Template, make_template
 from scen_cli.studies import ProgressCallback
@@ -84,7 +85,6 @@ def check_same_run(folder: Path, state: dict[str, Any], settings: dict[str, Any]
         )
 
 
-IGNORED = -100  # label of a token without loss
 TrainingSequence = tuple[list[int], int]  # token ids of prompt, target and end; number of target and end tokens
 
 
@@ -174,7 +174,7 @@ def _tokenize(template: Template, record: EditRecord, base: Base) -> TrainingSeq
     """The record as a training sequence; None if it exceeds the base's context."""
     prompt = template.prompt_ids(record.prompt)
     target = template.target_ids(record.prompt, record.target)
-    context = getattr(base.model.config, "max_position_embeddings", None)
+    context = context_length(base.model)
     if not target or (context and len(prompt) + len(target) > context):
         return None
     return prompt + target, len(target)
@@ -207,15 +207,11 @@ def _train_step(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Sequence[TrainingSequence], rate: float
 ) -> float:
     """One AdamW step on a right-padded batch; returns the mean cross-entropy of the scored tokens."""
-    width = max(len(tokens) for tokens, _ in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+    ids, mask = padded_right([tokens for tokens, _ in batch], model.device)
+    labels = torch.full_like(ids, IGNORED)
     for row, (tokens, scored) in enumerate(batch):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
         labels[row, len(tokens) - scored : len(tokens)] = torch.tensor(tokens[-scored:])
-    ids, mask, labels = (tensor.to(model.device) for tensor in (ids, mask, labels))
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False).logits
+    logits = run_texts(model, ids, mask)
     loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -21,24 +21,19 @@ from scen_cli.studies.project_variants import ProjectVariant, StudyContext, edit
 
 # Tables 3 and 4 set these explicitly: their rows must not depend on the current project's settings.
 SCEN_RECIPE: dict[str, Any] = {"disactivate": True, "margin": True, "edits_per_expert": 1}
-SCEN = ProjectVariant("scen", SCEN_RECIPE, target_module="down")
-AT_OTHER_MODULES = [
-    ProjectVariant("W_attn", SCEN_RECIPE, target_module="attn"),
-    ProjectVariant("W_up", SCEN_RECIPE, target_module="up"),
-]
+
+
+def _scen(name: str, target_module: str = "down", **changes: Any) -> ProjectVariant:
+    return ProjectVariant(name, {**SCEN_RECIPE, **changes}, target_module=target_module)
+
+
+SCEN = _scen("scen")
+AT_OTHER_MODULES = [_scen("W_attn", "attn"), _scen("W_up", "up")]
 WITH_FEWER_LOSSES = [
-    ProjectVariant(
-        "without-disactivate-and-margin",
-        {**SCEN_RECIPE, "disactivate": False, "margin": False},
-        target_module="down",
-    ),
-    ProjectVariant("without-margin", {**SCEN_RECIPE, "margin": False}, target_module="down"),
+    _scen("without-disactivate-and-margin", disactivate=False, margin=False),
+    _scen("without-margin", margin=False),
 ]
-EDITS_PER_EXPERT = [
-    SCEN,
-    ProjectVariant("two-per-expert", {**SCEN_RECIPE, "edits_per_expert": 2}, target_module="down"),
-    ProjectVariant("four-per-expert", {**SCEN_RECIPE, "edits_per_expert": 4}, target_module="down"),
-]
+EDITS_PER_EXPERT = [SCEN, _scen("two-per-expert", edits_per_expert=2), _scen("four-per-expert", edits_per_expert=4)]
 THETAS = [round(0.40 + step / 100, 2) for step in range(60)]  # includes the paper's 0.60 to 0.70
 HALLUCINATION_SETTINGS = ("neuron_steps", "theta", "require_learned")  # taken from the recipe `paper-hallucination`
 
@@ -99,11 +94,8 @@ def table3(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyRe
 
 def table4(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyResult:
     """Table 4: one, two and four edits per expert."""
-    rows = []
-    for variant in variants:
-        metrics = score_variant(context, variant)
-        rows.append({**_row(str(variant.recipe["edits_per_expert"]), metrics), "experts": metrics["experts"]})
-    return StudyResult(rows)
+    scored = [(str(variant.recipe["edits_per_expert"]), score_variant(context, variant)) for variant in variants]
+    return StudyResult([{**_row(name, metrics), "experts": metrics["experts"]} for name, metrics in scored])
 
 
 def fig3(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyResult:
@@ -133,11 +125,9 @@ def fig4(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyResu
 
 def fig5(context: StudyContext, variants: Sequence[ProjectVariant]) -> StudyResult:
     """Fig. 5: the three metrics with the edits at every second layer."""
-    rows = []
-    for variant in variants:
-        layer = context.settings["layer"] if variant.layer is None else variant.layer
-        rows.append({"layer": layer, **_row(variant.name, score_variant(context, variant))})
-    return StudyResult(rows)
+    layers = [context.settings["layer"] if variant.layer is None else variant.layer for variant in variants]
+    rows = [_row(variant.name, score_variant(context, variant)) for variant in variants]
+    return StudyResult([{"layer": layer, **row} for layer, row in zip(layers, rows, strict=True)])
 
 
 def hallucination(context: StudyContext, passages: Passages) -> StudyResult:

@@ -15,7 +15,7 @@ from scen_cli.data.entries import Entry
 from scen_cli.data.records import SourceLine
 from scen_cli.data.suites import Suite
 from scen_cli.data.write_files import digest
-from scen_cli.editing.create_project import new_project
+from scen_cli.editing.create_project import BaseOptions, new_project
 from scen_cli.editing.edit_plan import Outcome
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError
@@ -125,12 +125,10 @@ def _open_or_create(context: StudyContext, variant: ProjectVariant) -> Project:
     """The variant's project. Raises `UsageError` if its folder holds a project with other settings."""
     current = context.settings
     recipe = Recipe.model_validate({**current["recipe"], **variant.recipe})
-    layer = current["layer"] if variant.layer is None else variant.layer
-    changed = {
+    changed: dict[str, Any] = {
+        "layer": current["layer"] if variant.layer is None else variant.layer,
         "target_module": variant.target_module or current["target_module"],
         "template": variant.template or current["template"],
-        "seed": current["seed"],
-        "quantize": current["quantize"],
     }
     suite = context.suite
     # Another suite of the same name gets another folder.
@@ -138,23 +136,13 @@ def _open_or_create(context: StudyContext, variant: ProjectVariant) -> Project:
     folder = context.folder / f"{suite.name}-{len(suite.edits)}-{suite_digest}" / variant.name
     if (folder / LEDGER).exists():
         project = Project(folder)
-        expected = {
-            "weights_digest": current["weights_digest"], "layer": layer, "recipe": recipe.model_dump(), **changed
-        }  # fmt: skip
+        same = {name: current[name] for name in ("weights_digest", "seed", "quantize")}
+        expected = {**same, **changed, "recipe": recipe.model_dump()}
         different = next((name for name, value in expected.items() if project.settings.get(name) != value), None)
         if different is not None:
             hint = "remove it, or give the study another --out"
             raise UsageError(f"`{folder}` was made with another {different}", hint=hint)
         return project
-    return new_project(
-        folder,
-        current["model"],
-        layer,
-        revision=current["revision"],
-        dtype=current["dtype"],
-        device_map=current["device_map"],
-        recipe=recipe,
-        guard=context.guard if recipe.needs_guard else None,
-        base=context.base,
-        **changed,
-    )
+    same = {name: current[name] for name in ("model", "revision", "dtype", "seed", "quantize", "device_map")}
+    guard = context.guard if recipe.needs_guard else None
+    return new_project(folder, BaseOptions(**same, **changed), recipe=recipe, guard=guard, base=context.base)

@@ -9,7 +9,7 @@ import torch
 from scen_cli.baselines.catalogue import all_variants, prepared_method
 from scen_cli.baselines.context import answer
 from scen_cli.baselines.hook_method import block_of, moved, recorded
-from scen_cli.baselines.memit import EditContexts, MemitSettings, find_values
+from scen_cli.baselines.memit import EditContexts
 from scen_cli.baselines.method import attached
 from scen_cli.baselines.scoring import GenerationScoring
 from tests.baselines.fits import FITS
@@ -89,10 +89,10 @@ def test_one_hidden_state_cannot_encode_a_long_answer_on_this_base(context, edit
     """Why MEMIT and COMEBA-HK learn only about half of the edits here: the optimal hidden state, inserted directly,
     gives the first token of nearly every target, but all tokens for about half of the edits only."""
     edits = edits[:30]
-    settings = MemitSettings.model_validate(FITS["memit"])
-    [layer] = context.layers(1)
+    method = prepared_method("memit", context, FITS["memit"])
+    [layer] = method.layers
     contexts = EditContexts.of(context, edits, 1, False)
-    values = find_values(context, layer, contexts, edits, settings)
+    values = method.find_values(contexts, edits)
     block, examples = block_of(layer), contexts.examples
     with torch.no_grad():
         with recorded(block) as seen:

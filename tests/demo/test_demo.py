@@ -12,6 +12,7 @@ from scen_cli.data.suites import demo_edits
 from scen_cli.demo.world import (
     RELATIONS,
     SEEN_PHRASINGS,
+    Fact,
     _facts_and_answers,
     all_facts,
     build_world,
@@ -20,6 +21,11 @@ from scen_cli.demo.world import (
 )
 from scen_cli.model.known_bases import DEMO
 from scen_cli.project.project import Project
+
+
+def held_out(fact: Fact) -> list[str]:
+    """Phrasings whose wording occurs in training, but not for this fact."""
+    return [fact.phrasings[i] for i in range(SEEN_PHRASINGS) if i not in fact.trained]
 
 
 def test_the_base_is_small_and_its_ffn_is_wide(demo_base):
@@ -38,7 +44,7 @@ def test_the_world_has_distinct_facts_with_ten_phrasings():
     assert build_world() == facts
     assert len({(fact.subject, fact.relation) for fact in facts}) == len(facts)
     assert len({text for fact in facts for text in fact.phrasings}) == len(facts) * 10
-    assert all(len(fact.held_out) == 3 and len(fact.never_seen) == 2 for fact in facts if fact.known)
+    assert all(len(held_out(fact)) == 3 and len(fact.phrasings[SEEN_PHRASINGS:]) == 2 for fact in facts if fact.known)
 
 
 def test_the_recorded_accuracy_is_high():
@@ -54,10 +60,10 @@ def test_the_shipped_weights_answer_as_recorded(edited):
     """Every known fact in a phrasing that it was not trained in, and a sample of all phrasings."""
     edited.detach()
     known = [(fact, answers) for fact, answers in _facts_and_answers() if fact.known]
-    held_out = [(fact.held_out[0], fact.answer) for fact, _ in known]
-    texts = edited.answer([prompt for prompt, _ in held_out], patched=False).texts
-    right = sum(text == answer for text, (_, answer) in zip(texts, held_out, strict=True))
-    assert right / len(held_out) >= 0.95
+    pairs = [(held_out(fact)[0], fact.answer) for fact, _ in known]
+    texts = edited.answer([prompt for prompt, _ in pairs], patched=False).texts
+    right = sum(text == answer for text, (_, answer) in zip(texts, pairs, strict=True))
+    assert right / len(pairs) >= 0.95
     sample = random.Random(0).sample(
         [(fact.phrasings[i], answers[i]) for fact, answers in _facts_and_answers() for i in range(10)], 300
     )
