@@ -27,6 +27,7 @@ from scen_cli.project.ledger_rows import Edit
 
 LAMBDAS = (300.0, 1000.0, 2500.0, 6000.0, 15000.0, 40000.0)
 SCORED = 200  # edits, and guard prompts, that score each lambda
+Scored = list[tuple[str, str, str]]  # prompts, with the right answer of each, and the figure that it counts for
 HELD_OUT = 5  # every fifth guard prompt is held out of the fit, for scoring
 
 
@@ -47,21 +48,6 @@ class FoldedWeight:
     routed: dict[str, Figure]
 
 
-@dataclass(frozen=True)
-class _ScoredPrompts:
-    """Prompts, their right answers, and the figure that each counts for."""
-
-    prompts: list[str]
-    targets: list[str]
-    roles: list[str]
-
-    def figures(self, patched: PatchedModel, *, routed: bool) -> dict[str, Figure]:
-        """Answer all prompts with the patched model, or with the base as it is now."""
-        answers = patched.answer(self.prompts, patched=routed).texts
-        right = [(role, a == t) for role, a, t in zip(self.roles, answers, self.targets, strict=True)]
-        return {name: Figure(Share.of([ok for role, ok in right if role == name])) for name in PAPER_ROLES}
-
-
 def fold(
     patched: PatchedModel, patch: ProjectPatch, only_edit: int | None, progress: Callable[[str], None]
 ) -> FoldedWeight:
@@ -79,7 +65,7 @@ def fold(
     base_answers = {prompt: patched.template.answer(answer) for prompt, answer in base_tokens.items()}
     held_out = guard[::HELD_OUT]
     scored = _scored_prompts(edits, held_out, base_answers)
-    routed = scored.figures(patched, routed=True)
+    routed = _figures(patched, scored, routed=True)
     base, ridge_lambda = patched.edited.base_weight(), None
     if only_edit is not None:
         weight = base + _expert_delta(patched, patch, base, only_edit)
@@ -92,14 +78,14 @@ def fold(
 
         def score(value: float) -> float:
             with replaced_weight(patched.edited, weights[value]):
-                figures = sample.figures(patched, routed=False)
+                figures = _figures(patched, sample, routed=False)
             progress(f"lambda {value:g}: " + ", ".join(f"{name} {figures[name].patched}" for name in PAPER_ROLES))
             return sum(figures[name].patched.value or 0.0 for name in PAPER_ROLES)
 
         ridge_lambda = max(weights, key=score)
         weight = weights[ridge_lambda]
     with replaced_weight(patched.edited, weight):
-        figures = scored.figures(patched, routed=False)
+        figures = _figures(patched, scored, routed=False)
     return FoldedWeight(weight, ridge_lambda, figures, routed)
 
 
@@ -127,13 +113,19 @@ def _guard_answers(patched: PatchedModel) -> tuple[list[str], list[list[int]]]:
     return prompts, patched.answer(prompts, patched=False).tokens
 
 
-def _scored_prompts(edits: Sequence[Edit], guard: Sequence[str], base_answers: dict[str, str]) -> _ScoredPrompts:
+def _figures(patched: PatchedModel, scored: Scored, *, routed: bool) -> dict[str, Figure]:
+    """Answer all prompts with the patched model, or with the base as it is now."""
+    answers = patched.answer([prompt for prompt, _target, _role in scored], patched=routed).texts
+    right = [(role, answer == target) for answer, (_prompt, target, role) in zip(answers, scored, strict=True)]
+    return {name: Figure(Share.of([ok for role, ok in right if role == name])) for name in PAPER_ROLES}
+
+
+def _scored_prompts(edits: Sequence[Edit], guard: Sequence[str], base_answers: dict[str, str]) -> Scored:
     rows = [(edit.prompt, edit.target, "reliability") for edit in edits]
     for edit in edits:
         rephrases = [text for text in edit.rephrases if text not in edit.train_rephrases][:REPHRASES]
         rows += [(text, edit.target, "generality") for text in rephrases]
-    rows += [(prompt, base_answers[prompt], "locality") for prompt in guard]
-    return _ScoredPrompts(*(list(column) for column in zip(*rows, strict=True)))
+    return rows + [(prompt, base_answers[prompt], "locality") for prompt in guard]
 
 
 def _expert_delta(patched: PatchedModel, patch: ProjectPatch, base: Tensor, edit: int) -> Tensor:
@@ -150,7 +142,8 @@ def _edit_keys(
 ) -> tuple[Tensor, Tensor]:
     """Keys (h, n) at the tokens that predict each edit's answer, and the expert's change of the output there (d, n)."""
     samples = [patched.tokenize_pair(edit.prompt, edit.target) for edit in edits]
-    keys = _inputs(patched, [one.input_ids[:-1] for one in samples], [one.target_length for one in samples])
+    batches = _inputs(patched, [one.input_ids[:-1] for one in samples], [one.target_length for one in samples])
+    keys = [key for batch in batches for key in batch]
     residual = [own @ _expert_delta(patched, patch, base, edit.id).T for own, edit in zip(keys, edits, strict=True)]
     return torch.cat(keys).T, torch.cat(residual).T
 
@@ -160,18 +153,15 @@ def _second_moment(patched: PatchedModel, base_tokens: dict[str, list[int]]) -> 
     texts = [patched.prompt_ids([prompt])[0] + tokens for prompt, tokens in base_tokens.items()]
     lengths = [len(tokens) + 1 for tokens in base_tokens.values()]
     sums, count = torch.zeros((), dtype=torch.float64), 0
-    for start in range(0, len(texts), BATCH):
-        batch = slice(start, start + BATCH)
-        keys = torch.cat(_inputs(patched, texts[batch], lengths[batch]))
+    for batch in _inputs(patched, texts, lengths):
+        keys = torch.cat(batch)
         sums, count = sums.to(keys.device) + keys.double().T @ keys.double(), count + len(keys)
     return sums / max(count, 1)
 
 
-def _inputs(patched: PatchedModel, texts: Sequence[list[int]], last: Sequence[int]) -> list[Tensor]:
-    """The projection's input (n, h), float32, at the last n tokens of each text."""
-    inputs: list[Tensor] = []
+def _inputs(patched: PatchedModel, texts: Sequence[list[int]], last: Sequence[int]) -> Iterator[list[Tensor]]:
+    """The projection's input (n, h), float32, at the last n tokens of each text, batch by batch."""
     for start in range(0, len(texts), BATCH):
         ids, mask = patched.pad(texts[start : start + BATCH])
         hidden = read_input(patched.model, patched.edited.projection, ids, mask)
-        inputs += [row[-n:].float() for row, n in zip(hidden, last[start : start + BATCH], strict=True)]
-    return inputs
+        yield [row[-n:].float() for row, n in zip(hidden, last[start : start + BATCH], strict=True)]

@@ -9,7 +9,7 @@ from sqlite_utils import Database
 
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
 from scen_cli.project.event_log import SIGNED, settings_of_init
-from scen_cli.project.ledger_rows import Edit, GuardPrompt, Threshold, decoded, unreadable
+from scen_cli.project.ledger_rows import Edit, GuardPrompt, Threshold, decoded, read_row, unreadable
 
 CHANGES = "'edit', 'edit-failed', 'revert', 'calibrate', 'compress'"  # events that may change an answer
 FORMAT = 1  # of the whole folder; a newer one is refused
@@ -42,15 +42,15 @@ class LedgerQueries:
     def edits(self, *states: str) -> list[Edit]:
         """Edits in the given states (all edits if there are none), in the order they were made."""
         where = f"state in ({','.join('?' * len(states))})" if states else None
-        return [Edit.from_row(row) for row in self.db["edits"].rows_where(where, states, order_by="id")]
+        return [_edit(row) for row in self.db["edits"].rows_where(where, states, order_by="id")]
 
     def edit(self, edit_id: int) -> Edit | None:
-        return next((Edit.from_row(row) for row in self.db["edits"].rows_where("id = ?", [edit_id])), None)
+        return next((_edit(row) for row in self.db["edits"].rows_where("id = ?", [edit_id])), None)
 
     def find_exact(self, prompt: str, target: str) -> list[Edit]:
         """Edits of exactly this prompt and target, newest first."""
         rows = self.db["edits"].rows_where("prompt = ? and target = ?", [prompt, target], order_by="id desc")
-        return [Edit.from_row(row) for row in rows]
+        return [_edit(row) for row in rows]
 
     def edits_superseded_by(self, edit_id: int) -> list[int]:
         """Ids of the edits that an edit superseded."""
@@ -114,14 +114,11 @@ class LedgerQueries:
         rows = list(self.db["thresholds"].rows_where(order_by="id desc", limit=newest))
         if not rows:
             raise unreadable("theta", "the table `thresholds` is empty")
-        return [Threshold.from_row(row) for row in rows]
+        return [read_row(Threshold, "theta", row) for row in rows]
 
     def guard(self) -> list[GuardPrompt]:
         """The guard prompts, in the order of the rows of their keys."""
-        try:
-            return [GuardPrompt(**row) for row in self.db["guard"].rows_where(order_by="id")]
-        except (TypeError, ValueError) as error:
-            raise unreadable("the guard", error) from error
+        return [read_row(GuardPrompt, "the guard", row) for row in self.db["guard"].rows_where(order_by="id")]
 
     def evaluation(self, evaluation_id: int) -> dict[str, Any] | None:
         """One evaluation, with its `settings`, `metrics` and `samples` decoded."""
@@ -177,6 +174,10 @@ class LedgerQueries:
         if wrong := [row for row in rows if not isinstance(row[1], int | float | None)]:
             raise unreadable(f"the {column} of expert {wrong[0][0]}", wrong[0][1])
         return rows
+
+
+def _edit(row: dict[str, Any]) -> Edit:
+    return read_row(Edit, f"edit {row['id']}", row)
 
 
 def _event(row: dict[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Json, ValidationError
 from pydantic.dataclasses import dataclass
 
 from scen_cli.errors import VERIFY_HINT, DamageFound
 
-LISTS = ("rephrases", "expert_losses", "neuron_losses", "train_rephrases", "subject_forms")  # JSON columns of an edit
 CHECKED = ConfigDict(strict=True)  # losses of a failed edit may be infinite
 FINITE = ConfigDict(strict=True, allow_inf_nan=False)
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -23,15 +23,15 @@ class Edit:
     prompt: str
     target: str
     subject: str | None
-    rephrases: tuple[str, ...]
+    rephrases: Json[tuple[str, ...]]
     state: str
     superseded_by: int | None
     reason: str | None
     file: str | None
     sha256: str | None
     size: int | None
-    expert_losses: tuple[float, ...]
-    neuron_losses: tuple[float, ...]
+    expert_losses: Json[tuple[float, ...]]
+    neuron_losses: Json[tuple[float, ...]]
     activation: float | None
     seed: int
     seconds: float
@@ -40,22 +40,10 @@ class Edit:
     source_line: int
     expert: int | None
     bias: float | None
-    train_rephrases: tuple[str, ...]
+    train_rephrases: Json[tuple[str, ...]]
     rank: int | None
-    subject_forms: tuple[tuple[int, ...], ...]
+    subject_forms: Json[tuple[tuple[int, ...], ...]]
     index_sha256: str | None
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Edit:
-        """Raises `DamageFound` if a column holds another type."""
-        lists = {name: decoded(f"`{name}` of edit {row['id']}", row[name]) for name in LISTS}
-        try:
-            subject_forms = tuple(map(tuple, lists.pop("subject_forms")))
-            tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in lists.items()}
-            columns = {name: row[name] for name in cls.__dataclass_fields__}
-            return cls(**{**columns, **tuples, "subject_forms": subject_forms})
-        except (TypeError, ValueError, RecursionError) as error:
-            raise unreadable(f"edit {row.get('id')}", error) from error
 
 
 @dataclass(frozen=True, config=FINITE)
@@ -82,14 +70,6 @@ class Threshold:
     fpr_high: float | None = None
     n_guard: int | None = None
 
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Threshold:
-        """Raises `DamageFound` if a column holds another type."""
-        try:
-            return cls(**{name: row[name] for name in cls.__dataclass_fields__})
-        except ValidationError as error:
-            raise unreadable("theta", error) from error
-
 
 @dataclass(frozen=True, config=CHECKED)
 class GuardPrompt:
@@ -103,6 +83,14 @@ class GuardPrompt:
     prompt: str
     split: str
     source: str
+
+
+def read_row(kind: type[Row], what: str, row: dict[str, Any]) -> Row:
+    """A row as an object. Raises `DamageFound`, naming `what`, if a column holds another type."""
+    try:
+        return kind(**{name: row[name] for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise unreadable(what, error) from error
 
 
 def decoded(what: str, text: Any) -> Any:
