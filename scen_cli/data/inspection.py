@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil
 
 from scen_cli.data.entries import Entry, repeats
+from scen_cli.data.lexical_overlap import near_duplicates
 from scen_cli.data.records import EditRecord
-
-NEAR = 0.8  # Jaccard similarity of the words of two prompts from which they count as near
 
 
 @dataclass(frozen=True)
@@ -74,31 +71,6 @@ def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspectio
         locality_edited=sum(prompt in edited for prompt in locality_prompts),
         near=near_duplicates(list(edited), locality_prompts),
     )
-
-
-def near_duplicates(edits: Sequence[str], others: Sequence[str]) -> list[tuple[str, str, float]]:
-    """Pairs (edit, other, similarity) of prompts whose words have a Jaccard similarity of at least `NEAR`.
-
-    Exact without comparing all pairs: two sets that near share a word among the rarest few of each (prefix filtering).
-    """
-    words = {text: frozenset(re.findall(r"\w+", text.casefold())) for text in {*edits, *others}}
-    frequency = Counter(word for text_words in words.values() for word in text_words)
-
-    def rarest(text: str) -> list[str]:
-        ordered = sorted(words[text], key=lambda word: (frequency[word], word))
-        return ordered[: len(ordered) - ceil(NEAR * len(ordered)) + 1]
-
-    edits_with: dict[str, list[str]] = defaultdict(list)
-    for edit in dict.fromkeys(edits):
-        for word in rarest(edit):
-            edits_with[word].append(edit)
-    pairs = []
-    for other in dict.fromkeys(others):
-        for edit in dict.fromkeys(edit for word in rarest(other) for edit in edits_with[word]):
-            similarity = len(words[edit] & words[other]) / len(words[edit] | words[other])
-            if similarity >= NEAR:
-                pairs.append((edit, other, round(similarity, 3)))
-    return sorted(pairs, key=lambda pair: -pair[2])
 
 
 def _phrasings_of_facts(records: Sequence[EditRecord]) -> list[int]:

@@ -1,12 +1,14 @@
-"""Whether two prompts are about the same topic, judged by their words."""
+"""Similarity of prompts, judged by their words."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from math import ceil
 
 COMMON = 0.005  # share of the prompts: a word in more of them does not identify a topic
+NEAR = 0.8  # Jaccard similarity of the words of two prompts from which they count as near
 
 
 def normalized_words(text: str) -> str:
@@ -42,6 +44,31 @@ class Topics:
 
     def _topic_words(self, text: str) -> set[str]:
         return set(_words(text)) - self._common
+
+
+def near_duplicates(edits: Sequence[str], others: Sequence[str]) -> list[tuple[str, str, float]]:
+    """Pairs (edit, other, similarity) of prompts whose words have a Jaccard similarity of at least `NEAR`.
+
+    Exact without comparing all pairs: two sets that near share a word among the rarest few of each (prefix filtering).
+    """
+    words = {text: frozenset(_words(text)) for text in {*edits, *others}}
+    frequency = Counter(word for text_words in words.values() for word in text_words)
+
+    def rarest(text: str) -> list[str]:
+        ordered = sorted(words[text], key=lambda word: (frequency[word], word))
+        return ordered[: len(ordered) - ceil(NEAR * len(ordered)) + 1]
+
+    edits_with: dict[str, list[str]] = defaultdict(list)
+    for edit in dict.fromkeys(edits):
+        for word in rarest(edit):
+            edits_with[word].append(edit)
+    pairs = []
+    for other in dict.fromkeys(others):
+        for edit in dict.fromkeys(edit for word in rarest(other) for edit in edits_with[word]):
+            similarity = len(words[edit] & words[other]) / len(words[edit] | words[other])
+            if similarity >= NEAR:
+                pairs.append((edit, other, round(similarity, 3)))
+    return sorted(pairs, key=lambda pair: -pair[2])
 
 
 def _words(text: str) -> list[str]:

@@ -92,8 +92,7 @@ def guard_setting(ledger: Ledger) -> dict[str, Any] | None:
 
 def read_guard(folder: Path, ledger: Ledger) -> Guard | None:
     """The guard, if the project has one. Raises `DamageFound` if it is not what was committed."""
-    setting = guard_setting(ledger)
-    if setting is None:
+    if (setting := guard_setting(ledger)) is None:
         return None
     name = str(setting["file"])
     if checked_sum(folder, name) != setting["sha256"]:

@@ -51,15 +51,13 @@ def locked(folder: Path, wait: float = MIN_WAIT) -> Iterator[None]:
 
 def in_use(folder: Path) -> bool:
     """Whether a process holds a project's lock right now."""
-    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        with FileLock(folder / LOCK, timeout=0):
+            return False
     except Timeout:
         return True
     except OSError:  # the folder is read-only: nobody writes to it
         return False
-    lock.release()
-    return False
 
 
 def _holder(folder: Path) -> str:

@@ -56,15 +56,13 @@ def state_setting(ledger: Ledger) -> dict[str, Any] | None:
 
 def read_state(folder: Path, ledger: Ledger) -> dict[str, np.ndarray] | None:
     """What the method has learned. Raises `DamageFound` if the file is not what was committed."""
-    while True:
-        setting = state_setting(ledger)
-        if setting is None:
-            return None
+    while setting := state_setting(ledger):
         try:
             return _read(folder, setting["file"], setting["sha256"])
         except DamageFound:
             if state_setting(ledger) == setting:  # else a writer has replaced the file since: read the new one
                 raise
+    return None
 
 
 def _read(folder: Path, name: str, sha256: str) -> dict[str, np.ndarray]:

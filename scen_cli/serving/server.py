@@ -70,9 +70,6 @@ def run(app: App, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C; then accept no more requests and answer the accepted ones."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops, then sends the signal again to this handler
     config = uvicorn.Config(
-        app.asgi(),
-        log_level="warning",
-        timeout_graceful_shutdown=int(app.options.timeout) + 1,
-        server_header=False,
+        app.asgi(), log_level="warning", timeout_graceful_shutdown=int(app.options.timeout) + 1, server_header=False
     )
     uvicorn.Server(config).run(sockets=[listener])

@@ -9,7 +9,8 @@ import re
 import pytest
 
 from scen_cli.data.entries import parse_file
-from scen_cli.data.inspection import NEAR, inspect, near_duplicates
+from scen_cli.data.inspection import inspect
+from scen_cli.data.lexical_overlap import NEAR, near_duplicates
 
 
 def test_counts_repeats_and_conflicts(tmp_path):
