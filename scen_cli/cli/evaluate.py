@@ -42,10 +42,11 @@ def evaluate(
     Example: scen eval --suite demo --gate 'reliability>=0.95'
     """
     out = Output(as_json, quiet)
-    from scen_cli.evaluation.gates import FURTHER, PAPER, PERPLEXITIES, check_gates, not_met, parse_gates
+    from scen_cli.evaluation.gates import FURTHER, PAPER, PERPLEXITIES, SENTENCES, check_gates, not_met, parse_gates
 
     gates = parse_gates(gate or [])
-    check_gates(gates, PERPLEXITIES if suite == "hallucination" else PAPER if quick else PAPER + FURTHER)
+    known = PAPER + SENTENCES + (() if quick else FURTHER)
+    check_gates(gates, PERPLEXITIES if suite == "hallucination" else known)
     project = open_project(dir, author, wait)
     earlier = _earlier(project, compare_to, suite) if compare_to is not None else None
     if suite == "hallucination":

@@ -10,6 +10,7 @@ from scen_cli.cli.output import table
 
 if TYPE_CHECKING:
     from scen_cli.evaluation.evaluation import Evaluation
+    from scen_cli.evaluation.metrics import Figure
 
 MAX_CHANGES = 40  # changed answers shown
 
@@ -48,6 +49,7 @@ def _routing_tables(evaluation: Evaluation) -> list[RenderableType]:
         ("unedited prompts that activated an edit", found["locality"].fired),
     ]
     shown: list[RenderableType] = ["\nrouting", table(("", ""), routing)]
+    shown += ["\nthe target inside the answer", table(COLUMNS[:3], _sentence_rows(found))]
     for heading, role in SECTIONS.items():
         rows = [
             (name.split("/")[1], figure.patched, figure.base, figure.fired)
@@ -68,6 +70,16 @@ def _routing_tables(evaluation: Evaluation) -> list[RenderableType]:
         shown += ["\nteacher-forced token accuracy (not generation)"]
         shown.append(table(COLUMNS[:3], [("target tokens", teacher.patched, teacher.base)]))
     return shown
+
+
+def _sentence_rows(found: dict[str, Figure]) -> list[tuple[Any, ...]]:
+    rows = []
+    for role in ("reliability", "generality"):
+        for name, label in (("contains", "in the answer"), ("runs-on", "in the answer, and more behind it")):
+            figure = found[f"{role}-{name}"]
+            rows.append((f"{role.capitalize()}: {label}", figure.patched, figure.base))
+    leaks = [(name.split("/")[1], figure.patched) for name, figure in found.items() if name.startswith("leak/")]
+    return rows + [(f"leak on {kind}: in an answer that should not have it", share, None) for kind, share in leaks]
 
 
 def _title(evaluation: Evaluation) -> str:

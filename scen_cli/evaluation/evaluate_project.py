@@ -26,8 +26,11 @@ from scen_cli.evaluation.samples import (
     paper_probes,
     scored_edits,
 )
+from scen_cli.evaluation.sentences import sentence_figures
+from scen_cli.evaluation.swapped_subjects import swapped_questions
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
 from scen_cli.model.generation import Progress, no_progress
+from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.project import Project
 
 DEFAULT_TURN = ("How are you today?", "I am well, thank you.")  # the earlier turn, if the suite has no locality prompt
@@ -54,9 +57,9 @@ def evaluate(
     Returns:
         The figures: `reliability` (the prompt gives its target), `generality` (its rephrases do), `locality` (an
         unedited prompt gives the base's answer; equations 1 to 3), `generality-given-expert` (each rephrase answered
-        by its own expert: an upper bound of routing), `portability/KIND`, `near-miss/KIND` and `robustness/KIND`,
-        `drift-changed` (unedited prompts whose output changed), `drift-kl` (KL divergence of the next token, nats),
-        `token-accuracy` (teacher-forced).
+        by its own expert: an upper bound of routing), those of `sentence_figures`, `portability/KIND`,
+        `near-miss/KIND` and `robustness/KIND`, `drift-changed` (unedited prompts whose output changed), `drift-kl`
+        (KL divergence of the next token, nats), `token-accuracy` (teacher-forced).
 
     Raises:
         UsageError: None of the suite's edits is in the project, or the decoding is unknown.
@@ -79,6 +82,7 @@ def evaluate(
         samples = answer_probes(generator, asked)
         figures = figures_of(samples)
         figures["generality-given-expert"] = _given_expert(generator, asked)
+        figures |= sentence_figures(asked, samples, _targets(edits))
         if not quick:
             figures |= _drift(generator, scored, locality, claimed) | _token_accuracy(editor, scored, samples)
         return Evaluation(
@@ -146,6 +150,14 @@ def _paper_probes(patched: PatchedModel, patch: ProjectPatch, suite: Suite) -> l
     return [probe for probe in paper_probes(scored, locality) if patched.fits(probe.prompt)]
 
 
+def _targets(edits: Sequence[Edit]) -> dict[int, list[str]]:
+    """The targets of the edits of each expert."""
+    targets: dict[int, list[str]] = {}
+    for edit in edits:
+        targets.setdefault(edit.expert or edit.id, []).append(edit.target)
+    return targets
+
+
 def guard_prompts(project: Project) -> set[str]:
     """Guard prompts that neurons or theta were fitted to: no figure is reported on them."""
     return {prompt.prompt for prompt in project.ledger.guard() if prompt.split != "report"}
@@ -158,7 +170,10 @@ def _further_probes(
     turn = DEFAULT_TURN
     if locality:
         turn = (locality[0], generator.texts(locality[:1], [None])[0] or DEFAULT_TURN[1])
-    probes = further_probes(scored, turn)
+    probes = list(further_probes(scored, turn))
+    probes += [
+        Probe("near-miss", question, kind="swapped", edit=item.edit) for item, question in swapped_questions(scored)
+    ]
     return [probe for probe in probes if not (probe.role == "near-miss" and probe.prompt in claimed)]
 
 

@@ -13,6 +13,7 @@ from scen_cli.evaluation.metrics import Figure
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _GATE = re.compile(r"\s*([^<>=]+?)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)\s*")
 PAPER = ("reliability", "generality", "locality", "generality-given-expert")
+SENTENCES = ("reliability-contains", "generality-contains", "reliability-runs-on", "generality-runs-on", "leak")
 FURTHER = ("portability", "near-miss", "robustness", "drift-changed", "drift-kl", "token-accuracy")
 PERPLEXITIES = ("wikibio-e", "wikibio-a", "openwebtext", "wikibio-e-given-expert")
 

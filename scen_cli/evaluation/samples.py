@@ -62,7 +62,11 @@ class Probe:
         whatever it is: nothing was edited."""
         if self.target is None:
             return answer == base_answer
-        return answer == self.target and (self.edit is None or self.edit.state != "failed")
+        return answer == self.target and self.can_be_right()
+
+    def can_be_right(self) -> bool:
+        """Whether the edit was learned, if the probe belongs to one."""
+        return self.edit is None or self.edit.state != "failed"
 
     def sample(self, base: str, patched: str, expected_edit: int | None, routed_edit: int | None) -> Sample:
         """The probe with its answers."""

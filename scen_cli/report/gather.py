@@ -21,6 +21,12 @@ SECTIONS = [
         "rephrases. Locality: on unedited prompts, the answer of the base counts as right.",
         ("reliability", "generality", "locality", "generality-given-expert"),
     ),
+    (
+        "The target inside the answer",
+        "For models that answer in sentences. Runs on: more words follow the target. Leak: the target of an activated "
+        "edit, in an answer that should not have it.",
+        ("reliability-contains", "reliability-runs-on", "generality-contains", "generality-runs-on", "leak/"),
+    ),
     ("Portability", "Questions whose answers follow from the edit.", ("portability/",)),
     ("Near-miss locality", "Prompts similar to the edit: the answer of the base counts as right.", ("near-miss/",)),
     ("Robustness", "Variants of the edit's prompt: the target counts as right.", ("robustness/",)),

@@ -1,0 +1,38 @@
+"""Other questions about an edit's subject, made from the questions of other edits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from scen_cli.data.lexical_overlap import normalized_words
+from scen_cli.evaluation.samples import Scored
+
+TRIES = 20  # other edits that are tried for each edit
+# Two questions that have only these words in common do not ask the same.
+FUNCTION_WORDS = frozenset(
+    "a an and are as at be by can could did do does for from had has have his her how in into is it its name of on or "
+    "that the their them these they this to was were what when where which who whom whose why will with would".split()
+)
+
+
+def swapped_questions(scored: Sequence[Scored]) -> Iterator[tuple[Scored, str]]:
+    """(edit, question): the question of another edit, with this edit's subject instead of its own.
+
+    Each edit with a subject in its prompt gets one question at most. The two questions have no word in common but
+    function words: otherwise they could ask the same.
+    """
+    named = [item for item in scored if item.record.subject and item.record.subject in item.record.prompt]
+    for item in named:
+        words = _words(item)
+        rng = random.Random(item.edit.id)
+        for other in rng.sample(named, min(TRIES, len(named))):
+            if other.record.subject != item.record.subject and not words & _words(other):
+                yield item, other.record.prompt.replace(str(other.record.subject), str(item.record.subject))
+                break
+
+
+def _words(item: Scored) -> set[str]:
+    """The words of an edit's question without its subject and without function words."""
+    question = item.record.prompt.replace(str(item.record.subject), " ")
+    return set(normalized_words(question).split()) - FUNCTION_WORDS
