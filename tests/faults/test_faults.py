@@ -84,8 +84,9 @@ def test_a_fault_at_any_step(begun, tmp_path, demo_base, capsys):
 
 def may_go_on(name, where):
     """Whether a command may go on after an error there: the lock's holder and the seal (whose name is flushed with the
-    project's folder) are optional, and a migrated project is read even if its cache cannot be rebuilt."""
-    return where.startswith(("scen.lock.holder", "scen.db.sha256", "unbroken")) or name == "migrate"
+    project's folder) are optional. W_merge is a cache: only `scen merge` fails if it cannot be written."""
+    optional = ("scen.lock.holder", "scen.db.sha256", "unbroken", *(("merged.safetensors",) if name != "merge" else ()))
+    return where.startswith(optional) or name == "migrate"
 
 
 def kinds_at(nth, what):
