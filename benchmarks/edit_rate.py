@@ -15,8 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.cost_model import SHAPES, Shape, edit_flops
 from benchmarks.measuring import make_parser, median_seconds
 from benchmarks.page import report
-from scen_cli.experts.fit import fit_experts
-from scen_cli.experts.training_batch import ExpertTask
+from scen_cli.experts.fit import ExpertTask, fit_experts
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.loaded_base import TokenizedEdit
 from scen_cli.recipe import RECIPES

@@ -20,9 +20,8 @@ from benchmarks.page import report
 from scen_cli import Base, Editor, EditRecord, load_base, load_suite, new_project
 from scen_cli.data.entries import read_entries
 from scen_cli.evaluation.robustness import PREFIXES
-from scen_cli.experts.fit import logits_of
+from scen_cli.experts.fit import ExpertTask, TrainingBatch, logits_of
 from scen_cli.experts.prefix_cache import record_prefix
-from scen_cli.experts.training_batch import ExpertTask, TrainingBatch
 from scen_cli.model.expert_stack import Expert, add_low_rank, apply_full
 from scen_cli.model.template import Prompt, SecondTurn
 from scen_cli.recipe import make_recipe

@@ -23,8 +23,7 @@ from scen_cli.baselines.retrieval_method import InContext
 from scen_cli.baselines.scen_method import Scen
 from scen_cli.baselines.serac import Serac
 from scen_cli.baselines.t_patcher import TPatcher
-from scen_cli.baselines.ultra_edit import UltraEdit
-from scen_cli.baselines.weight_method import FineTuning, FineTuningKL, FineTuningTuned
+from scen_cli.baselines.weight_method import FineTuning, FineTuningKL, FineTuningTuned, UltraEdit
 from scen_cli.errors import UsageError
 from scen_cli.model.quantization import is_whole
 

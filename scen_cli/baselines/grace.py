@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from scen_cli.baselines.context import MethodContext, run_texts, take_step
 from scen_cli.baselines.hook_method import HookMethod, per_row
+from scen_cli.baselines.melo import APART, SAME, pack_labels, unpack_labels
 from scen_cli.baselines.method import Settings, attached
-from scen_cli.baselines.vector_database import APART, SAME, pack_labels, unpack_labels
 from scen_cli.data.records import EditRecord
 from scen_cli.model.keys import read_keys
 from scen_cli.model.routing import BASE

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from scen_cli.baselines.context import Examples, MethodContext, batched, run_texts, take_step
 from scen_cli.baselines.hook_method import HookMethod, recorded
+from scen_cli.baselines.melo import SAME
 from scen_cli.baselines.method import Settings, attached
-from scen_cli.baselines.vector_database import SAME
 from scen_cli.data.records import EditRecord
 from scen_cli.model.ffn import ARCHITECTURES, find_layer
 

@@ -20,8 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from scen_cli.data.records import EditRecord
-from scen_cli.experts.fit import ExpertFit, fit_experts
-from scen_cli.experts.training_batch import ExpertTask
+from scen_cli.experts.fit import ExpertFit, ExpertTask, fit_experts
 from scen_cli.model.expert_stack import LowRank
 from scen_cli.model.loaded_base import LoadedBase
 from scen_cli.model.template import Prompt, SecondTurn

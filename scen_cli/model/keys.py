@@ -38,7 +38,7 @@ class KeyConfig:
     def segments_of(self, tokens: list[int]) -> list[list[int]]:
         """The full sequence, then those of its segments that differ from it: last turn, last sentence."""
         end = len(tokens) - len(self.closing)
-        begin = _end_of_last(tokens, self.opening) if self.opening else len(self.start)
+        begin = end_of_last(self.opening, tokens) if self.opening else len(self.start)
         if not self.segments or begin is None or tuple(tokens[end:]) != self.closing:
             return [tokens]
         turn = tokens[begin:end]
@@ -53,12 +53,10 @@ class KeyConfig:
         return [segment for index, segment in enumerate(candidates) if segment not in candidates[:index]]
 
 
-def _end_of_last(tokens: list[int], opening: tuple[int, ...]) -> int | None:
-    """The index after the last occurrence of `opening`; None if it does not occur."""
-    for end in range(len(tokens), len(opening) - 1, -1):
-        if tuple(tokens[end - len(opening) : end]) == opening:
-            return end
-    return None
+def end_of_last(part: tuple[int, ...], tokens: list[int]) -> int | None:
+    """The index after the last occurrence of `part` in `tokens`; None if it does not occur."""
+    ends = range(len(tokens), len(part) - 1, -1)
+    return next((end for end in ends if tuple(tokens[end - len(part) : end]) == part), None)
 
 
 class _StopForward(Exception):

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from scen_cli.errors import UsageError
+from scen_cli.model.keys import end_of_last
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Template:
                 if form := tuple(self.tokenizer(text, add_special_tokens=False).input_ids[skipped:]):
                     found[form] = None
         forms = list(found)
-        named = (any(_occurs(form, self.prompt_ids(prompt)) for form in forms) for prompt in prompts)
+        named = (any(end_of_last(form, self.prompt_ids(prompt)) for form in forms) for prompt in prompts)
         return forms if all(named) else []
 
     def sentence_ends(self) -> frozenset[int]:
@@ -196,10 +197,6 @@ class Template:
 
     def _text(self, prompt: str) -> str:
         return prompt if self.form == "none" else self.form.replace("{prompt}", prompt)
-
-
-def _occurs(form: tuple[int, ...], tokens: list[int]) -> bool:
-    return any(tuple(tokens[start : start + len(form)]) == form for start in range(len(tokens) - len(form) + 1))
 
 
 def _common_prefix(rows: list[list[int]]) -> list[int]:

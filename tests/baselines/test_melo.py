@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from scen_cli.baselines.catalogue import prepared_method
 from scen_cli.baselines.context import answer
+from scen_cli.baselines.melo import VectorDatabase, calibrated_radius
 from scen_cli.baselines.method import attached
-from scen_cli.baselines.vector_database import VectorDatabase, calibrated_radius
 
 POINTS = st.tuples(st.integers(-6, 6), st.integers(-6, 6))
 

@@ -8,10 +8,9 @@ import torch
 from scen_cli.data.suites import demo_edits
 from scen_cli.errors import UsageError
 from scen_cli.experts.expert_parameters import LowRankExperts
-from scen_cli.experts.fit import fit_experts
+from scen_cli.experts.fit import ExpertTask, TrainingBatch, fit_experts
 from scen_cli.experts.fit_records import further_training_prompts
 from scen_cli.experts.prefix_cache import record_prefix
-from scen_cli.experts.training_batch import ExpertTask, TrainingBatch
 from scen_cli.model.expert_stack import LowRank
 from scen_cli.neurons.neuron_fit import HARD_NEGATIVES, hard_negatives
 from scen_cli.recipe import RECIPES, make_recipe

@@ -9,9 +9,8 @@ import torch
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.errors import UsageError
-from scen_cli.experts.fit import fit_experts
+from scen_cli.experts.fit import ExpertTask, fit_experts
 from scen_cli.experts.prefix_cache import record_prefix, replay_prefix
-from scen_cli.experts.training_batch import ExpertTask
 from scen_cli.neurons.neuron_fit import neuron_loss, neuron_of, train_neuron
 from scen_cli.recipe import Recipe, make_recipe
 from tests.conftest import edit_all, revert
