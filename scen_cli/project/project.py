@@ -128,7 +128,10 @@ class Project:
 
         Raises:
             ProjectLocked: Another process is writing; the message names it.
+            RuntimeError: This object is writing already: it would wait for itself.
         """
+        if self.is_writing:
+            raise RuntimeError("`writing` is entered already: the change belongs to it, without another `writing`")
         with locked(self.folder, self.wait):
             self.is_writing = True
             try:

@@ -28,7 +28,7 @@ class _BatchRunner:
             self._observe(len(requests), len(patch.expert_of))
             longest_answer = self.patched.longest_answer()
             for request in requests:
-                request.max_tokens = request.max_tokens or min(longest_answer, request.context_left)
+                request.limit_tokens(longest_answer)
             self.run(patch, requests)
 
     def run(self, patch: ProjectPatch, requests: Sequence[GenerationRequest]) -> None:

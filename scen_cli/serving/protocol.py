@@ -194,11 +194,11 @@ def generation_request(patched: PatchedModel, body: RequestBody) -> GenerationRe
         patched.check_fits("the prompt", len(ids), 1)
     except UsageError as error:
         raise HTTPException(400, str(error)) from error
-    context_left = (patched.context or 10**9) - len(ids)
+    context_left = patched.context - len(ids) if patched.context else None
     sampling = body.sampling
     # A seed sets the state of the random generator for the whole batch.
     run_alone = sampling.seed is not None
-    return GenerationRequest(ids, min(max_tokens or 0, context_left), context_left, sampling, run_alone)
+    return GenerationRequest(ids, max_tokens or 0, context_left, sampling, run_alone)
 
 
 def _conversation_ids(patched: PatchedModel, turns: list[tuple[str, str]]) -> list[int]:

@@ -50,7 +50,7 @@ class GenerationRequest:
     Args:
         prompt_ids: The prompt's token ids.
         max_tokens: The most tokens to generate; 0: the length of the longest answer of the active edits.
-        context_left: Number of tokens of the base's context that the prompt leaves free.
+        context_left: Number of tokens of the base's context that the prompt leaves free; None: the base has no limit.
         sampling: Decoding settings.
         run_alone: Whether the request needs a batch of its own.
 
@@ -59,7 +59,7 @@ class GenerationRequest:
 
     prompt_ids: list[int]
     max_tokens: int
-    context_left: int
+    context_left: int | None
     sampling: SamplingParams
     run_alone: bool = False
     cancelled: bool = False  # the model's thread need not continue this request
@@ -67,6 +67,11 @@ class GenerationRequest:
     arrival_time: float = field(default_factory=time.monotonic)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _events: asyncio.Queue[StreamEvent | ModelFailed] = field(default_factory=asyncio.Queue)
+
+    def limit_tokens(self, longest_answer: int) -> None:
+        """Set `max_tokens` if the client did not, and limit it to what the context has left."""
+        tokens = self.max_tokens or longest_answer
+        self.max_tokens = tokens if self.context_left is None else min(tokens, self.context_left)
 
     def send(self, event: StreamEvent | ModelFailed) -> None:
         """Send an event from the model's thread to the event loop."""

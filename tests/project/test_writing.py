@@ -57,6 +57,13 @@ def test_a_write_outside_writing_fails_and_changes_nothing(project, write):
     assert not project.ledger.db.conn.in_transaction
 
 
+def test_writing_cannot_be_entered_twice(project):
+    with project.writing(), pytest.raises(RuntimeError, match="entered already"), project.writing():
+        pass
+    with project.writing():
+        project.set_threshold(Threshold(0.7, "hand", now()))
+
+
 @pytest.mark.parametrize("write", [name for name in WRITES if name not in ("commit_batch", "revert_batch")])
 def test_a_write_inside_writing_succeeds(project, write):
     with project.writing():
