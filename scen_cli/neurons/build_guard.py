@@ -88,7 +88,7 @@ def unedited_prompts(
     ]
     if len(prompts) < MIN_PROMPTS:
         raise UsageError(
-            (f"`{file}` has" if file else "the base sampled")
+            (f"`{file}` has" if file else "the default guard has")
             + f" {len(prompts)} usable guard prompts: a guard needs at least {MIN_PROMPTS}",
             hint="`--guard FILE` accepts any file of prompts that edits must not change; recipe `key` needs no guard",
         )

@@ -7,14 +7,16 @@ import json
 import pytest
 import torch
 
+from scen_cli.data.question_bank import bank_questions
 from scen_cli.data.suites import demo_edits
 from scen_cli.demo.world import right_facts
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.patched_model import PatchedModel
-from scen_cli.errors import DamageFound, UsageError
+from scen_cli.errors import DamageFound
 from scen_cli.model.generation import sample_prompts
 from scen_cli.model.known_bases import DEFAULT_TEMPLATE
 from scen_cli.model.template import make_template
+from scen_cli.neurons.build_guard import BANK_QUESTIONS, MIN_PROMPTS, SAMPLED_BESIDE_BANK
 from scen_cli.neurons.neuron_fit import whitening_of
 from scen_cli.project.check import verify
 from tests.conftest import edit_all
@@ -88,14 +90,16 @@ def test_init_rejects_a_guard_that_is_too_small_for_its_rate(tmp_path, scen):
     scen("init", "--model", "demo", "--set", "false_activation=0.05", *at)
 
 
-def test_a_base_that_samples_no_prompts_needs_a_guard_file(tmp_path):
+def test_a_base_that_samples_no_prompts_has_a_guard_of_the_question_bank(tmp_path):
     from scen_cli.model.base import load_base
     from tests.model.tiny import DENSE, save_tiny
 
     base = load_base(str(save_tiny(tmp_path / "base", *DENSE["llama"])), device="cpu")
-    with pytest.raises(UsageError, match="the base sampled .* usable guard prompts") as raised:
-        new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, base=base)
-    assert "--guard FILE" in raised.value.hint
+    project = new_project(tmp_path / "p", str(tmp_path / "base"), layer=1, base=base)
+    asked = set(bank_questions(BANK_QUESTIONS, project.settings["seed"]))
+    prompts = [prompt.prompt for prompt in project.ledger.guard()]
+    assert len(prompts) >= MIN_PROMPTS
+    assert len(set(prompts) & asked) >= len(prompts) - SAMPLED_BESIDE_BANK
 
 
 def test_only_the_report_split_is_evaluated(make_editor, demo_base):
