@@ -55,6 +55,7 @@ def test_files_do_not_depend_on_the_number_of_workers(scen, project, tmp_path, d
     assert (tmp_path / "p" / "merged.safetensors").read_bytes() == (tmp_path / "q" / "merged.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_does_not_change_the_results(project, demo_base):
     from scen_cli.editing.editor import Editor
 
@@ -72,6 +73,7 @@ def test_a_killed_worker_does_not_change_the_results(project, demo_base):
     assert all(same(fitted, editor.fit(batch)) for fitted, batch in zip(fits, wanted, strict=True))
 
 
+@pytest.mark.slow
 def test_edits_that_kill_every_worker_are_an_error(project):
     with WorkerPool(project.settings, 1, "cpu") as pool:
         restarts = []
@@ -90,6 +92,7 @@ def test_edits_that_kill_every_worker_are_an_error(project):
     assert len(restarts) == MAX_DEATHS
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_results_and_replaces_dead_actors(project, demo_base):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     from scen_cli.editing.editor import Editor
@@ -145,6 +148,7 @@ def test_an_unknown_engine_is_rejected(scen, project, tmp_path):
     assert "not known" in scen("edit", "--suite", "demo", "--engine", "dask", "--dir", tmp_path / "p", code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_idle_is_replaced(project, demo_base):
     from scen_cli.editing.editor import Editor
 
@@ -165,12 +169,14 @@ def test_a_worker_that_dies_while_idle_is_replaced(project, demo_base):
     )
 
 
+@pytest.mark.slow
 def test_an_error_while_a_worker_loads_its_base_is_raised_unchanged(project):
     settings = {**project.settings, "weights_digest": "0" * 64, "files_stamp": []}
     with WorkerPool(settings, 1, "cpu") as pool, pytest.raises(UsageError, match="have changed"):
         list(pool(batches(1)))
 
 
+@pytest.mark.slow
 def test_running_batches_are_dropped_when_the_pool_closes(project):
     slow = {**project.settings, "recipe": {**project.settings["recipe"], "expert_steps": 100_000}}
     with WorkerPool(slow, 1, "cpu") as pool:
