@@ -189,7 +189,7 @@ def new_method_project(
         guard: A file of unedited prompts; None: the base samples some.
         base: The base, if it is loaded already.
         author: Recorded in the log.
-        progress: Called with the number of guard prompts that are done.
+        progress: Called with the number of guard prompts that are done, and of all.
 
     Raises:
         UsageError: As `new_project`; and for an unknown method or setting.

@@ -73,15 +73,15 @@ class Output:
         self._stderr.print(Text(harmless(text), style="yellow"))
 
     @contextmanager
-    def counting(self, what: str) -> Iterator[Callable[[int], None]]:
-        """Yields `progress(count)`, for work whose end is not known: a counter on a terminal, otherwise a line from
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Yields `progress(done, total)`, for work whose total may grow: a counter on a terminal, otherwise a line from
         time to time."""
         if self.quiet or not self._stderr.is_terminal:
             due = self._pacer()
-            yield lambda count: self.note(f"{count} {what}") if due() else None
+            yield lambda done, total: self.note(f"{done} of {total} {what}") if due() else None
             return
-        with self._stderr.status(f"0 {what}") as status:
-            yield lambda count: status.update(f"{count} {what}")
+        with self._stderr.status(what) as status:
+            yield lambda done, total: status.update(f"{done} of {total} {what}")
 
     @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Progress]:

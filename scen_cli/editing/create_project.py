@@ -136,7 +136,7 @@ def new_project(
             the base samples prompts, if the recipe needs a guard.
         base: The base, if it is loaded already.
         author: Recorded in the log.
-        progress: Called with the number of guard prompts that are done, first sampled, then read.
+        progress: Called with the number of guard prompts that are done, first sampled, then read, and of all.
         **base_options: Further fields of `BaseOptions`.
 
     Returns:

@@ -67,11 +67,12 @@ class CachedGenerator:
         """The tokens that an expert, or the base (None), generates for each prompt, up to the end token."""
         wanted = list(zip(prompts, experts, strict=True))
         new = [pair for pair in dict.fromkeys(wanted) if pair not in self._tokens]
+        total = len(self._tokens) + len(new)
         for start in range(0, len(new), ANSWERS_PER_CALL):
             pairs = new[start : start + ANSWERS_PER_CALL]
             answers = self.patched.answer([p for p, _ in pairs], edits=[e for _, e in pairs], **self._options)
             self._tokens.update(zip(pairs, answers.tokens, strict=True))
-            self._progress(len(self._tokens))
+            self._progress(len(self._tokens), total)
         return [self._tokens[pair] for pair in wanted]
 
     def texts(self, prompts: Sequence[Prompt], experts: Sequence[int | None]) -> list[str]:

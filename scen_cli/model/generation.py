@@ -23,13 +23,13 @@ BATCH = 64  # prompts generated together
 # Of sampled prompts: the longest in tokens, how many in a batch, and samples per wanted prompt.
 SAMPLE_TOKENS, SAMPLE_BATCH, TRIES = 64, 100, 3
 
-Progress = Callable[[int], None]  # called with the number of items done so far
+Progress = Callable[[int, int], None]  # called with the number of items done so far, and of all that are known of
 
 # Generates one batch: (indices of its rows, ids, attention mask, options of `generate`) -> ids with the answers.
 GenerateBatch = Callable[[list[int], Tensor, Tensor, dict[str, Any]], Tensor]
 
 
-def no_progress(_done: int) -> None:
+def no_progress(_done: int, _total: int) -> None:
     """The progress callback that does nothing."""
 
 
@@ -176,7 +176,7 @@ def sample_prompts(
                 prompt = base.tokenizer.decode(text, skip_special_tokens=True).strip()
                 if prompt and "\ufffd" not in prompt:
                     prompts.setdefault(prompt)
-            progress(len(prompts))
+            progress(len(prompts), count)
             if len(prompts) >= count:
                 break
     return list(prompts)[:count]

@@ -209,7 +209,7 @@ def read_segment_keys(
         ids, mask = padded(sequences[start : start + BATCH], 0)
         keys, rows = read_segments(base.model, edited.down_proj, ids.to(base.device), mask.to(base.device), key_config)
         batches.append((keys.cpu(), rows + start))
-        progress(min(start + BATCH, len(sequences)))
+        progress(min(start + BATCH, len(sequences)), len(sequences))
     return torch.cat([keys for keys, _rows in batches]), torch.cat([rows for _keys, rows in batches])
 
 

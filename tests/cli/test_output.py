@@ -57,12 +57,12 @@ class TestInAPipe:
     def test_counting_prints_every_count_if_no_time_must_pass(self, capsys):
         with Output(report_seconds=0).counting("answers") as progress:
             for number in (5, 9):
-                progress(number)
-        assert lines_of(capsys) == ["5 answers", "9 answers"]
+                progress(number, 9)
+        assert lines_of(capsys) == ["5 of 9 answers", "9 of 9 answers"]
 
     def test_counting_prints_nothing_before_the_time_has_passed(self, capsys):
         with Output(report_seconds=1000).counting("answers") as progress:
-            progress(5)
+            progress(5, 9)
         assert lines_of(capsys) == []
 
     def test_progress_prints_count_total_and_pace(self, capsys):
@@ -93,7 +93,7 @@ class TestInAPipe:
     def test_quiet_prints_no_progress(self, capsys, report):
         out = Output(quiet=True, report_seconds=0)
         with out.counting("answers") if report == "counting" else out.progress(2, "editing") as progress:
-            progress(*((5,) if report == "counting" else ("a line", "0.1 s")))
+            progress(*((5, 9) if report == "counting" else ("a line", "0.1 s")))
         assert lines_of(capsys) == []
 
 
