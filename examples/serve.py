@@ -21,6 +21,8 @@ with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
     for line in server.stdout:  # wait for the line with the address
         if found := re.search(r"at (\S+)$", line):
             break
+    else:
+        sys.exit("the server did not start: see its message above")
 
     def ask(question: str) -> str:
         body = json.dumps({"messages": [{"role": "user", "content": question}]}).encode()

@@ -186,7 +186,7 @@ def new_method_project(
         method: Name of the method (`scen init --method`).
         options: The base, and the layer to edit.
         changes: Settings of the method that differ from its defaults.
-        guard: A file of unedited prompts; None: the base samples some.
+        guard: A file of unedited prompts; None: the default guard.
         base: The base, if it is loaded already.
         author: Recorded in the log.
         progress: Called with the number of guard prompts that are done, and of all.

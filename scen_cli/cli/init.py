@@ -53,7 +53,7 @@ def init(
     ] = None,
     guard: Annotated[
         Path | None,
-        typer.Option(help="Prompts that must not change, one a record. Without a file the base samples some."),
+        typer.Option(help="Prompts that must not change, one a record. Without a file: questions of a bank."),
     ] = None,
     expert: Annotated[
         str | None, typer.Option(help="low-rank: the base's projection plus B A; full: the paper's.")

@@ -25,6 +25,7 @@ import inspect
 import os
 from contextlib import AbstractContextManager
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -257,14 +258,13 @@ def _bank_on(device: torch.device, bank: StoredBank) -> StoredBank:
     """Move the bank to a device, also from disk or memory where a device map offloaded it."""
     if not any(tensor.is_meta for tensor in bank.parameters()):
         return bank.to(device)
-    from accelerate.hooks import remove_hook_from_module
-    from accelerate.utils import align_module_device
-
+    # Not an import statement: transformers would then require accelerate before it loads any export.
+    hooks, utils = import_module("accelerate.hooks"), import_module("accelerate.utils")
     tensors = {}
     for prefix, module in bank.named_modules():
-        with align_module_device(module):
+        with utils.align_module_device(module):
             for name, tensor in module.named_parameters(prefix, recurse=False):
                 tensors[name] = tensor.detach().to(device, copy=True)
-    remove_hook_from_module(bank, recurse=True)
+    hooks.remove_hook_from_module(bank, recurse=True)
     bank.load_state_dict(tensors, assign=True)
     return bank

@@ -106,7 +106,7 @@ ATTACKS = [
         "code of its own",
     ),
     Attack(
-        "base: code beside a model that needs none", base(config(auto_map=REMOTE), code("evil.py")), INIT, 0, "made"
+        "base: code beside a model that needs none", base(config(auto_map=REMOTE), code("evil.py")), INIT, 0, "project created"
     ),
     Attack(
         "base: code of another repository",
@@ -132,7 +132,7 @@ ATTACKS = [
         base(code("modeling_llama.py"), code("torch.py")),
         INIT,
         0,
-        "made",
+        "project created",
     ),
     Attack(
         "base: pickled weights alone",
@@ -141,7 +141,7 @@ ATTACKS = [
         2,
         "no safetensors",
     ),
-    Attack("base: pickled weights beside others", base(pickled("pytorch_model.bin")), INIT, 0, "made"),
+    Attack("base: pickled weights beside others", base(pickled("pytorch_model.bin")), INIT, 0, "project created"),
     Attack("base: pickled weights renamed", base(pickled(WEIGHTS)), INIT, 2, "cannot be loaded"),
     Attack("base: no weights", base(file(WEIGHTS, None)), INIT, 2, "no safetensors"),
     Attack("base: weights cut off", base(cut), INIT, 2, "cannot be loaded"),
@@ -168,7 +168,7 @@ ATTACKS = [
     Attack("base: an index out of the folder", base(index_to("../x.safetensors")), INIT, 2, "outside"),
     Attack("base: an index to an absolute path", base(index_to("{folder}/x.safetensors")), INIT, 2, "outside"),
     Attack("base: an index to no file", base(index_to("gone.safetensors")), INIT, 2, "cannot be loaded"),
-    Attack("base: an index to a file", base(index_to("part.safetensors")), INIT, 0, "made"),
+    Attack("base: an index to a file", base(index_to("part.safetensors")), INIT, 0, "project created"),
     Attack("base: no config", base(file(CONFIG, None)), INIT, 2, "cannot be loaded"),
     Attack("base: a config that is no JSON", base(file(CONFIG, "{not json")), INIT, 2, "cannot be loaded"),
     Attack("base: a config that is a list", base(file(CONFIG, "[]")), INIT, 2, "cannot be loaded"),
@@ -194,7 +194,7 @@ ATTACKS = [
     Attack("base: a vocabulary of 10^12", base(config(vocab_size=10**12)), INIT, 2, "cannot be loaded"),
     Attack("base: 10^9 wide between", base(config(intermediate_size=10**9)), INIT, 2, "cannot be loaded"),
     Attack("base: 10^9 layers", base(config(num_hidden_layers=10**9)), INIT, 2, "cannot be loaded"),
-    Attack("base: a context of 10^12", base(config(max_position_embeddings=10**12)), INIT, 0, "made"),
+    Attack("base: a context of 10^12", base(config(max_position_embeddings=10**12)), INIT, 0, "project created"),
     Attack(
         "base: 10^9 wide, without weights",
         base(config(hidden_size=10**9), without("model.")),
@@ -220,7 +220,7 @@ ATTACKS = [
         base(fields("tokenizer_config.json", tokenizer_class="Nothing")),
         INIT,
         0,
-        "made",
+        "project created",
     ),
     Attack(
         "base: a chat template that climbs out",

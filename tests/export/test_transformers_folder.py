@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.dynamic_module_utils import get_imports
 
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite, demo_edits, load_suite
@@ -47,6 +48,14 @@ def read_isolated(folder, questions) -> dict:
 
 ISOLATED = pytest.param(read_isolated, marks=pytest.mark.slow, id="isolated")
 readers = pytest.mark.parametrize("read", [pytest.param(read, id="in-process"), ISOLATED])
+
+
+def test_the_code_of_an_export_imports_only_what_transformers_needs_itself(edited, tmp_path):
+    """transformers refuses to load code if any package that it imports, also inside a function, is missing."""
+    export_checkpoint(edited, tmp_path / "out")
+    imported = {name for file in (tmp_path / "out").glob("*.py") for name in get_imports(file)}
+    imported -= sys.stdlib_module_names
+    assert {"torch", "transformers"} <= imported <= {"torch", "transformers", "safetensors", "huggingface_hub"}
 
 
 @pytest.mark.parametrize(
