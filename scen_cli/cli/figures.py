@@ -49,7 +49,10 @@ def _routing_tables(evaluation: Evaluation) -> list[RenderableType]:
         ("unedited prompts that activated an edit", found["locality"].fired),
     ]
     shown: list[RenderableType] = ["\nrouting", table(("", ""), routing)]
-    shown += ["\nthe target inside the answer", table(COLUMNS[:3], _sentence_rows(found))]
+    shown += [
+        "\nthe target inside longer answers; leak: in answers that should not have it",
+        table(COLUMNS[:3], _sentence_rows(found)),
+    ]
     for heading, role in SECTIONS.items():
         rows = [
             (name.split("/")[1], figure.patched, figure.base, figure.fired)
@@ -75,11 +78,11 @@ def _routing_tables(evaluation: Evaluation) -> list[RenderableType]:
 def _sentence_rows(found: dict[str, Figure]) -> list[tuple[Any, ...]]:
     rows = []
     for role in ("reliability", "generality"):
-        for name, label in (("contains", "in the answer"), ("runs-on", "in the answer, and more behind it")):
+        for name, label in (("contains", "contained"), ("runs-on", "contained, and more follows")):
             figure = found[f"{role}-{name}"]
             rows.append((f"{role.capitalize()}: {label}", figure.patched, figure.base))
     leaks = [(name.split("/")[1], figure.patched) for name, figure in found.items() if name.startswith("leak/")]
-    return rows + [(f"leak on {kind}: in an answer that should not have it", share, None) for kind, share in leaks]
+    return rows + [(f"leak: {kind}", share, None) for kind, share in leaks]
 
 
 def _title(evaluation: Evaluation) -> str:
