@@ -26,8 +26,8 @@ from benchmarks.synthetic import RANK
 from scen_cli import EditRecord, PatchedModel, Project, load_base, new_project
 from scen_cli.data.records import SourceLine
 from scen_cli.model.known_bases import DEMO
-from scen_cli.project.commit_edits import TrainedEdit, TrainingStats
 from scen_cli.project.edit_files import EditTensors, LowRankArrays
+from scen_cli.project.new_edits import TrainedEdit, TrainingStats
 
 SHAPE = {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 17, "num_attention_heads": 16}
 LAYER = 8

@@ -22,8 +22,8 @@ from scen_cli.model.keys import KeyConfig
 from scen_cli.model.known_bases import DEMO
 from scen_cli.neurons.build_guard import read_segment_keys, whitening_in
 from scen_cli.neurons.neuron_fit import neuron_of
-from scen_cli.project.commit_edits import TrainedEdit, TrainingStats
 from scen_cli.project.edit_files import EditTensors, LowRankArrays
+from scen_cli.project.new_edits import TrainedEdit, TrainingStats
 from scen_cli.project.project import Project
 
 RANK = 16

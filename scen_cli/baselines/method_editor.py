@@ -29,10 +29,11 @@ from scen_cli.model.generation import Answers, Progress, no_progress
 from scen_cli.model.keys import KeyConfig
 from scen_cli.model.template import Prompt
 from scen_cli.neurons.build_guard import make_guard
-from scen_cli.project.commit_edits import TrainedEdit, TrainingStats
 from scen_cli.project.ledger_queries import FORMAT
 from scen_cli.project.ledger_rows import Edit
-from scen_cli.project.method_state import batches_without, commit_batch, read_state, revert_batch, state_setting
+from scen_cli.project.method_batches import batches_without, commit_batch, revert_batch
+from scen_cli.project.method_state import read_state, state_setting
+from scen_cli.project.new_edits import TrainedEdit, TrainingStats
 from scen_cli.project.project import Project
 
 UNUSED_THETA = 0.5  # every ledger has a threshold; only SCEN uses it

@@ -16,7 +16,7 @@ from scen_cli.experts.fit import RANKS
 from scen_cli.model.expert_stack import ExpertStack, LowRank
 from scen_cli.model.generation import generate_answers
 from scen_cli.model.patch import Patch
-from scen_cli.project.commit_edits import replace_experts
+from scen_cli.project.change_edits import replace_experts
 from scen_cli.project.edit_files import LowRankArrays
 from scen_cli.project.ledger_rows import Edit
 from scen_cli.recipe import Recipe

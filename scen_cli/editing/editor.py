@@ -24,9 +24,9 @@ from scen_cli.model.loaded_base import TokenizedEdit
 from scen_cli.neurons.admission import admit
 from scen_cli.neurons.guard_split import match_key
 from scen_cli.neurons.index import Index, NeuronCandidate
-from scen_cli.project.commit_edits import TrainedEdit, TrainingStats
 from scen_cli.project.edit_files import EditTensors, LowRankArrays
 from scen_cli.project.ledger_rows import Edit
+from scen_cli.project.new_edits import TrainedEdit, TrainingStats
 from scen_cli.project.project import Project
 from scen_cli.recipe import Recipe
 

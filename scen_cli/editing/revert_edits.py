@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from scen_cli.errors import DamageFound
-from scen_cli.project.commit_edits import RevertEffects, commit_revert
+from scen_cli.project.change_edits import RevertEffects, commit_revert
 from scen_cli.project.ledger_rows import Edit, Threshold
 from scen_cli.project.project import Project
 

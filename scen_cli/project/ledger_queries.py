@@ -47,6 +47,13 @@ class LedgerQueries:
     def edit(self, edit_id: int) -> Edit | None:
         return next((_edit(row) for row in self.db["edits"].rows_where("id = ?", [edit_id])), None)
 
+    def find(self, edit_id: int) -> Edit:
+        """An edit by its id. Raises `UsageError` if there is none."""
+        edit = self.edit(edit_id)
+        if edit is None:
+            raise UsageError(f"there is no edit {edit_id}", hint="`scen status` lists the edits")
+        return edit
+
     def find_exact(self, prompt: str, target: str) -> list[Edit]:
         """Edits of exactly this prompt and target, newest first."""
         rows = self.db["edits"].rows_where("prompt = ? and target = ?", [prompt, target], order_by="id desc")

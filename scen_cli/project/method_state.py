@@ -8,24 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from scen_cli.errors import DamageFound, UsageError
-from scen_cli.project import commit_edits
-from scen_cli.project.commit_edits import RevertEffects, TrainedEdit, TrainingStats
+from scen_cli.errors import DamageFound
 from scen_cli.project.event_log import STATE_FIELDS
 from scen_cli.project.ledger import Ledger
-from scen_cli.project.ledger_rows import Edit
-from scen_cli.project.tensor_files import RESTORE_HINT, StoredFile, regular, remove_older, write_tensors
-
-if TYPE_CHECKING:
-    from scen_cli.project.project import Project
+from scen_cli.project.tensor_files import RESTORE_HINT, StoredFile, regular, write_tensors
 
 STATE_FILE = re.compile(r"method-[0-9a-f]{8}\.safetensors")
 STATE_FORMAT = "scen-method-1"
@@ -73,69 +67,3 @@ def _read(folder: Path, name: str, sha256: str) -> dict[str, np.ndarray]:
         return dict(load(content))
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise DamageFound(f"`{name}` cannot be read: {error}", hint=RESTORE_HINT) from error
-
-
-def commit_batch(
-    project: Project, edits: Sequence[TrainedEdit], training: TrainingStats, state: Arrays | None
-) -> list[Edit]:
-    """Write the state of the method, then the rows of the edits: all or nothing.
-
-    Args:
-        project: The project, inside `project.writing()`.
-        edits: The edits of the batch. An active edit of the same prompt becomes superseded.
-        training: How they were trained.
-        state: What the method has learned, these edits included; None if it could not learn them: they fail.
-    """
-    project.check_writing()
-    stored = write_state(project.folder, str(project.method), state) if state is not None else None
-    with project.ledger.db.atomic():
-        # A generator: an edit supersedes an earlier one of the same batch.
-        supersedes = (commit_edits.superseded_edits(project, edit) if stored else [] for edit in edits)
-        inserted = commit_edits.insert_edits(project, edits, training, supersedes, {} if stored else None)
-        if stored:
-            put_state(project.ledger, stored, [edit.id for edit in inserted])
-    _remove_older(project)
-    return inserted
-
-
-def batches_without(project: Project, edit_ids: Sequence[int]) -> list[list[Edit]]:
-    """All edits that were learned and not reverted, except some, in the batches they were made in.
-
-    Args:
-        project: The project.
-        edit_ids: The edits to leave out.
-
-    Raises:
-        UsageError: One of `edit_ids` is not active, and would not be active after a revert of the others.
-    """
-    excluded = set(edit_ids)
-    for edit_id in edit_ids:
-        edit = project.find(edit_id)
-        if edit.state != "active" and edit.superseded_by not in excluded:
-            raise UsageError(f"edit {edit_id} is not active: it is {edit.state}")
-    events = [event for event in project.ledger.events() if event["kind"] == "edit"]
-    batch_of = {event["edit"]: event["detail"].get("together", [event["edit"]])[0] for event in events}
-    batches: dict[int, list[Edit]] = {}
-    for edit in project.ledger.edits("active", "superseded"):
-        if edit.id not in excluded:
-            batches.setdefault(batch_of[edit.id], []).append(edit)
-    return list(batches.values())
-
-
-def revert_batch(project: Project, edit_ids: Sequence[int], state: Arrays) -> list[Edit]:
-    """Revert edits, with the `state` of a method that never learned them: all or nothing.
-
-    Call inside `project.writing()`.
-    """
-    project.check_writing()
-    stored = write_state(project.folder, str(project.method), state)
-    with project.ledger.db.atomic():
-        reverted = commit_edits.commit_revert(project, tuple(edit_ids), RevertEffects)
-        put_state(project.ledger, stored, [])
-    _remove_older(project)
-    return reverted
-
-
-def _remove_older(project: Project) -> None:
-    if setting := state_setting(project.ledger):
-        remove_older(project.folder, STATE_FILE, setting["file"])

@@ -23,7 +23,6 @@ import numpy as np
 
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project import disk, w_merge
-from scen_cli.project.commit_edits import TrainedEdit, TrainingStats, insert_edits, superseded_edits
 from scen_cli.project.edit_files import EditFiles, EditTensors, LowRankArrays, write_edit
 from scen_cli.project.event_log import digest_of_rows
 from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, put_guard, read_guard
@@ -32,6 +31,7 @@ from scen_cli.project.ledger_queries import read_settings
 from scen_cli.project.ledger_rows import Edit, Threshold
 from scen_cli.project.lock_and_seal import LEDGER, MIN_WAIT, locked, seal
 from scen_cli.project.method_state import put_state, write_state
+from scen_cli.project.new_edits import TrainedEdit, TrainingStats, insert_edits, superseded_edits
 from scen_cli.project.tensor_files import StoredFile, remove_older
 from scen_cli.project.w_merge import MergedNeurons
 
@@ -174,11 +174,11 @@ class Project:
         self.check_writing()
         expert = next((self.ledger.next_edit_id() + index for index, edit in enumerate(edits) if edit.active), None)
         if expert is None or tensors is None:
-            return insert_edits(self, edits, training, [[]] * len(edits), None)
+            return insert_edits(self.ledger, edits, training, [[]] * len(edits), None)
         rank = tensors.expert.rank if isinstance(tensors.expert, LowRankArrays) else 0
         columns = {**vars(write_edit(self.folder, expert, tensors)), "expert": expert, "rank": rank, "bias": bias}
-        supersedes = [superseded_edits(self, edit) if edit.active else [] for edit in edits]
-        inserted = insert_edits(self, edits, training, supersedes, columns, threshold)
+        supersedes = [superseded_edits(self.ledger, edit) if edit.active else [] for edit in edits]
+        inserted = insert_edits(self.ledger, edits, training, supersedes, columns, threshold)
         self.neurons_changed = True
         return inserted
 
@@ -209,10 +209,7 @@ class Project:
 
     def find(self, edit_id: int) -> Edit:
         """An edit by its id. Raises `UsageError` if there is none."""
-        edit = self.ledger.edit(edit_id)
-        if edit is None:
-            raise UsageError(f"there is no edit {edit_id}", hint="`scen status` lists the edits")
-        return edit
+        return self.ledger.find(edit_id)
 
     def merge(self) -> StoredFile:
         """Rebuild `merged.safetensors` from the edit files (equation 9).

@@ -106,7 +106,11 @@ ATTACKS = [
         "code of its own",
     ),
     Attack(
-        "base: code beside a model that needs none", base(config(auto_map=REMOTE), code("evil.py")), INIT, 0, "project created"
+        "base: code beside a model that needs none",
+        base(config(auto_map=REMOTE), code("evil.py")),
+        INIT,
+        0,
+        "project created",
     ),
     Attack(
         "base: code of another repository",

@@ -7,13 +7,14 @@ import pytest
 
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.revert_edits import revert_edits
+from scen_cli.project.change_edits import RevertEffects, commit_revert, replace_experts
 from scen_cli.project.check import remove_unused_files, repair
-from scen_cli.project.commit_edits import RevertEffects, TrainedEdit, TrainingStats, commit_revert, replace_experts
 from scen_cli.project.edit_files import EditTensors, LowRankArrays
 from scen_cli.project.guard import GuardTensors, NewGuard
 from scen_cli.project.ledger import now
 from scen_cli.project.ledger_rows import Threshold
-from scen_cli.project.method_state import commit_batch, revert_batch
+from scen_cli.project.method_batches import commit_batch, revert_batch
+from scen_cli.project.new_edits import TrainedEdit, TrainingStats
 from scen_cli.project.project import Project
 from tests.project.test_project import SETTINGS, D, H, commit
 
