@@ -40,12 +40,14 @@ def test_scen_edits_generalise_and_stay_local(scores):
     assert min(scores("scen", 25)) >= 0.98
 
 
+@pytest.mark.slow
 def test_locality_of_ft_falls_with_the_number_of_edits(scores):
     few, many = scores("ft", 10), scores("ft", 50)
     assert few[0] >= 0.8
     assert many[2] <= few[2] - 0.1
 
 
+@pytest.mark.slow
 def test_kl_on_known_questions_keeps_locality(scores):
     ft, ft_kl = scores("ft", 30), scores("ft-kl", 30)
     assert ft_kl[2] > ft[2]
@@ -57,6 +59,7 @@ def test_fine_tuning_on_all_edits_together_beats_one_at_a_time(scores):
     assert tuned[2] > ft[2]
 
 
+@pytest.mark.slow
 def test_grace_with_a_small_radius_is_local_and_does_not_generalise(scores):
     """GRACE changes the prompt's tokens only. With one layer above the edited one, generated tokens cannot read a long
     answer from them; with three layers above, nearly all edits are learned."""

@@ -20,6 +20,7 @@ def project(scen, tmp_path, context):
     return folder
 
 
+@pytest.mark.slow
 def test_variants_are_tuned_scored_stored_and_plotted(scen, project, edits):
     """On a file of questions: wrong answers of the base are edited, right ones must stay."""
     suite = project / "facts.jsonl"

@@ -86,6 +86,7 @@ def test_a_loaded_database_finds_the_same_blocks():
         assert other.find(key) == database.find(key)
 
 
+@pytest.mark.slow
 def test_an_earlier_block_keeps_its_logits_to_the_bit_after_200_edits(context, edits):
     method = prepared_method("melo", context, {"lr": 0.03, "rank": 4, "batch": 10, "steps": 30})
     method.fit(edits[:10])

@@ -15,6 +15,7 @@ EDITS = 10
 TOLERANCE = 1e-5
 
 
+@pytest.mark.slow
 def test_experts_neurons_and_routes_equal_the_oracle(make_editor, demo_base):
     editor = make_editor("paper")
     records = demo_edits()[:EDITS]
