@@ -56,6 +56,7 @@ def test_variants_are_tuned_scored_stored_and_plotted(scen, project, edits):
     assert "another comparison" in refused.stderr
 
 
+@pytest.mark.slow
 def test_comparison_by_perplexities(scen, tmp_path, project, edits):
     wiki, accurate = tmp_path / "e.jsonl", tmp_path / "a.jsonl"
     for path, records in ((wiki, edits[:16]), (accurate, edits[40:44])):

@@ -70,6 +70,7 @@ def test_a_single_edit_is_folded_exactly(low_rank, tmp_path):
     torch.testing.assert_close(plain[mask.bool()], routed[mask.bool()], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_full_expert_is_folded(make_editor, tmp_path):
     editor = make_editor("closed-form", expert="full")
     edit_all(editor, demo_edits()[:2])

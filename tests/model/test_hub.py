@@ -67,6 +67,7 @@ def hub(tmp_path):
         yield run
 
 
+@pytest.mark.slow
 def test_a_base_is_downloaded_edited_and_downloaded_again_by_a_patch(hub, tmp_path):
     output = hub(MAKE, tmp_path / "p", tmp_path / "patch", REPO)
     assert output.startswith("cannot download `nobody/nothing` from the hub")
