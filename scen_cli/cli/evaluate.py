@@ -25,7 +25,9 @@ def evaluate(
     accurate: Annotated[Path | None, typer.Option(help="hallucination: the accurate sentences (WikiBio-A).")] = None,
     openwebtext: Annotated[Path | None, typer.Option(help="hallucination: plain texts (OpenWebText).")] = None,
     decoding: Annotated[str, typer.Option(help="greedy, or paper (4 beams, repetition penalty 1.1).")] = "greedy",
-    quick: Annotated[bool, typer.Option("--quick", help="Only the paper's figures, leaks and targets inside answers.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only the paper's figures, leaks and targets inside answers.")
+    ] = False,
     gate: Annotated[
         list[str] | None, typer.Option(help="Exit 3 unless a figure holds, e.g. 'reliability>=0.99'. Repeatable.")
     ] = None,
