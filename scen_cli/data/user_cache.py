@@ -19,6 +19,8 @@ from platformdirs import user_cache_path
 
 from scen_cli.data.write_files import digest, write_json
 
+KINDS = ("gguf", "sampled-prompts")  # the subfolders that are scen's; `SCEN_CACHE` may name a folder with others
+
 
 def cache_folder() -> Path:
     """The folder of everything that is cached."""
@@ -29,7 +31,7 @@ def cached_texts(kind: str, inputs: Any, compute: Callable[[], list[str]]) -> li
     """A list of texts that depends on `inputs` alone: from the cache, else computed and stored.
 
     Args:
-        kind: What the texts are: the subfolder of the cache.
+        kind: What the texts are: the subfolder of the cache, one of `KINDS`.
         inputs: Plain data that determines the result.
         compute: Called if the cache has no readable entry.
     """
@@ -54,8 +56,8 @@ class CacheEntry:
 
 
 def cache_entries() -> list[CacheEntry]:
-    """Everything in the cache, by kind and name."""
-    folders = [path for path in sorted(cache_folder().glob("*")) if path.is_dir()]
+    """Everything that scen has cached, by kind and name."""
+    folders = [path for kind in KINDS if (path := cache_folder() / kind).is_dir()]
     return [
         CacheEntry(folder.name, entry.name, _size(entry))
         for folder in folders

@@ -10,7 +10,7 @@ from scen_cli.data.user_cache import cached_texts
 def test_the_cache_is_listed_and_cleared(scen, tmp_path, monkeypatch):
     monkeypatch.setenv("SCEN_CACHE", str(tmp_path / "cache"))
     assert "0 entries" in scen("cache").stdout
-    assert cached_texts("texts", ["inputs"], lambda: ["a", "b"]) == ["a", "b"]
+    assert cached_texts("sampled-prompts", ["inputs"], lambda: ["a", "b"]) == ["a", "b"]
     (tmp_path / "cache" / "gguf" / "base").mkdir(parents=True)
     (tmp_path / "cache" / "gguf" / "base" / "model.safetensors").write_bytes(bytes(2_000_000))
     listed = json.loads(scen("cache", "--json").stdout)
@@ -18,6 +18,16 @@ def test_the_cache_is_listed_and_cleared(scen, tmp_path, monkeypatch):
     assert listed["bytes"] > 2_000_000
     assert "2 entries" in scen("cache", "--clear").stdout
     assert json.loads(scen("cache", "--json").stdout)["entries"] == []
+
+
+def test_clearing_keeps_what_is_not_scens(scen, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCEN_CACHE", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"mine")
+    (tmp_path / "gguf" / "base").mkdir(parents=True)
+    assert "1 entries" in scen("cache", "--clear").stdout
+    assert (tmp_path / "photos" / "a.jpg").read_bytes() == b"mine"
+    assert not (tmp_path / "gguf" / "base").exists()
 
 
 def test_a_cached_list_is_not_computed_again(tmp_path, monkeypatch):
