@@ -86,16 +86,11 @@ def evaluate(
         if not quick:
             figures |= _drift(generator, scored, locality, claimed) | _token_accuracy(editor, scored, samples)
         return Evaluation(
-            suite=suite.name,
+            **_counts(suite, edits, scored, guard),
             decoding=decoding,
             theta=patch.theta,
             last_change=last_change,
-            records=len(suite.edits),
-            edits=len(scored),
-            not_learned=not_learned(scored),
-            left_out=left_out(edits, scored, suite),
             too_long=len(probes) - len(asked),
-            guarded=sum(prompt in guard for prompt in suite.locality),
             figures=figures,
             curves={} if quick else _curves(generator, scored, asked, samples),
             samples=samples,
@@ -117,19 +112,26 @@ def _evaluate_unrouted(editor: ProjectEditor, suite: Suite, decoding: str) -> Ev
     samples = [probe.sample(old, new, None, None) for probe, old, new in zip(asked, base, patched, strict=True)]
     figures = figures_of(samples, routed=False)
     return Evaluation(
-        suite=suite.name,
+        **_counts(suite, edits, scored, guard),
         decoding=decoding,
         theta=ledger.theta(),
         last_change=last_change,
-        records=len(suite.edits),
-        edits=len(scored),
-        not_learned=not_learned(scored),
-        left_out=left_out(edits, scored, suite),
         too_long=len(probes) - len(asked),
-        guarded=sum(prompt in guard for prompt in suite.locality),
         figures={role: figures[role] for role in PAPER_ROLES},
         samples=samples,
     )
+
+
+def _counts(suite: Suite, edits: Sequence[Edit], scored: Sequence[Scored], guard: set[str]) -> dict[str, Any]:
+    """The fields of an evaluation that say what of the suite was scored."""
+    return {
+        "suite": suite.name,
+        "records": len(suite.edits),
+        "edits": len(scored),
+        "not_learned": not_learned(scored),
+        "left_out": left_out(edits, scored, suite),
+        "guarded": sum(prompt in guard for prompt in suite.locality),
+    }
 
 
 def sweep_theta(
