@@ -12,9 +12,9 @@ import time
 from benchmarks.measuring import make_parser
 from scen_cli import Editor, EditRecord, load_base, new_project
 from scen_cli.demo.world import further_facts
+from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.model.keys import KeyConfig
 from scen_cli.neurons.admission import admit
-from scen_cli.neurons.build_guard import read_segment_keys
 
 TIMED = 50
 

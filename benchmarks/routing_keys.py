@@ -23,8 +23,8 @@ from benchmarks.measuring import make_parser
 from scen_cli import PatchedModel, load_base, load_suite, new_project
 from scen_cli.data.suites import read_prompts
 from scen_cli.demo.world import build_world, further_facts, right_facts
+from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.model.keys import KeyConfig
-from scen_cli.neurons.build_guard import read_segment_keys
 
 UNEDITED_FACTS = 1000  # demo facts that the base never saw and that are not edited
 

@@ -18,9 +18,10 @@ from scen_cli import Editor, EditRecord, new_project
 from scen_cli.data.records import SourceLine
 from scen_cli.demo.world import Fact, right_facts
 from scen_cli.model.base import Base
+from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.model.keys import KeyConfig
 from scen_cli.model.known_bases import DEMO
-from scen_cli.neurons.build_guard import read_segment_keys, whitening_in
+from scen_cli.neurons.build_guard import whitening_in
 from scen_cli.neurons.neuron_fit import neuron_of
 from scen_cli.project.edit_files import EditTensors, LowRankArrays
 from scen_cli.project.new_edits import TrainedEdit, TrainingStats

@@ -11,7 +11,7 @@ from torch import Tensor
 from scen_cli.data.lexical_overlap import normalized_words
 from scen_cli.data.records import EditRecord
 from scen_cli.editing.patched_model import PatchedModel
-from scen_cli.neurons.build_guard import read_segment_keys
+from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.neurons.guard_split import NEAR
 from scen_cli.neurons.index import Index
 

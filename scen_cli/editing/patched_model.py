@@ -17,11 +17,12 @@ from scen_cli.editing.loaded_project import LoadedProject
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import Quarantined, UsageError
 from scen_cli.model.base import Base
+from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.model.generation import BATCH, Answers, generate_answers
 from scen_cli.model.patch import Patch
 from scen_cli.model.routing import Routing
 from scen_cli.model.template import Prompt
-from scen_cli.neurons.build_guard import key_config_of, read_segment_keys, whitening_in
+from scen_cli.neurons.build_guard import key_config_of, whitening_in
 from scen_cli.project.project import Project
 from scen_cli.recipe import stored_recipe
 

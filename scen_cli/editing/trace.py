@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from scen_cli.editing.editor import Editor
+from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.model.routing import activations_of
 from scen_cli.model.template import Prompt
-from scen_cli.neurons.build_guard import read_segment_keys
 
 NEAREST = 5  # guard prompts shown
 

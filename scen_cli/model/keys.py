@@ -68,8 +68,13 @@ _reading: ContextVar[list[Tensor] | None] = ContextVar("scen_reading", default=N
 
 
 @torch.no_grad()
-def read_input(model: nn.Module, module: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The input of a module, (rows, tokens, width). The layers above it do not run."""
+def read_input(
+    model: nn.Module, module: nn.Module, input_ids: Tensor, attention_mask: Tensor, past: object = None
+) -> Tensor:
+    """The input of a module, (rows, tokens, width). The layers above it do not run.
+
+    `past` is the cache of tokens before `input_ids`; the attention mask covers these too.
+    """
     inputs_read: list[Tensor] = []
 
     def stop(_module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -80,8 +85,9 @@ def read_input(model: nn.Module, module: nn.Module, input_ids: Tensor, attention
     token = _reading.set(inputs_read)
     handle = module.register_forward_pre_hook(stop)
     try:
-        positions = positions_of(attention_mask)
-        model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        positions = positions_of(attention_mask)[:, -input_ids.shape[1] :]
+        cache = {"use_cache": False} if past is None else {"past_key_values": past}
+        model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, **cache)
     except _StopForward:
         pass
     finally:

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scen_cli.data.question_bank import bank_questions
 from scen_cli.data.suites import read_prompts
 from scen_cli.data.user_cache import cached_texts
 from scen_cli.errors import UsageError
 from scen_cli.model.base import Base
+from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.generation import Progress, no_progress, room_for_answer, sample_prompts
-from scen_cli.model.keys import KeyConfig, padded, read_segments
+from scen_cli.model.keys import KeyConfig
 from scen_cli.model.known_bases import is_demo
 from scen_cli.model.quantization import is_whole
 from scen_cli.model.routing import Whitening
@@ -31,7 +31,6 @@ from scen_cli.recipe import Recipe
 BANK_QUESTIONS, SAMPLED_BESIDE_BANK = 1200, 32  # the default guard
 SAMPLED_PROMPTS = 2000  # the guard of the demo base, whose world is invented: the bank knows nothing of it
 MIN_PROMPTS = 50
-BATCH = 64  # prompts in one forward pass
 ALIKE = 0.5  # from this mean cosine of different prompts' keys on, keys distinguish prompts badly
 
 
@@ -190,27 +189,6 @@ def _select_keys(tensors: GuardTensors, prompts: list[int]) -> tuple[np.ndarray,
 def whitening_in(guard: Guard) -> Whitening:
     """The whitening stored with a guard."""
     return Whitening(*(torch.from_numpy(getattr(guard.tensors, name)) for name in ("mean", "axes", "scales")))
-
-
-def read_segment_keys(
-    base: Base,
-    edited: EditedLayer,
-    sequences: Sequence[Sequence[int]],
-    key_config: KeyConfig,
-    progress: Progress = no_progress,
-) -> tuple[Tensor, Tensor]:
-    """Read the keys of token sequences and of their segments, in batches.
-
-    Returns:
-        Keys (n, h) on the CPU, and the index of the sequence that each key belongs to, (n,).
-    """
-    batches = []
-    for start in range(0, len(sequences), BATCH):
-        ids, mask = padded(sequences[start : start + BATCH], 0)
-        keys, rows = read_segments(base.model, edited.down_proj, ids.to(base.device), mask.to(base.device), key_config)
-        batches.append((keys.cpu(), rows + start))
-        progress(min(start + BATCH, len(sequences)), len(sequences))
-    return torch.cat([keys for keys, _rows in batches]), torch.cat([rows for _keys, rows in batches])
 
 
 def mean_cosine(guard: Guard) -> float:
