@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,10 @@ from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from scen_cli.editing.create_project import BaseOptions
+    from scen_cli.model.base import Base
     from scen_cli.project.project import Project
+    from scen_cli.recipe import Recipe
 
 
 def init(
@@ -21,10 +25,13 @@ def init(
         typer.Option(envvar="SCEN_MODEL", help="An alias (smollm2, ...), a hub id, a folder, a GGUF file."),
     ],
     layer: Annotated[
-        int | None, typer.Option(help="The decoder layer to edit, from 0.", show_default="the alias's own")
+        str | None,
+        typer.Option(help="The decoder layer to edit, from 0; auto: try some.", show_default="the alias's own"),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (the alias's or checkpoint's own), float32, bfloat16 or float16.")
+    ] = "auto",
     device: Device = "auto",
     quantize: Annotated[
         str | None, typer.Option(help="Always load the base in 8bit or 4bit (bitsandbytes). Experts stay float32.")
@@ -92,26 +99,59 @@ def init(
         make_recipe(recipe, changes)  # a wrong setting is reported before the base is loaded
     elif any(of_recipe.values()) or theta is not None or recipe != "closed-form" or target_module != "down":
         raise UsageError("`--method` has settings of its own: `--set NAME=VALUE`")
+    number = _layer_number(layer, method)
     load_quietly(f"loading base `{model}`", out)
-    from scen_cli.editing.create_project import BaseOptions, new_project
+    from scen_cli.editing.create_project import BaseOptions, new_project, recipe_for
 
-    base = BaseOptions(
-        model, layer, revision, dtype, device, target_module, template, seed, quantize, device_map, gguf_file
+    options = BaseOptions(
+        model, number, revision, dtype, device, target_module, template, seed, quantize, device_map, gguf_file
     )
+    base = None
+    if layer == "auto":
+        options, base = _choose_layer(options, recipe_for(model, recipe, changes), dir, out)
     with out.counting("guard prompts") as progress:
         if method is not None:
             from scen_cli.baselines.method_editor import new_method_project
 
-            project = new_method_project(dir, method, base, changes, guard, author=author, progress=progress)
+            project = new_method_project(dir, method, options, changes, guard, author=author, progress=progress)
         else:
             project = new_project(
-                dir, base, recipe=recipe, changes=changes, guard=guard, author=author, progress=progress
+                dir, options, recipe=recipe, changes=changes, guard=guard, base=base, author=author, progress=progress
             )
             _warn_of_similar_keys(project, out)
     if device_map and device != "auto":
         out.warn(f"the whole base is on `{device}` now: `--device-map` applies where `--device` is not given")
     out.result({"dir": str(dir), **project.settings}, f"project created in `{dir}`", table(("", ""), _rows(project)))
     out.note(f"next: `scen edit edits.jsonl{'' if dir == HERE else f' --dir {dir}'}`")
+
+
+def _layer_number(layer: str | None, method: str | None) -> int | None:
+    """The number in `--layer`; 0 for now if a trial will choose it."""
+    if layer == "auto":
+        if method is not None:
+            raise UsageError("`--layer auto` compares experts: `--method` needs a number")
+        return 0
+    if layer is not None and not layer.isdecimal():
+        raise UsageError(f"`--layer {layer}` is neither a number, from 0, nor `auto`")
+    return None if layer is None else int(layer)
+
+
+def _choose_layer(options: BaseOptions, recipe: Recipe, folder: Path, out: Output) -> tuple[BaseOptions, Base]:
+    """Try some layers, print what each gave, and fill in the best one. Returns also the base, loaded."""
+    from scen_cli.studies.choose_layer import best_layer, try_layers
+
+    base = options.load(folder).base
+    with out.counting("edits of the layers' trial") as progress:
+        trials = try_layers(options, recipe, base, progress)
+    layer, reason = best_layer(trials)
+    shares = ((trial.reliability, trial.generality, trial.leak) for trial in trials)
+    counts = [[f"{share.right}/{share.total}" for share in row] for row in shares]
+    rows = [(trial.layer, *row, f"{trial.seconds:.1f}") for trial, row in zip(trials, counts, strict=True)]
+    columns = ("layer#", "Reliability#", "rephrases, right expert given#", "leak: same-subject#", "s/edit#")
+    out.table(table(columns, rows))
+    out.note(f"layer {layer}: {reason}")
+    choice = {"reason": reason, "trials": [trial.as_dict() for trial in trials]}
+    return replace(options, layer=layer, layer_choice=choice), base
 
 
 def _rows(project: Project) -> list[tuple[str, str]]:
@@ -122,10 +162,11 @@ def _rows(project: Project) -> list[tuple[str, str]]:
     loaded = (f", in {settings['quantize']}" if settings["quantize"] else "") + (
         f", device map {settings['device_map']}" if settings["device_map"] else ""
     )
+    why = ", chosen by a trial" if settings["layer_choice"] else ""
     rows = [
         ("base", settings["model"] + loaded),
         ("weights", f"sha256 {settings['weights_digest'][:16]}"),
-        ("layer", f"{settings['layer']} ({settings['module']}, h = {settings['ffn_width']})"),
+        ("layer", f"{settings['layer']} ({settings['module']}, h = {settings['ffn_width']}){why}"),
         ("template", settings["template"]),
     ]
     if project.method:

