@@ -55,6 +55,17 @@ class Recipe(BaseModel):
     subject_filter: bool = Field(
         False, description="true: route to an edit that has a `subject` only if the prompt names it"
     )
+    mask_subject: bool = Field(
+        False,
+        description="true: the key of an edit with a `subject` is read with the subject masked: it tells the question",
+    )
+    same_subject: float | None = Field(
+        None,
+        gt=0,
+        le=0.5,
+        description="share of other questions about an edit's subject that may be routed to it: theta's lower bound "
+        "is calibrated for it; none: it is `theta`",
+    )
     false_activation: float | None = Field(
         None,
         gt=0,
@@ -78,6 +89,11 @@ class Recipe(BaseModel):
     @property
     def trains_neurons(self) -> bool:
         return self.index in ("paper", "joint")
+
+    @property
+    def masks_subjects(self) -> bool:
+        """Whether keys of edits with a subject are read with the subject masked."""
+        return self.mask_subject and self.subject_filter and self.index == "closed-form"
 
     @property
     def needs_guard(self) -> bool:
@@ -104,7 +120,8 @@ class Recipe(BaseModel):
 # Shown only if they differ from the default.
 _SWITCHES = (
     *("disactivate", "margin", "edits_per_expert", "require_learned", "key_pooling", "route_segments"),
-    *("subject_filter", "false_activation", "prompt_augmentations", "extra_steps", "expert", "stop_when"),
+    *("subject_filter", "mask_subject", "same_subject", "false_activation", "prompt_augmentations", "extra_steps"),
+    *("expert", "stop_when"),
 )
 
 
@@ -124,13 +141,24 @@ RECIPES: dict[str, Recipe] = {
         name="paper-hallucination", neuron_steps=30, theta=0.60, require_learned=False
     ),  # targets are sentences, scored by perplexity
     "key": Recipe(name="key", index="key", theta=0.8),
-    "closed-form": Recipe(name="closed-form", index="closed-form", **{**_CALIBRATED, "theta": 0.45}),
+    "closed-form": Recipe(
+        name="closed-form",
+        index="closed-form",
+        **{**_CALIBRATED, "theta": 0.45, "mask_subject": True, "same_subject": 0.05},
+    ),
     "joint": Recipe(name="joint", index="joint", **_CALIBRATED),
 }
 DEFAULT_RECIPE = "closed-form"
 
-# The paper's learning rates are for d = 4096. These are for the demo's d = 96 (benchmarks/LOG.md).
-DEMO_RATES: dict[str, str | float] = {"expert_lr": 1e-2, "neuron_lr": 1e-3, "neuron_steps": 100}
+# The demo base has d = 96: the paper's learning rates are for d = 4096 (benchmarks/LOG.md). It has never seen a
+# question with a pronoun for its subject, so that a masked key says nothing.
+DEMO_SETTINGS: dict[str, str | float | None] = {
+    "expert_lr": 1e-2,
+    "neuron_lr": 1e-3,
+    "neuron_steps": 100,
+    "mask_subject": False,
+    "same_subject": None,
+}
 
 _NEURON_HINT = "it belongs to recipes that train neurons: `paper` and `joint`"
 _UNUSED_HINTS = {
@@ -142,7 +170,7 @@ _UNUSED_HINTS = {
 
 
 def make_recipe(
-    name: str, changes: Mapping[str, str | float | None], defaults: Mapping[str, str | float] | None = None
+    name: str, changes: Mapping[str, str | float | None], defaults: Mapping[str, str | float | None] | None = None
 ) -> Recipe:
     """A named recipe with changed settings.
 

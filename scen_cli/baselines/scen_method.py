@@ -17,7 +17,7 @@ from torch import Tensor
 from scen_cli.baselines.context import MethodContext, run_texts
 from scen_cli.baselines.method import Cost, Method, Settings
 from scen_cli.data.records import EditRecord, SourceLine
-from scen_cli.editing.create_project import BaseOptions, new_project
+from scen_cli.editing.create_project import BaseOptions, new_project, recipe_for
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.model.known_bases import DEMO
@@ -45,8 +45,8 @@ class Scen(Method):
         super().__init__(context, settings)
         self._folder = Path(tempfile.mkdtemp(prefix="scen-"))
         finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        recipe = make_recipe(settings.recipe, settings.changes)
         name = "demo" if self.base.folder == DEMO else str(self.base.folder)
+        recipe = recipe_for(name, settings.recipe, settings.changes)
         options = BaseOptions(name, self.context.layer, template=self.template.form, seed=self.context.seed)
         guard = guard_of(self.context) if recipe.needs_guard else None
         project = new_project(self._folder / "0", options, recipe=recipe, guard=guard, base=self.base)

@@ -94,7 +94,7 @@ def init(
     of_recipe = {"expert": expert, "rank": rank, "stop_when": stop_when}
     changes |= {name: value for name, value in of_recipe.items() if value is not None}
     if theta is not None:
-        changes |= {"theta": str(theta), "false_activation": None}
+        changes |= {"theta": str(theta), "false_activation": None, "same_subject": None}
     if method is None:
         make_recipe(recipe, changes)  # a wrong setting is reported before the base is loaded
     elif any(of_recipe.values()) or theta is not None or recipe != "closed-form" or target_module != "down":

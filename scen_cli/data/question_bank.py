@@ -27,10 +27,28 @@ def bank_questions(count: int, seed: int) -> list[str]:
     return list(questions)
 
 
+def relation_questions(seed: int) -> list[tuple[str, str, str, str]]:
+    """(kind, relation, subject, question): every wording of every relation, about a random subject of its kind."""
+    rng = random.Random(seed)
+    return [
+        (name, relation["name"], subject, question.replace("{subject}", subject))
+        for name, kind in _kinds().items()
+        for relation in kind["relations"]
+        for question in relation["questions"]
+        for subject in [rng.choice(kind["subjects"])]
+    ]
+
+
+def _kinds() -> dict[str, dict[str, Any]]:
+    kinds: dict[str, dict[str, Any]] = json.loads(BANK.read_text(encoding="utf-8"))["kinds"]
+    return kinds
+
+
 def _questions(rng: random.Random) -> Iterator[str]:
     """Questions without end, round by round: one of each relation, about a random subject in a random wording."""
-    kinds: dict[str, dict[str, Any]] = json.loads(BANK.read_text(encoding="utf-8"))["kinds"]
-    relations = [(kind["subjects"], relation["questions"]) for kind in kinds.values() for relation in kind["relations"]]
+    relations = [
+        (kind["subjects"], relation["questions"]) for kind in _kinds().values() for relation in kind["relations"]
+    ]
     while True:
         rng.shuffle(relations)
         for subjects, wordings in relations:

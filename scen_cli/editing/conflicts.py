@@ -89,5 +89,5 @@ def _keys_of(model: PatchedModel, index: Index, records: list[EditRecord]) -> Te
     if model.recipe.index != "closed-form" or not records:
         return torch.empty(0, model.edited.ffn_width)
     whole = replace(model.routing.key_config, segments=False)
-    ids = [model.template.prompt_ids(record.prompt) for record in records]
+    ids = [model.key_tokens(record.prompt, model.subject_forms(record)) for record in records]
     return index.prepare_keys(read_segment_keys(model.base, model.edited, ids, whole)[0])

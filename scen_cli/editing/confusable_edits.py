@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from scen_cli.model.subject_filter import BLOCKED
 from scen_cli.neurons.index import Index
 from scen_cli.project.project import Project
 
@@ -68,7 +69,7 @@ def find_confusions(project: Project, top: int) -> Confusions:
             margin=float(own[key] - strongest[key]),
         )
         for key in strongest.argsort(descending=True)[:top].tolist()
-        if strongest[key] > -torch.inf
+        if strongest[key] > BLOCKED
     ]
     margins = own - strongest.clamp(min=theta)
     small = [

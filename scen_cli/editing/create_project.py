@@ -16,12 +16,13 @@ from scen_cli.model.gguf_base import source_of
 from scen_cli.model.known_bases import KNOWN, KnownBase
 from scen_cli.model.quantization import check_known, check_loaded_as
 from scen_cli.model.template import Template, make_template
-from scen_cli.neurons.build_guard import key_config_of, make_guard, reread_keys
+from scen_cli.neurons.build_guard import key_config_of, make_guard, reread_keys, with_whitening
 from scen_cli.neurons.calibration import check_enough
+from scen_cli.neurons.relation_keys import relation_keys
 from scen_cli.project.guard import Guard, NewGuard
 from scen_cli.project.ledger_queries import FORMAT
 from scen_cli.project.project import Project, refuse_existing
-from scen_cli.recipe import DEFAULT_RECIPE, DEMO_RATES, Recipe, make_recipe
+from scen_cli.recipe import DEFAULT_RECIPE, DEMO_SETTINGS, Recipe, make_recipe
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ class BaseOptions:
 
 
 def recipe_for(model: str, name: str, changes: Mapping[str, str | float | None]) -> Recipe:
-    """A named recipe with changed settings, and with the learning rates that the base needs. Raises `UsageError` as
+    """A named recipe with changed settings, and with the settings that the base needs. Raises `UsageError` as
     `make_recipe` does."""
-    return make_recipe(name, changes, DEMO_RATES if model == "demo" else {})
+    return make_recipe(name, changes, DEMO_SETTINGS if model == "demo" else {})
 
 
 def new_project(
@@ -166,5 +167,10 @@ def new_project(
         guard = make_guard(checked.base, checked.template, checked.edited, key_config, options.seed, guard, progress)
     if isinstance(guard, NewGuard) and chosen.false_activation is not None:
         check_enough(sum(split == "calibration" for _prompt, split, _source in guard.prompts), chosen.false_activation)
+    if isinstance(guard, NewGuard) and chosen.masks_subjects:
+        relations = relation_keys(checked.base, checked.template, checked.edited, key_config, progress)
+        guard = with_whitening(guard, relations.whitening())
+        if chosen.same_subject is not None:
+            chosen = chosen.model_copy(update={"theta": relations.theta(chosen.same_subject)})
     settings = {"format": FORMAT, **checked.settings, "recipe": chosen.model_dump()}
     return Project.create(folder, settings, chosen.theta, guard if isinstance(guard, NewGuard) else None, author)

@@ -163,7 +163,7 @@ class Editor(PatchedModel):
                 reason or note,
                 record.train_rephrases,
                 ids,
-                self.template.subject_forms(record.subject, (record.prompt, *record.train_rephrases)),
+                self.subject_forms(record),
             )
             for (record, where), ok, reason, ids in zip(records, active, reasons, older, strict=True)
         ]
@@ -221,9 +221,12 @@ class Editor(PatchedModel):
         self.index.load()
         # Keys come from a pass over the prompt alone, as at inference. A pass over prompt and target gives the same
         # keys but for rounding, and Adam's first steps follow the signs of gradients.
-        keys = self.keys([record.prompt for record in records])
-        rephrase_keys = self.keys([text for record in records for text in record.train_rephrases])
-        return admit(self.index, keys, rephrase_keys, [match_key(record) for record in records], seed, leaving)
+        # An expert that edits share has no subject of its own.
+        forms = self.subject_forms(records[0]) if len(records) == 1 else []
+        keys = self.keys([record.prompt for record in records], forms)
+        rephrase_keys = self.keys([text for record in records for text in record.train_rephrases], forms)
+        match_keys = [(record.prompt, record.subject if self.subject_forms(record) else None) for record in records]
+        return admit(self.index, keys, rephrase_keys, match_keys, seed, leaving)
 
     def _why_not_learned(self, expert: ExpertFit, edit: TokenizedEdit, wrong_tokens: list[int]) -> str:
         """Why the expert does not answer with the target; empty if it does."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scen_cli.data.records import EditRecord
 from scen_cli.editing.loaded_project import LoadedProject
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import Quarantined, UsageError
@@ -66,13 +67,35 @@ class PatchedModel(LoadedProject):
         self._patch: ProjectPatch | None = None
         self._lock = RLock()  # guards `_patch`: several threads may answer
 
-    def keys(self, prompts: Sequence[Prompt]) -> Tensor:
-        """The keys (n, h) of whole prompts, float32, on the CPU."""
+    def keys(self, prompts: Sequence[Prompt], subject_forms: Sequence[tuple[int, ...]] = ()) -> Tensor:
+        """The keys (n, h) of whole prompts, float32, on the CPU.
+
+        Where the recipe masks subjects, `subject_forms` (as `subject_forms` returns them) are masked in the prompts.
+        """
         if not prompts:
             return torch.empty(0, self.edited.ffn_width)
         whole = replace(self.routing.key_config, segments=False)
-        rows = self.prompt_ids(prompts)
+        self.prompt_ids(prompts)  # raises for a prompt that does not fit
+        rows = [self.key_tokens(prompt, subject_forms) for prompt in prompts]
         return torch.cat([read_segment_keys(self.base, self.edited, [ids], whole)[0] for ids in rows])
+
+    def key_tokens(self, prompt: Prompt, subject_forms: Sequence[tuple[int, ...]]) -> list[int]:
+        """The tokens at whose end an edit's key is read: the prompt in the template, with its subject masked if the
+        recipe does so."""
+        ids = self.template.prompt_ids(prompt)
+        masked = self.routing.key_config.mask_any(ids, subject_forms) if self.recipe.masks_subjects else None
+        return masked or ids
+
+    def subject_forms(self, record: EditRecord) -> list[tuple[int, ...]]:
+        """The token sequences that name the record's subject; none unless its prompt and its training rephrases all do,
+        and, where the recipe masks subjects, do so in their last sentence."""
+        prompts = (record.prompt, *record.train_rephrases)
+        forms = self.template.subject_forms(record.subject, prompts)
+        mask_any = self.routing.key_config.mask_any
+        masks = self.recipe.masks_subjects and forms
+        if masks and not all(mask_any(self.template.prompt_ids(prompt), forms) for prompt in prompts):
+            return []
+        return forms
 
     def patch(self) -> ProjectPatch:
         """The active edits, attached to the base; rebuilt when the ledger has changed."""

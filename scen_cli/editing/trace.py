@@ -9,6 +9,7 @@ import torch
 from scen_cli.editing.editor import Editor
 from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.model.routing import activations_of
+from scen_cli.model.subject_filter import BLOCKED
 from scen_cli.model.template import Prompt
 
 NEAREST = 5  # guard prompts shown
@@ -28,7 +29,8 @@ class Trace:
     """How a prompt was routed.
 
     Attributes:
-        segments: The whole prompt, then its segments, before the subject filter.
+        segments: The whole prompt, then its segments, before the subject filter. Where the recipe masks subjects, also
+            what the edits of each subject that the prompt names see.
         blocked: Edits above theta whose subject the prompt does not name.
         key_norm: Length of the whole prompt's key.
         guard: The guard prompts with the nearest keys, and the cosine (of whitened keys, if the recipe whitens).
@@ -43,15 +45,27 @@ class Trace:
 def trace(editor: Editor, prompt: Prompt) -> Trace:
     """Route a prompt and keep every step."""
     key_config, patch = editor.routing.key_config, editor.patch()
-    sequences = key_config.segments_of(editor.template.prompt_ids(prompt))
+    tokens, subjects = editor.template.prompt_ids(prompt), patch.bank.subject_filter
+    sequences = key_config.segments_of(tokens)
+    seen_by: list[list[int] | None] = [None] * len(sequences)  # rows of W_merge; None: all that mask nothing
+    if key_config.mask and subjects is not None:
+        for form, rows in subjects.named(tokens).items():
+            masked = key_config.masked_segments_of(tokens, form)
+            sequences, seen_by = sequences + masked, seen_by + [rows] * len(masked)
     keys, _rows = read_segment_keys(editor.base, editor.edited, sequences, replace(key_config, segments=False))
     neurons, biases = patch.bank.neurons.cpu(), patch.bank.biases.cpu()
     found = activations_of(keys, neurons, patch.routing.cosine, patch.bank.whitening, biases)
+    if key_config.mask and subjects is not None:
+        has_subject = subjects.with_subject(found.device)
+        for activations, seen in zip(found, seen_by, strict=True):
+            unseen = has_subject.clone() if seen is None else torch.ones_like(has_subject)
+            unseen[seen or []] = False
+            activations[unseen] = BLOCKED
     segments = []
-    for tokens, activations in zip(sequences, found, strict=True):
-        row = int(activations.argmax()) if len(activations) else None
+    for sequence, activations in zip(sequences, found, strict=True):
+        row = int(activations.argmax()) if len(activations) and activations.max() > BLOCKED else None
         strongest = (None, None) if row is None else (patch.edits[row], float(activations[row]))
-        segments.append(Segment(editor.base.tokenizer.decode(tokens), *strongest))
+        segments.append(Segment(editor.base.tokenizer.decode(sequence), *strongest))
     return Trace(segments, _blocked(editor, sequences[0], found), float(keys[0].norm()), _nearest(editor, keys[0]))
 
 

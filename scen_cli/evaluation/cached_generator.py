@@ -18,7 +18,8 @@ from scen_cli.model.generation import BATCH, Progress, no_progress
 from scen_cli.model.routing import choose
 from scen_cli.model.template import Prompt
 
-ANSWERS_PER_CALL = 16 * BATCH  # answers between two progress reports
+ANSWERS_PER_CALL = 4 * BATCH  # answers between two progress reports
+LIMIT_STEP = 8  # tokens
 
 
 class CachedGenerator:
@@ -39,7 +40,7 @@ class CachedGenerator:
         progress: Progress = no_progress,
     ) -> None:
         self.patched, self.patch, self._options, self._progress = patched, patch, options, progress
-        self._tokens: dict[tuple[Prompt, int | None], list[int]] = {}
+        self._tokens: dict[tuple[Prompt, int | None, int | None], list[int]] = {}
         self._activations: dict[Prompt, Tensor] = {}
 
     def activations(self, prompts: Sequence[Prompt]) -> Tensor:
@@ -63,18 +64,47 @@ class CachedGenerator:
         largest, rows = self.activations(prompts).nan_to_num(nan=-torch.inf).max(dim=1)
         return list(zip(self.patch.edits_of(rows), largest.tolist(), strict=True))
 
-    def tokens(self, prompts: Sequence[Prompt], experts: Sequence[int | None]) -> list[list[int]]:
-        """The tokens that an expert, or the base (None), generates for each prompt, up to the end token."""
-        wanted = list(zip(prompts, experts, strict=True))
-        new = [pair for pair in dict.fromkeys(wanted) if pair not in self._tokens]
-        total = len(self._tokens) + len(new)
-        for start in range(0, len(new), ANSWERS_PER_CALL):
-            pairs = new[start : start + ANSWERS_PER_CALL]
-            answers = self.patched.answer([p for p, _ in pairs], edits=[e for _, e in pairs], **self._options)
-            self._tokens.update(zip(pairs, answers.tokens, strict=True))
-            self._progress(len(self._tokens), total)
-        return [self._tokens[pair] for pair in wanted]
+    def tokens(
+        self,
+        prompts: Sequence[Prompt],
+        experts: Sequence[int | None],
+        limits: Sequence[int | None] | None = None,
+    ) -> list[list[int]]:
+        """The tokens that an expert, or the base (None), generates for each prompt, up to the end token.
 
-    def texts(self, prompts: Sequence[Prompt], experts: Sequence[int | None]) -> list[str]:
+        Args:
+            prompts: The prompts.
+            experts: Who answers each.
+            limits: How many tokens of each answer are needed at most; None: all. An answer may have more.
+        """
+        greedy = "num_beams" not in self._options  # a beam search that stops earlier finds another answer
+        needed = limits if limits and greedy else [None] * len(prompts)
+        wanted = [self._cached(*item) for item in zip(prompts, experts, needed, strict=True)]
+        new: dict[int | None, list[tuple[Prompt, int | None, int | None]]] = {}
+        for item in dict.fromkeys(wanted):
+            if item not in self._tokens:
+                new.setdefault(item[2], []).append(item)
+        total = len(self._tokens) + sum(map(len, new.values()))
+        for limit, items in new.items():
+            options = self._options if limit is None else {**self._options, "max_new_tokens": limit}
+            for start in range(0, len(items), ANSWERS_PER_CALL):
+                part = items[start : start + ANSWERS_PER_CALL]
+                answers = self.patched.answer([p for p, *_ in part], edits=[e for _, e, _ in part], **options)
+                self._tokens.update(zip(part, answers.tokens, strict=True))
+                self._progress(len(self._tokens), total)
+        return [self._tokens[item] for item in wanted]
+
+    def _cached(self, prompt: Prompt, expert: int | None, limit: int | None) -> tuple[Prompt, int | None, int | None]:
+        """The same answer without a limit, if it is known; otherwise with the limit rounded up: fewer batches."""
+        if limit is None or (prompt, expert, None) in self._tokens:
+            return prompt, expert, None
+        return prompt, expert, -(-limit // LIMIT_STEP) * LIMIT_STEP
+
+    def texts(
+        self,
+        prompts: Sequence[Prompt],
+        experts: Sequence[int | None],
+        limits: Sequence[int | None] | None = None,
+    ) -> list[str]:
         """The same as texts, which are compared with targets."""
-        return [self.patched.template.answer(tokens) for tokens in self.tokens(prompts, experts)]
+        return [self.patched.template.answer(tokens) for tokens in self.tokens(prompts, experts, limits)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.metrics import Share
-from scen_cli.evaluation.samples import PAPER_ROLES, Probe, Sample, Scored
+from scen_cli.evaluation.samples import NEAR_THETA, PAPER_ROLES, Probe, Sample, Scored
 
 RETENTION_AT = (10, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 MAP_SIZE = 100  # edits drawn in an activation map
@@ -45,9 +45,14 @@ def theta_sweep(generator: CachedGenerator, probes: Sequence[Probe], thetas: Seq
     probes = [probe for probe in probes if probe.role in PAPER_ROLES]
     prompts = [probe.prompt for probe in probes]
     strongest = generator.strongest(prompts)
-    of_base = generator.texts(prompts, [None] * len(prompts))
     lowest = min(thetas)
-    of_expert = generator.texts(prompts, [expert if activation > lowest else None for expert, activation in strongest])
+    limits = [
+        probe.tokens_needed(activation, lowest + NEAR_THETA)
+        for probe, (_, activation) in zip(probes, strongest, strict=True)
+    ]
+    of_base = generator.texts(prompts, [None] * len(prompts), limits)
+    experts = [expert if activation > lowest else None for expert, activation in strongest]
+    of_expert = generator.texts(prompts, experts, limits)
     rows = []
     for theta in thetas:
         right: dict[str, list[bool]] = {role: [] for role in PAPER_ROLES}
@@ -59,7 +64,8 @@ def theta_sweep(generator: CachedGenerator, probes: Sequence[Probe], thetas: Seq
 
 def thetas_around(theta: float) -> list[float]:
     """The threshold, and ten steps of 0.01 to either side, within (0, 1)."""
-    return [round(theta + step / 100, 4) for step in range(-10, 11) if 0 < theta + step / 100 < 1]
+    steps = range(round(-100 * NEAR_THETA), round(100 * NEAR_THETA) + 1)
+    return [round(theta + step / 100, 4) for step in steps if 0 < theta + step / 100 < 1]
 
 
 def activation_map(generator: CachedGenerator, scored: Sequence[Scored]) -> dict[str, Any]:

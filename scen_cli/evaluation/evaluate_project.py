@@ -15,6 +15,7 @@ from scen_cli.evaluation.evaluation import DECODING, Evaluation, check_decoding,
 from scen_cli.evaluation.metrics import Figure, Mean, Share
 from scen_cli.evaluation.samples import (
     PAPER_ROLES,
+    UNTOUCHED_TOKENS,
     Probe,
     Sample,
     Scored,
@@ -198,7 +199,8 @@ def _drift(
     unrelated = dict.fromkeys(n.prompt for item in scored for n in item.record.locality if n.kind == "unrelated")
     prompts = [prompt for prompt in unrelated if prompt not in claimed and patched.fits(prompt)] or locality
     routed = generator.route(prompts)
-    before, after = generator.tokens(prompts, [None] * len(prompts)), generator.tokens(prompts, routed)
+    limits = [UNTOUCHED_TOKENS if edit is None else None for edit in routed]  # the base answers: nothing can change
+    before, after = generator.tokens(prompts, [None] * len(prompts), limits), generator.tokens(prompts, routed, limits)
     changed = Share.of([old != new for old, new in zip(before, after, strict=True)])
     fired = Share.of([edit is not None for edit in routed])
     kl = Mean.of(next_token_kl(patched, prompts, routed))

@@ -17,6 +17,8 @@ from scen_cli.project.ledger_rows import Edit
 
 PAPER_ROLES = ("reliability", "generality", "locality")
 REPHRASES = 3  # Generality is scored on the first three rephrases that an edit was not trained on
+NEAR_THETA = 0.1  # how far below theta thresholds are tried (`curves.thetas_around`)
+UNTOUCHED_TOKENS = 16  # shown of an answer that no edit can change
 LOCALITY_PROMPTS = 1000  # Locality is scored on the first 1,000 unedited questions
 
 
@@ -63,6 +65,19 @@ class Probe:
         if self.target is None:
             return answer == base_answer
         return answer == self.target and self.can_be_right()
+
+    def tokens_needed(self, activation: float, theta: float) -> int | None:
+        """How many tokens of an answer decide the figures; None: all.
+
+        Args:
+            activation: The largest activation of any neuron on the prompt.
+            theta: The threshold.
+        """
+        if self.role in ("robustness", "portability") and self.target is not None:
+            return len(self.target.encode()) + 2  # only an exact match counts, and a token has at least one byte
+        if self.target is None and activation <= theta - NEAR_THETA:
+            return UNTOUCHED_TOKENS  # the base answers, whatever theta is tried: nothing is compared
+        return None
 
     def can_be_right(self) -> bool:
         """Whether the edit was learned, if the probe belongs to one."""
@@ -161,8 +176,13 @@ def answer_probes(generator: CachedGenerator, probes: Sequence[Probe]) -> list[S
     """Route and answer every probe, by the patched model and by the base."""
     prompts = [probe.prompt for probe in probes]
     routed = generator.route(prompts)
-    patched = generator.texts(prompts, routed)
-    base = generator.texts(prompts, [None] * len(prompts))
+    activations = [activation for _expert, activation in generator.strongest(prompts)]
+    limits = [
+        probe.tokens_needed(activation, generator.patch.theta)
+        for probe, activation in zip(probes, activations, strict=True)
+    ]
+    base = generator.texts(prompts, [None] * len(prompts), limits)
+    patched = generator.texts(prompts, routed, limits)
     samples = []
     for probe, of_base, answer, expert in zip(probes, base, patched, routed, strict=True):
         expected = (probe.edit.expert or probe.edit.id) if probe.edit and probe.target is not None else None

@@ -26,6 +26,8 @@ class KeyConfig:
         opening: Token ids that the template puts before a prompt.
         closing: Token ids that the template puts after a prompt.
         sentence_ends: Token ids that end a sentence.
+        mask: Token ids that replace the subject where the key of an edit with a subject is read: such a key tells what
+            is asked, whatever it is asked about. Empty: subjects are not masked.
     """
 
     pooling: str = "last"
@@ -34,6 +36,7 @@ class KeyConfig:
     opening: tuple[int, ...] = ()
     closing: tuple[int, ...] = ()
     sentence_ends: frozenset[int] = frozenset()
+    mask: tuple[int, ...] = ()
 
     def segments_of(self, tokens: list[int]) -> list[list[int]]:
         """The full sequence, then those of its segments that differ from it: last turn, last sentence."""
@@ -51,6 +54,30 @@ class KeyConfig:
         if ends:
             candidates.append(in_template(turn[ends[-1] + 1 :]))
         return [segment for index, segment in enumerate(candidates) if segment not in candidates[:index]]
+
+    def mask_any(self, tokens: list[int], forms: Sequence[tuple[int, ...]]) -> list[int] | None:
+        """The tokens with the longest of these forms that occurs masked; None if none occurs in the last sentence."""
+        for form in sorted(forms, key=len, reverse=True):
+            if end_of_last(form, tokens) and (segments := self.masked_segments_of(tokens, form)):
+                return segments[0]
+        return None
+
+    def masked_segments_of(self, tokens: list[int], form: tuple[int, ...]) -> list[list[int]]:
+        """`segments_of` with the subject masked wherever it occurs as `form`.
+
+        None if the last sentence does not name the subject: it asks about something else.
+        """
+        masked: list[int] = []
+        end, behind = 0, len(tokens)  # of the last mask; tokens behind it
+        while end < len(tokens):
+            found = tuple(tokens[end : end + len(form)]) == form
+            masked += self.mask if found else tokens[end : end + 1]
+            end += len(form) if found else 1
+            behind = len(tokens) - end if found else behind
+        segments = self.segments_of(masked)
+        around = len(self.start) + len(self.opening)
+        in_last = len(segments) == 1 or behind + len(self.mask) <= len(segments[-1]) - around
+        return segments if in_last else []
 
 
 def end_of_last(part: tuple[int, ...], tokens: list[int]) -> int | None:

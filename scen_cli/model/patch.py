@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from scen_cli.model.expert_stack import ActiveRoute, ExpertStack
-from scen_cli.model.keys import pool_keys, read_segments, real_tokens
+from scen_cli.model.keys import padded, pool_keys, read_keys, read_segments, real_tokens
 from scen_cli.model.routing import BASE, Routing, Whitening, activations_of, choose, max_per_prompt
 from scen_cli.model.subject_filter import BLOCKED, SubjectFilter
 
@@ -142,20 +142,16 @@ class Patch:
             keys: Keys of the full prompts, (rows, h), if they are known; otherwise they are read here.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        key_config, theta = self.routing.key_config, self.routing.theta
+        theta, subjects = self.routing.theta, self.bank.subject_filter
         # Read keys with every row set to the base: an expert must not change the keys that choose it.
         with self.using(torch.full((len(input_ids),), BASE)):
-            keys, rows = read_segments(model, self.down_proj, input_ids, mask, key_config, keys)
-
-        # Equation 10. The first rows are the full prompts, the rest are segments; keep the maximum per prompt.
-        neurons, biases = self.bank.neurons.to(keys.device), self.bank.biases.to(keys.device)
-        activations = activations_of(keys, neurons, self.routing.cosine, self.bank.whitening, biases)
-        full, activations = activations[: len(input_ids)], max_per_prompt(activations, rows, len(input_ids))
-
-        # Subject filter: an edit whose subject the prompt does not name cannot win.
-        if self.bank.subject_filter is not None:
-            blocked = self.bank.subject_filter.blocked(real_tokens(input_ids, mask), keys.device)
-            full, activations = full.masked_fill(blocked, BLOCKED), activations.masked_fill(blocked, BLOCKED)
+            if self.routing.key_config.mask and subjects is not None:
+                full, activations = self._activations_by_subject(model, input_ids, mask, keys, subjects)
+            else:
+                full, activations = self._activations(model, input_ids, mask, keys)
+                if subjects is not None:  # an edit whose subject the prompt does not name cannot win
+                    blocked = subjects.blocked(real_tokens(input_ids, mask), full.device)
+                    full, activations = full.masked_fill(blocked, BLOCKED), activations.masked_fill(blocked, BLOCKED)
 
         # An edit's own prompt may end with a sentence that is another edit's prompt. It must route to its own edit, so
         # where the full prompt already scores as an own prompt does, the segments do not count.
@@ -164,6 +160,49 @@ class Patch:
 
         # Equations 11 and 12.
         return Route(choose(activations, theta), activations)
+
+    def _activations(
+        self, model: nn.Module, input_ids: Tensor, mask: Tensor, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Equation 10: activations (rows, t) on the full prompts, and their maximum over the prompt's segments."""
+        keys, rows = read_segments(model, self.down_proj, input_ids, mask, self.routing.key_config, keys)
+        activations = self._activations_on(keys)
+        return activations[: len(input_ids)], max_per_prompt(activations, rows, len(input_ids))
+
+    def _activations_by_subject(
+        self, model: nn.Module, input_ids: Tensor, mask: Tensor, keys: Tensor | None, subjects: SubjectFilter
+    ) -> tuple[Tensor, Tensor]:
+        """As `_activations`. The neurons of edits with a subject see the prompt with that subject masked; if the prompt
+        does not name it, they are blocked."""
+        tokens, key_config = real_tokens(input_ids, mask), self.routing.key_config
+        full = torch.full((len(tokens), len(self.bank.neurons)), BLOCKED, device=input_ids.device)
+        largest = full.clone()
+        if not subjects.all_have_subjects:
+            plain = self._activations(model, input_ids, mask, keys)
+            has_subject = subjects.with_subject(full.device)
+            full, largest = (values.to(full.device).masked_fill(has_subject, BLOCKED) for values in plain)
+        masked = [
+            (prompt, rows, number, segment)
+            for prompt, sequence in enumerate(tokens)
+            for form, rows in subjects.named(sequence).items()
+            for number, segment in enumerate(key_config.masked_segments_of(sequence, form))
+        ]
+        if not masked:
+            return full, largest
+        ids, ids_mask = padded([segment for *_, segment in masked], 0)
+        device = input_ids.device
+        read = read_keys(model, self.down_proj, ids.to(device), ids_mask.to(device), key_config.pooling)
+        for (prompt, rows, number, _segment), activations in zip(masked, self._activations_on(read), strict=True):
+            named = activations[rows].to(full.device)
+            largest[prompt, rows] = torch.maximum(largest[prompt, rows], named)
+            if number == 0:  # the full prompt
+                full[prompt, rows] = torch.maximum(full[prompt, rows], named)
+        return full, largest
+
+    def _activations_on(self, keys: Tensor) -> Tensor:
+        """The activations (n, t) of all neurons on keys (n, h)."""
+        neurons, biases = self.bank.neurons.to(keys.device), self.bank.biases.to(keys.device)
+        return activations_of(keys, neurons, self.routing.cosine, self.bank.whitening, biases)
 
     @contextmanager
     def using(self, choice: Tensor) -> Iterator[ActiveRoute]:

@@ -35,19 +35,30 @@ class SubjectFilter:
         # `_has_subject` as a tensor, made on first use: a model may be built on the meta device.
         self._mask: Tensor | None = None
 
-    def rows_named(self, tokens: Sequence[int]) -> list[int]:
-        """The rows whose subject occurs in a prompt of these tokens; a row may be listed twice."""
-        rows: list[int] = []
+    @property
+    def all_have_subjects(self) -> bool:
+        """Whether every row has a subject."""
+        return all(self._has_subject)
+
+    def named(self, tokens: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
+        """The token sequences of subjects that occur in a prompt of these tokens, with the rows that each names."""
+        found: dict[tuple[int, ...], list[int]] = {}
         for start, first in enumerate(tokens):
             for length in self._lengths.get(first, ()):
-                rows += self._rows.get(tuple(tokens[start : start + length]), ())
-        return rows
+                sequence = tuple(tokens[start : start + length])
+                if sequence in self._rows:
+                    found[sequence] = self._rows[sequence]
+        return found
+
+    def with_subject(self, device: torch.device) -> Tensor:
+        """Mask (t,) of the rows that have a subject."""
+        if self._mask is None:
+            self._mask = torch.tensor(self._has_subject)
+        return self._mask.to(device)
 
     def blocked(self, prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
         """Mask (prompts, t) of the rows that each prompt must not route to."""
-        if self._mask is None:
-            self._mask = torch.tensor(self._has_subject)
-        blocked = self._mask.repeat(len(prompts), 1)
+        blocked = self.with_subject(torch.device("cpu")).repeat(len(prompts), 1)
         for prompt, tokens in enumerate(prompts):
-            blocked[prompt, self.rows_named(tokens)] = False
+            blocked[prompt, [row for rows in self.named(tokens).values() for row in rows]] = False
         return blocked.to(device)

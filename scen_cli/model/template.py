@@ -26,6 +26,7 @@ class SecondTurn:
 
 
 Prompt = str | SecondTurn
+MASK = "it"  # stands in for a subject: "Where was it born?" (benchmarks/LOG.md)
 _PROBES = ("Where is it?", "apple pie", "7 things", "Élan vital")  # no two have the same first or last token
 
 
@@ -181,6 +182,11 @@ class Template:
         forms = list(found)
         named = (any(end_of_last(form, self.prompt_ids(prompt)) for form in forms) for prompt in prompts)
         return forms if all(named) else []
+
+    def mask_ids(self) -> tuple[int, ...]:
+        """Token ids of the word that masks a subject, as they stand behind another word."""
+        alone, behind = (self.tokenizer(text, add_special_tokens=False).input_ids for text in ("so", f"so {MASK}"))
+        return tuple(behind[len(_common_prefix([alone, behind])) :])
 
     def sentence_ends(self) -> frozenset[int]:
         """Ids of tokens that end a sentence or a line, in byte-level and byte-fallback vocabularies."""

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from scen_cli.errors import DamageFound, UsageError
-from scen_cli.neurons.guard_split import MatchKey
-from scen_cli.neurons.index import MARGIN, ROUNDING, Index, NeuronCandidate
+from scen_cli.neurons.guard_split import MatchKey, match_key
+from scen_cli.neurons.index import MARGIN, ROUNDING, Index, NeuronCandidate, same_subject
 from scen_cli.neurons.neuron_fit import NeuronFit, bias_of, hard_negatives, neuron_of, refit_colliding, train_neuron
 from scen_cli.project.ledger_rows import Edit
 
@@ -59,10 +59,15 @@ def admit(
     if not fit.neuron.isfinite().all():
         return None
     neuron = index.normalize_neuron(fit.neuron)
+    subject = match_keys[0][1] if len(match_keys) == 1 else None
+    competing = remaining & index.competing(subject)
 
     # Where the new neuron is too strong on the keys of active edits, `closed-form` weakens it by a bias, and `joint`
     # trains the other neurons again where they are too strong on the new key.
-    bias = fit_bias(index, neuron, other_keys, other_own) if index.recipe.index == "closed-form" else 0.0
+    bias = 0.0
+    if index.recipe.index == "closed-form":
+        rivals = index.keys_of_experts(competing)
+        bias = fit_bias(index, neuron, index.keys.all()[rivals], index.own_activations.all()[rivals, 0], subject)
     refitted = _refit(index, keys[0], neuron, remaining) if index.recipe.index == "joint" else {}
 
     prepared = index.prepare_keys(keys)
@@ -78,13 +83,13 @@ def admit(
             other_own = _check_all_keys(index, neuron, prepared, remaining, refitted)
         else:
             # The bias protects the keys of active edits, so only the new keys need a check.
-            _check_new_keys(index, prepared, on_keys, remaining)
+            _check_new_keys(index, prepared, on_keys, competing)
         highest_theta = min(float(on_keys.min()), float(other_own.min()) if len(other_own) else 1.0) - MARGIN
     threshold = index.threshold_for(torch.maximum(max_on_guard, on_guard), highest_theta)
     return NeuronCandidate(fit, bias, keys, on_keys, on_guard, refitted, threshold)
 
 
-def fit_bias(index: Index, neuron: Tensor, other_keys: Tensor, other_own: Tensor) -> float:
+def fit_bias(index: Index, neuron: Tensor, other_keys: Tensor, other_own: Tensor, subject: str | None) -> float:
     """The bias of a closed-form neuron (h,).
 
     It follows from the guard (`bias_of`), and is larger where the neuron would come within `MARGIN` of the activation
@@ -95,8 +100,10 @@ def fit_bias(index: Index, neuron: Tensor, other_keys: Tensor, other_own: Tensor
         neuron: The normalised neuron, (h,).
         other_keys: Prepared keys of the other edits, (n, h).
         other_own: The activation of each of these keys' own neuron, (n,).
+        subject: The edit's subject. Where the recipe masks it, the guard says nothing of its neuron.
     """
-    bias = bias_of(index.exact_activation(index.fit_split.keys, neuron))
+    masked = index.recipe.masks_subjects and subject is not None
+    bias = 0.0 if masked else bias_of(index.exact_activation(index.fit_split.keys, neuron))
     if not len(other_keys):
         return bias
     excess = index.unbiased_activations(other_keys, neuron[None])[:, 0] - bias - other_own
@@ -215,11 +222,11 @@ def recompute_biases(
         others = [
             _load_keys(index, other, biases[other.id][0] if other.id in biases else other.bias)
             for other in experts.values()
-            if other.id < expert and _was_active(other, expert)
+            if other.id < expert and _was_active(other, expert) and _compete(index, other, edit)
         ]
         other_keys = torch.cat([torch.empty(0, index.width), *(other.keys for other in others)])
         other_own = torch.cat([torch.empty(0), *(other.own for other in others)])
-        bias = fit_bias(index, _stored_neuron(index, edit), other_keys, other_own)
+        bias = fit_bias(index, _stored_neuron(index, edit), other_keys, other_own, match_key(edit)[1])
         if bias != edit.bias:
             with_new_bias = _load_keys(index, edit, bias)
             biases[expert] = bias, float(with_new_bias.own.min())
@@ -236,7 +243,7 @@ def check_no_collision(index: Index, reactivated: Sequence[Edit]) -> None:
         row = index.experts.index(edit.expert)
         activations = index.activations_on_keys()
         is_own_key = torch.tensor([expert == edit.expert for expert in index.expert_of_key])
-        on_own_keys = activations[is_own_key].clone()
+        on_own_keys = activations[is_own_key].clone()  # `BLOCKED` on neurons that do not compete
         on_own_keys[:, row] = -torch.inf
         lost = on_own_keys.amax(dim=1) >= own[is_own_key]
         colliding = [index.experts[other] for other in on_own_keys.argmax(dim=1)[lost].tolist()]
@@ -249,6 +256,11 @@ def check_no_collision(index: Index, reactivated: Sequence[Edit]) -> None:
                 f"{other.id} ({other.prompt!r}): the base cannot distinguish their prompts",
                 hint=f"revert {other.id} too: `scen revert {other.id}`",
             )
+
+
+def _compete(index: Index, first: Edit, second: Edit) -> bool:
+    """Whether two edits may answer prompts about the same subject (`Index.competing`)."""
+    return not index.recipe.masks_subjects or same_subject(match_key(first)[1], match_key(second)[1])
 
 
 def _was_active(edit: Edit, later: int) -> bool:

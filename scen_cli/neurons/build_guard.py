@@ -37,9 +37,10 @@ ALIKE = 0.5  # from this mean cosine of different prompts' keys on, keys disting
 def key_config_of(template: Template, recipe: Recipe) -> KeyConfig:
     """How this recipe reads keys of prompts in this template."""
     if not recipe.route_segments:
-        return KeyConfig(recipe.key_pooling)
-    frame = template.frame()
-    return KeyConfig(recipe.key_pooling, True, frame.start, frame.opening, frame.closing, template.sentence_ends())
+        return KeyConfig(recipe.key_pooling, mask=template.mask_ids() if recipe.masks_subjects else ())
+    frame, mask = template.frame(), template.mask_ids() if recipe.masks_subjects else ()
+    ends = template.sentence_ends()
+    return KeyConfig(recipe.key_pooling, True, frame.start, frame.opening, frame.closing, ends, mask)
 
 
 def make_guard(
@@ -148,8 +149,16 @@ def _with_keys(
     tokens = [template.prompt_ids(prompt) for prompt, _split, _source in rows]
     keys, prompt_of_key = read_segment_keys(base, edited, tokens, key_config, progress)
     whitening = whitening_of(keys[torch.tensor([rows[prompt][1] == "fit" for prompt in prompt_of_key.tolist()])])
-    tensors = keys, prompt_of_key, whitening.mean, whitening.axes, whitening.scales
-    return NewGuard(rows, GuardTensors(*(tensor.numpy() for tensor in tensors)))
+    return NewGuard(rows, GuardTensors(keys.numpy(), prompt_of_key.numpy(), *_arrays(whitening)))
+
+
+def with_whitening(guard: NewGuard, whitening: Whitening) -> NewGuard:
+    """The guard with another whitening."""
+    return NewGuard(guard.prompts, GuardTensors(guard.tensors.keys, guard.tensors.rows, *_arrays(whitening)))
+
+
+def _arrays(whitening: Whitening) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return whitening.mean.numpy(), whitening.axes.numpy(), whitening.scales.numpy()
 
 
 def replace_guard_splits(guard: Guard, new: NewGuard) -> NewGuard:

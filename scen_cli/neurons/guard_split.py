@@ -8,36 +8,29 @@ import torch
 from torch import Tensor
 
 from scen_cli.data.lexical_overlap import Topics, normalized_words
-from scen_cli.data.records import EditRecord
 from scen_cli.model.routing import max_per_prompt
 from scen_cli.model.subject_filter import BLOCKED
 from scen_cli.project.guard import QUESTION_BANK, SELF_WRITTEN, Guard
 from scen_cli.project.ledger_rows import Edit
+from scen_cli.recipe import Recipe
 
 NEAR = 0.7  # prompts on one topic ask the same question from this activation on (benchmarks/LOG.md)
 
 MatchKey = tuple[str, str | None]  # an edit's prompt, and its subject if routing can look for it
 
 
-def match_key(edit: Edit | EditRecord) -> MatchKey:
-    """The prompt of an edit and its subject.
-
-    The subject is None unless the prompt and all training rephrases name it as the subject filter looks for it
-    (`Template.subject_forms`): as written, or in lower case.
-    """
-    subject = edit.subject
-    if subject and all(_names(text, subject) for text in (edit.prompt, *edit.train_rephrases)):
-        return edit.prompt, subject
-    return edit.prompt, None
+def match_key(edit: Edit) -> MatchKey:
+    """The prompt of an edit, and its subject if the subject filter looks for it."""
+    return edit.prompt, edit.subject if edit.subject_forms else None
 
 
 class GuardSplit:
     """The prompts of one split of the guard and their prepared keys. Empty if the project has no guard."""
 
     def __init__(
-        self, guard: Guard | None, name: str, width: int, subject_filter: bool, prepare_keys: Callable[[Tensor], Tensor]
+        self, guard: Guard | None, name: str, width: int, recipe: Recipe, prepare_keys: Callable[[Tensor], Tensor]
     ) -> None:
-        self._subject_filter = subject_filter
+        self._subject_filter, self._masks_subjects = recipe.subject_filter, recipe.masks_subjects
         self.prompts: list[str] = []
         self.keys, self._prompt_of_key = torch.empty(0, width), torch.empty(0, dtype=torch.long)
         if guard:
@@ -71,10 +64,14 @@ class GuardSplit:
         Returns:
             Activations, (g,): the maximum over the segments of each prompt. -inf where the guard prompt is the edit's
             own prompt and, in a default guard, where it is a near prompt on the same subject: it may be the very
-            question that the user corrects. `BLOCKED` where the subject filter blocks the edit.
+            question that the user corrects. `BLOCKED` where the subject filter blocks the edit, and for all prompts if
+            the neuron's key is read with the subject masked.
         """
         if not self.prompts:
             return torch.empty(0)
+        if self._masks_subjects and len(match_keys) == 1 and match_keys[0][1]:
+            # The guard's keys were read with nothing masked: they say nothing of a neuron of a masked key.
+            return torch.full((len(self.prompts),), BLOCKED)
         largest = max_per_prompt(activations[:, None], self._prompt_of_key, len(self.prompts))[:, 0]
         if self._subject_filter and len(match_keys) == 1 and (subject := match_keys[0][1]):
             largest = largest.masked_fill(~self._prompts_naming(subject), BLOCKED)

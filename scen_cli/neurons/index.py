@@ -52,6 +52,11 @@ class NeuronCandidate:
     threshold: Threshold | None = None
 
 
+def same_subject(first: str | None, second: str | None) -> bool:
+    """Whether two edits have the same subject, or both have none."""
+    return (first or "").casefold() == (second or "").casefold()
+
+
 class GrowingMatrix:
     """Float32 rows on the CPU. `append` takes constant time on average: the capacity doubles when it is used up."""
 
@@ -203,8 +208,32 @@ class Index:
         return float(self.own_activations.all().min()) - MARGIN
 
     def activations_on_keys(self) -> Tensor:
-        """Activations (n, t) of all active neurons on the keys of all active edits."""
-        return self.unbiased_activations(self.keys.all(), self.neurons.all()) - torch.tensor(self.biases)
+        """Activations (n, t) of all active neurons on the keys of all active edits; `BLOCKED` where they do not
+        compete."""
+        activations = self.unbiased_activations(self.keys.all(), self.neurons.all()) - torch.tensor(self.biases)
+        if not self.recipe.masks_subjects:
+            return activations
+        competing = torch.stack([self.competing(self.subject_of(expert)) for expert in self.expert_of_key])
+        return activations.masked_fill(~competing, BLOCKED)
+
+    def keys_of_experts(self, experts: Tensor) -> Tensor:
+        """Mask (n,) of the keys that belong to these experts, (t,)."""
+        chosen = {expert for expert, is_chosen in zip(self.experts, experts.tolist(), strict=True) if is_chosen}
+        return torch.tensor([expert in chosen for expert in self.expert_of_key], dtype=torch.bool)
+
+    def subject_of(self, expert: int) -> str | None:
+        """The subject of an active expert's edit; None if the subject filter does not look for it, or if edits share
+        the expert."""
+        match_keys = self.match_keys[expert]
+        return match_keys[0][1] if len(match_keys) == 1 else None
+
+    def competing(self, subject: str | None) -> Tensor:
+        """Mask (t,) of the experts that may answer prompts about the same subject. Where the recipe masks subjects,
+        these are the edits of that subject: others see another key."""
+        if not self.recipe.masks_subjects:
+            return torch.ones(len(self.experts), dtype=torch.bool)
+        same = [same_subject(self.subject_of(expert), subject) for expert in self.experts]
+        return torch.tensor(same, dtype=torch.bool)
 
     def max_activations(self, split: str) -> tuple[list[str], Tensor, list[int]]:
         """The prompts of a guard split, the largest activation of any active neuron on each (g,), and its expert."""
@@ -275,7 +304,7 @@ class Index:
         self.fit_split, self.calibration_split = self._split(guard, "fit"), self._split(guard, "calibration")
 
     def _split(self, guard: Guard | None, name: str) -> GuardSplit:
-        return GuardSplit(guard, name, self.width, self.recipe.subject_filter, self.prepare_keys)
+        return GuardSplit(guard, name, self.width, self.recipe, self.prepare_keys)
 
     def _load_keys(self, edits: Sequence[Edit]) -> None:
         """Read and prepare the keys of these experts (by their first edits), except those already in memory."""
