@@ -76,6 +76,14 @@ class Recipe(BaseModel):
         0, ge=0, le=4, description="how many prompts, made from the edit's own, the expert is also trained on"
     )
 
+    kept_questions: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="other questions about its subject, whose answers an expert is trained to keep: how many",
+    )
+    kept_weight: float = Field(1.0, gt=0, description="weight of the loss on these questions")
+
     @property
     def cosine(self) -> bool:
         """Whether activations are cosines; otherwise they are sigmoid(w . k), as in the paper."""

@@ -11,6 +11,18 @@ COMMON = 0.005  # share of the prompts: a word in more of them does not identify
 NEAR = 0.8  # Jaccard similarity of the words of two prompts from which they count as near
 
 
+# Two questions that have only these words in common do not ask the same.
+FUNCTION_WORDS = frozenset(
+    "a an and are as at be by can could did do does for from had has have his her how in into is it its name of on or "
+    "that the their them these they this to was were what when where which who whom whose why will with would".split()
+)
+
+
+def content_words(text: str) -> set[str]:
+    """The text's words in lower case, without function words."""
+    return set(_words(text)) - FUNCTION_WORDS
+
+
 def normalized_words(text: str) -> str:
     """The text's words in lower case, without punctuation. Prompts that differ in nothing else are the same."""
     return " ".join(_words(text))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scen_cli.data.lexical_overlap import content_words
+
 BANK = Path(__file__).with_suffix(".json")
 
 
@@ -37,6 +39,23 @@ def relation_questions(seed: int) -> list[tuple[str, str, str, str]]:
         for question in relation["questions"]
         for subject in [rng.choice(kind["subjects"])]
     ]
+
+
+def other_questions(subject: str, prompt: str, count: int) -> list[str]:
+    """Questions of the bank about a subject that have no content word in common with a prompt about it.
+
+    They depend on the arguments only. Some make no sense for this kind of subject.
+    """
+    rng = random.Random(f"{subject}\0{prompt}")
+    asked = content_words(prompt.replace(subject, " "))
+    wordings = [relation["questions"] for kind in _kinds().values() for relation in kind["relations"]]
+    rng.shuffle(wordings)
+    questions: dict[str, None] = {}
+    for texts in wordings:
+        wording = rng.choice(texts)
+        if len(questions) < count and not asked & content_words(wording.replace("{subject}", " ")):
+            questions.setdefault(wording.replace("{subject}", subject))
+    return list(questions)
 
 
 def _kinds() -> dict[str, dict[str, Any]]:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from scen_cli.data.lexical_overlap import normalized_words
+from scen_cli.data.lexical_overlap import content_words
 from scen_cli.evaluation.samples import Scored
 
 TRIES = 20  # other edits that are tried for each edit
-# Two questions that have only these words in common do not ask the same.
-FUNCTION_WORDS = frozenset(
-    "a an and are as at be by can could did do does for from had has have his her how in into is it its name of on or "
-    "that the their them these they this to was were what when where which who whom whose why will with would".split()
-)
 
 
 def swapped_questions(scored: Sequence[Scored]) -> Iterator[tuple[Scored, str]]:
@@ -35,4 +30,4 @@ def swapped_questions(scored: Sequence[Scored]) -> Iterator[tuple[Scored, str]]:
 def _words(item: Scored) -> set[str]:
     """The words of an edit's question without its subject and without function words."""
     question = item.record.prompt.replace(str(item.record.subject), " ")
-    return set(normalized_words(question).split()) - FUNCTION_WORDS
+    return content_words(question)

@@ -28,10 +28,13 @@ class ExpertTask:
     Attributes:
         samples: Its edits (one, unless edits share the expert). Their targets must be learned.
         others: Further samples, such as rephrases. They carry loss, but need not be learned.
+        kept: Other questions, with the base's own answers as targets: the expert must not change them. They carry loss
+            of their own weight, and do not count otherwise.
     """
 
     samples: Sequence[TokenizedEdit]
     others: Sequence[TokenizedEdit] = ()
+    kept: Sequence[TokenizedEdit] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class FitStatus:
     """How well an expert does its task at present.
 
     Attributes:
-        loss: Mean over samples and others of their mean cross-entropy.
+        loss: Mean over samples and others of their mean cross-entropy, plus that of the kept ones times its weight.
         logit_margin: The smallest difference between the logit of a target token and the next best logit.
         wrong_tokens: For each sample, the indices within its target whose most likely token is another one, given the
             target up to there.
@@ -61,6 +64,7 @@ class TrainingBatch:
         real: True for tokens that are not padding or repeated, same shape.
         labels: The next token where it belongs to a target, otherwise -1, same shape.
         device: The base's device.
+        kept_weight: The weight of the kept samples' loss.
 
     Attributes:
         input_ids: The token ids as rows, (tasks * samples, tokens).
@@ -69,15 +73,27 @@ class TrainingBatch:
             the logits may be on another device.
     """
 
-    def __init__(self, tasks: Sequence[ExpertTask], ids: Tensor, real: Tensor, labels: Tensor, device: torch.device):
+    def __init__(
+        self,
+        tasks: Sequence[ExpertTask],
+        ids: Tensor,
+        real: Tensor,
+        labels: Tensor,
+        device: torch.device,
+        kept_weight: float = 0.0,
+    ) -> None:
         self.tasks, self._ids, self.real, self._labels, self._device = list(tasks), ids, real, labels, device
+        self._kept_weight = kept_weight
         self.samples_per_task = ids.shape[1]
         self.input_ids = ids.flatten(0, 1).to(device)
         predicts = labels >= 0
         self.logit_positions: list[int] = predicts.any(dim=0).any(dim=0).nonzero().flatten().tolist()
-        # Each target token weighs 1 / (tokens of its target * samples of its task): a mean of means.
-        tokens, samples = predicts.sum(dim=2, keepdim=True), predicts.any(dim=2).sum(dim=1)[:, None, None]
-        self._weights = (1 / (tokens * samples)).expand_as(labels)[predicts].to(device)
+        # Each target token weighs 1 / (tokens of its target * samples of its task): a mean of means. So do the kept.
+        self._first_kept = [len(task.samples) + len(task.others) for task in tasks]
+        is_kept = torch.arange(ids.shape[1])[None] >= torch.tensor(self._first_kept)[:, None]
+        learned, kept = ((predicts.any(dim=2) & mask).sum(dim=1)[:, None] for mask in (~is_kept, is_kept))
+        samples = torch.where(is_kept, kept / kept_weight if kept_weight else torch.inf, learned)[:, :, None]
+        self._weights = (1 / (predicts.sum(dim=2, keepdim=True) * samples)).expand_as(labels)[predicts].to(device)
         self._targets = labels[predicts].to(device)
         has_target = predicts[:, :, self.logit_positions].flatten(0, 1)
         self._has_target = has_target.to(device)
@@ -86,9 +102,9 @@ class TrainingBatch:
         self._token_indices: list[int] = (has_target.cumsum(dim=1)[has_target] - 1).tolist()
 
     @classmethod
-    def from_tasks(cls, tasks: Sequence[ExpertTask], device: torch.device) -> TrainingBatch:
+    def from_tasks(cls, tasks: Sequence[ExpertTask], device: torch.device, kept_weight: float = 0.0) -> TrainingBatch:
         """Pack tasks into a batch."""
-        samples = [[*task.samples, *task.others] for task in tasks]
+        samples = [[*task.samples, *task.others, *task.kept] for task in tasks]
         tokens = max(len(sample.input_ids) for row in samples for sample in row)
         ids = torch.zeros(len(tasks), max(map(len, samples)), tokens, dtype=torch.long)
         real, labels = torch.zeros_like(ids, dtype=torch.bool), torch.full_like(ids, -1)
@@ -99,12 +115,13 @@ class TrainingBatch:
                 real[task, index, :end] = True
                 labels[task, index, end - count - 1 : end - 1] = ids[task, index, end - count : end]
             ids[task, len(row) :] = ids[task, 0]
-        return cls(tasks, ids, real, labels, device)
+        return cls(tasks, ids, real, labels, device, kept_weight)
 
     def select(self, kept: Sequence[int]) -> TrainingBatch:
         """A batch of these tasks only. The rows keep their length."""
         ids, real, labels = (tensor[list(kept)] for tensor in (self._ids, self.real, self._labels))
-        return TrainingBatch([self.tasks[index] for index in kept], ids, real, labels, self._device)
+        tasks = [self.tasks[index] for index in kept]
+        return TrainingBatch(tasks, ids, real, labels, self._device, self._kept_weight)
 
     def grade(self, logits: Tensor) -> tuple[Tensor, list[FitStatus]]:
         """Compute the losses and the status of every task.
@@ -132,6 +149,8 @@ class TrainingBatch:
         smallest = [torch.inf] * len(self.tasks)
         for row, token, margin in zip(self._rows.tolist(), self._token_indices, margins, strict=True):
             task, sample = divmod(row, self.samples_per_task)
+            if sample >= self._first_kept[task]:
+                continue
             if margin <= 0:  # a tie counts as wrong: greedy decoding may take the other token
                 wrong[task][sample].append(token)
             smallest[task] = min(smallest[task], margin)
@@ -202,7 +221,7 @@ def fit_experts(
 
 def _fit(model: PreTrainedModel, edited: EditedLayer, tasks: Sequence[ExpertTask], recipe: Recipe) -> list[ExpertFit]:
     """The training loop, at the recipe's rank. Tasks that are done leave the batch."""
-    batch = TrainingBatch.from_tasks(tasks, device_of(model))
+    batch = TrainingBatch.from_tasks(tasks, device_of(model), recipe.kept_weight)
     prefix = record_prefix(model, edited, batch.input_ids)
     experts: ExpertParameters
     if recipe.expert == "full":

@@ -19,15 +19,18 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from scen_cli.data.question_bank import other_questions
 from scen_cli.data.records import EditRecord
 from scen_cli.experts.fit import ExpertFit, ExpertTask, fit_experts
 from scen_cli.model.expert_stack import LowRank
-from scen_cli.model.loaded_base import LoadedBase
+from scen_cli.model.generation import generate_answers
+from scen_cli.model.loaded_base import LoadedBase, TokenizedEdit
 from scen_cli.model.template import Prompt, SecondTurn
 from scen_cli.recipe import Recipe, stored_recipe
 
 # `evaluation/robustness.py` scores with other sentences than these.
 OPENINGS = ("Please answer the following.", "Let me ask something else now.", "Someone wants to know this.")
+KEPT_TOKENS = 8  # of the base's answer to a question that an expert must not change
 FIRST_TURNS = (("What can you do?", "I can answer questions."), ("Hello", "Hello! How can I help?"))
 
 
@@ -85,7 +88,29 @@ def _task(loaded: LoadedBase, group: Group, recipe: Recipe) -> ExpertTask:
         for record in group
         for prompt in further_training_prompts(loaded, record, recipe.prompt_augmentations)
     ]
-    return ExpertTask([loaded.tokenize_edit(record) for record in group], further)
+    kept = [sample for record in group for sample in kept_samples(loaded, record, recipe.kept_questions)]
+    return ExpertTask([loaded.tokenize_edit(record) for record in group], further, kept)
+
+
+def kept_samples(loaded: LoadedBase, record: EditRecord, count: int) -> list[TokenizedEdit]:
+    """Other questions about a record's subject, each with the beginning of the base's own answer."""
+    if not count or not record.subject:
+        return []
+    questions = other_questions(record.subject, record.prompt, count)
+    rows = [
+        ids for question in questions if loaded.has_room(len(ids := loaded.template.prompt_ids(question)) + KEPT_TOKENS)
+    ]
+
+    def generate(_batch: list[int], ids: Tensor, mask: Tensor, options: dict[str, Any]) -> Tensor:
+        out: Tensor = loaded.model.generate(input_ids=ids, attention_mask=mask, **options)
+        return out
+
+    answers = generate_answers(loaded.base, loaded.template, rows, generate, max_new_tokens=KEPT_TOKENS)
+    samples = []
+    for ids, answer in zip(rows, answers, strict=True):
+        target = answer if len(answer) == KEPT_TOKENS else [*answer, loaded.template.end_id]
+        samples.append(TokenizedEdit([*ids, *target], len(target)))
+    return samples
 
 
 _METADATA = "metadata"  # a tensor of bytes: JSON

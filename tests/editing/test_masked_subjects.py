@@ -1,0 +1,133 @@
+"""Routing by the question with its subject masked: edits of different subjects may ask the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from scen_cli.data.suites import demo_edits
+from scen_cli.editing.editor import Editor
+from scen_cli.editing.trace import trace
+from scen_cli.export.transformers_folder import export_checkpoint
+from scen_cli.model.keys import KeyConfig
+from scen_cli.model.subject_filter import BLOCKED
+from scen_cli.project.check import verify
+from scen_cli.project.project import Project
+from tests.conftest import edit_all, revert
+
+MASK = 99
+CONFIG = KeyConfig("last", True, (1,), (3,), (4,), frozenset({9}), (MASK,))
+FAST = {"expert_steps": 1, "extra_steps": 0, "prompt_augmentations": 0, "require_learned": False}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "masked"),
+    [
+        ([1, 3, 20, 7, 8, 4], [[1, 3, 20, 99, 4]]),
+        ([1, 3, 7, 8, 20, 7, 8, 4], [[1, 3, 99, 20, 99, 4]]),  # named twice
+        ([1, 3, 20, 21, 22, 9, 30, 7, 8, 31, 4], [[1, 3, 20, 21, 22, 9, 30, 99, 31, 4], [1, 3, 30, 99, 31, 4]]),
+        ([1, 3, 20, 7, 8, 9, 30, 31, 32, 4], []),  # the last sentence asks about something else
+        ([1, 3, 7, 8, 4, 6, 3, 20, 21, 22, 4], []),  # so does the last turn
+    ],
+)
+def test_a_subject_is_masked_if_the_last_sentence_names_it(tokens, masked):
+    assert CONFIG.masked_segments_of(tokens, (7, 8)) == masked
+    assert CONFIG.mask_any(tokens, [(7,), (7, 8)]) == (masked[0] if masked else None)
+
+
+def test_a_mark_inside_a_subject_ends_no_sentence():
+    assert CONFIG.masked_segments_of([1, 3, 20, 7, 9, 8, 30, 31, 32, 4], (7, 9, 8)) == [[1, 3, 20, 99, 30, 31, 32, 4]]
+
+
+def same_question() -> list:
+    """Records of one relation about different subjects, each with a subject that its prompt names."""
+    by_wording: dict[str, list] = {}
+    for record in demo_edits():
+        by_wording.setdefault(record.prompt.replace(str(record.subject), "*"), []).append(record)
+    return max(by_wording.values(), key=len)[:4]
+
+
+@pytest.fixture
+def editor(make_editor) -> Editor:
+    editor = make_editor("closed-form", mask_subject=True, same_subject=0.05)
+    edit_all(editor, same_question())
+    return editor
+
+
+def test_edits_that_ask_the_same_have_one_key_and_each_answers_about_its_subject(editor):
+    records = same_question()
+    neurons = torch.from_numpy(editor.project.w_merge().neurons)
+    assert torch.allclose(neurons, neurons[:1].expand_as(neurons), atol=1e-5)
+    answers = editor.answer([record.prompt for record in records])
+    assert answers.edits == [1, 2, 3, 4]
+    assert answers.texts == [record.target for record in records]
+    activations = editor.route([records[0].prompt]).activations[0]
+    assert activations[0] > 0.99
+    assert activations[1:].tolist() == [BLOCKED] * 3
+    assert verify(editor.project, deep=True) == []
+
+
+def test_an_edit_does_not_answer_a_sentence_about_something_else(editor):
+    first, second = same_question()[:2]
+    asked = [
+        f"Thank you for that. {first.prompt}",
+        f"{first.prompt} How are you today?",
+        f"{first.subject}. {second.prompt}",
+    ]
+    assert editor.answer(asked, max_new_tokens=1).edits == [1, None, 2]
+
+
+def test_theta_comes_from_other_questions_of_the_bank(editor, make_editor):
+    rare = make_editor("closed-form", mask_subject=True, same_subject=0.01)
+    assert 0 < editor.recipe.theta < rare.recipe.theta < 1
+    assert editor.project.ledger.theta() == pytest.approx(editor.recipe.theta)
+
+
+def test_a_revert_is_exact_among_edits_of_one_subject(make_editor):
+    first = same_question()[0]
+    others = [first.model_copy(update={"prompt": f"{text} {first.subject}?"}) for text in ("Who met", "How tall is")]
+    reverted, never = (make_editor("closed-form", mask_subject=True, same_subject=0.05, **FAST) for _ in range(2))
+    edit_all(reverted, [others[0], first, others[1]])
+    edit_all(never, [first, others[1]])
+    revert(reverted.project, 1)
+    for one, other in ((2, 1), (3, 2)):
+        assert reverted.project.find(one).bias == never.project.find(other).bias
+    prompts = [first.prompt, *(record.prompt for record in others)]
+    renumbered = [edit and edit - 1 for edit in reverted.route(prompts).edits]
+    assert renumbered == [edit or edit for edit in never.route(prompts).edits]
+    assert reverted.project.ledger.theta() == never.project.ledger.theta()
+
+
+def test_an_export_routes_as_the_project_does(editor, tmp_path):
+    records = same_question()
+    prompts = [
+        text for record in records for text in (record.prompt, *record.rephrases[:2], f"Who is {record.subject}?")
+    ]
+    wanted = editor.route(prompts)
+    ids, mask = editor.encode(prompts)
+    editor.detach()
+    export_checkpoint(editor, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    route = model._patch.route(model, ids, mask)
+    edits = [None if row < 0 else model.config.scen["edits"][row] for row in route.choice.tolist()]
+    assert edits == wanted.edits
+    assert torch.allclose(route.activations, wanted.activations, atol=1e-4)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["scen"]["key_config"]["mask"]
+
+
+def test_the_trace_shows_what_each_subjects_edits_see(editor):
+    record = same_question()[1]
+    segments = trace(editor, record.prompt).segments
+    assert [segment.edit for segment in segments] == [None, 2]
+    assert " it" in segments[1].text
+    assert record.subject not in segments[1].text
+
+
+def test_another_process_sees_the_same_routing(editor):
+    prompts = [record.prompt for record in same_question()]
+    again = Editor(Project(editor.project.folder), base=editor.base)
+    assert again.route(prompts).edits == editor.route(prompts).edits == [1, 2, 3, 4]
+    again.detach()
