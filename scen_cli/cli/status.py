@@ -33,9 +33,10 @@ def status(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None
     method_file = state_setting(project.ledger)
     size = sum(edit.size or 0 for edit in edits) + (int(method_file["size"]) if method_file else 0)
     recipe = f"{settings['recipe']['name']}, theta {theta}"
+    choice = settings.get("layer_choice")
     head = [
         ("base", settings["model"]),
-        ("layer", settings["layer"]),
+        ("layer", f"{settings['layer']}, chosen by a trial: {choice['reason']}" if choice else settings["layer"]),
         ("method", project.method) if project.method else ("recipe", recipe),
         ("edits", ", ".join(f"{count} {state}" for state, count in states.items() if count) or "none yet"),
         ("on disk", f"{size / 1e6:.1f} MB of edits"),
@@ -44,6 +45,7 @@ def status(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None
     data = {
         "model": settings["model"],
         "layer": settings["layer"],
+        "layer_choice": choice,
         "recipe": settings["recipe"],
         "method": project.method or "scen",
         "theta": theta,

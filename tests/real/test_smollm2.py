@@ -10,7 +10,7 @@ import pytest
 
 import scen_cli.demo
 from scen_cli.data.question_bank import bank_questions
-from scen_cli.data.suites import load_suite
+from scen_cli.data.suites import load_suite, real_facts
 from tests.conftest import run_scen
 
 FACTS = Path(scen_cli.demo.__file__).parent / "real_facts.jsonl"
@@ -30,7 +30,7 @@ def edited(tmp_path_factory) -> tuple[Path, Path]:
     for name, part in (("guard", questions[:210]), ("unedited", questions[210:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in part))
     at = ("--dir", folder / "p")
-    run_scen("init", "--model", "smollm2", "--dtype", "bfloat16", "--guard", folder / "guard.jsonl", *at)
+    run_scen("init", "--model", "smollm2", "--guard", folder / "guard.jsonl", *at)
     run_scen("edit", FACTS, "--first", EDITS, *at)
     return folder / "p", folder / "unedited.jsonl"
 
@@ -41,10 +41,21 @@ def test_ten_facts_are_corrected_and_other_questions_keep_their_answers(edited):
     figures = json.loads(printed)["figures"]
     assert figures["reliability"]["patched"]["right"] == EDITS
     assert figures["reliability-contains"]["base"]["right"] == 0  # the base knows none of the ten
+    generality = figures["generality"]["patched"]
+    assert (generality["right"] >= 26, generality["total"]) == (True, 30)
     given = figures["generality-given-expert"]["patched"]
     assert (given["right"] >= 27, given["total"]) == (True, 30)
     assert figures["locality"]["patched"]["share"] == 1
     assert figures["leak/locality"]["patched"]["right"] == 0
+
+
+def test_the_demo_corrects_real_facts(tmp_path):
+    printed = run_scen("demo", "--edits", "3", "--json", "--dir", tmp_path / "d").stdout
+    report = json.loads(printed)
+    assert report["model"] == "smollm2"
+    wanted = [record.target for record in real_facts()[:3]]
+    assert [answer["after"] for answer in report["answers"] if answer["kind"] == "edited prompt"] == wanted
+    assert all(a["after"] == a["before"] for a in report["answers"] if a["kind"] == "unrelated")
 
 
 def test_a_reverted_fact_has_the_answer_of_the_base_again(edited):
