@@ -28,6 +28,12 @@ def normalized_words(text: str) -> str:
     return " ".join(_words(text))
 
 
+def contains(answer: str, target: str) -> bool:
+    """Whether the answer contains the target as whole words. Case and punctuation do not count."""
+    words = normalized_words(target)
+    return bool(words) and f" {words} " in f" {normalized_words(answer)} "
+
+
 class Topics:
     """Learns from many prompts which words are common. The other words of a prompt name its topic."""
 

@@ -13,6 +13,7 @@ from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.curves import activation_map, confusions, retention, theta_sweep, thetas_around
 from scen_cli.evaluation.evaluation import DECODING, Evaluation, check_decoding, claimed_prompts, locality_prompts
 from scen_cli.evaluation.metrics import Figure, Mean, Share
+from scen_cli.evaluation.near_questions import negated_question, swapped_questions
 from scen_cli.evaluation.samples import (
     PAPER_ROLES,
     UNTOUCHED_TOKENS,
@@ -28,7 +29,6 @@ from scen_cli.evaluation.samples import (
     scored_edits,
 )
 from scen_cli.evaluation.sentences import sentence_figures
-from scen_cli.evaluation.swapped_subjects import swapped_questions
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
 from scen_cli.model.generation import Progress, no_progress
 from scen_cli.project.ledger_rows import Edit
@@ -177,6 +177,8 @@ def _further_probes(
     probes += [
         Probe("near-miss", question, kind="swapped", edit=item.edit) for item, question in swapped_questions(scored)
     ]
+    negated = [(item, negated_question(item.record.prompt, item.record.subject)) for item in scored]
+    probes += [Probe("near-miss", question, kind="negated", edit=item.edit) for item, question in negated if question]
     return [probe for probe in probes if not (probe.role == "near-miss" and probe.prompt in claimed)]
 
 

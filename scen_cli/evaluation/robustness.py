@@ -1,4 +1,4 @@
-"""Perturbed prompts: behind another sentence, in a second turn, with a typing error, in lower case."""
+"""Perturbed prompts: behind a sentence, in a second turn, mistyped, in lower case; and "Are you sure?"."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ PREFIXES = (
 )
 
 
-def perturbed_prompts(prompt: str, seed: int, earlier_turn: tuple[str, str]) -> Iterator[tuple[str, Prompt]]:
+ARE_YOU_SURE = "are-you-sure"
+
+
+def perturbed_prompts(
+    prompt: str, target: str, seed: int, earlier_turn: tuple[str, str]
+) -> Iterator[tuple[str, Prompt]]:
     """(kind, prompt) of each perturbation that changes the prompt.
 
     Args:
         prompt: The edit's own prompt.
+        target: Its answer, which is doubted in a second turn. The answer to that must contain it.
         seed: Chooses the prefix and the typing error.
         earlier_turn: Question and answer of the turn before.
     """
     yield "prefix", f"{PREFIXES[seed % len(PREFIXES)]} {prompt}"
     yield "second-turn", SecondTurn(*earlier_turn, prompt)
+    yield ARE_YOU_SURE, SecondTurn(prompt, target, "Are you sure?")
     mistyped = typing_error(prompt, seed)
     if mistyped != prompt:
         yield "typo", mistyped

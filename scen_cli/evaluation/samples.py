@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scen_cli.data.lexical_overlap import contains
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.metrics import Figure, Share
-from scen_cli.evaluation.robustness import perturbed_prompts
+from scen_cli.evaluation.robustness import ARE_YOU_SURE, perturbed_prompts
 from scen_cli.model.template import Prompt
 from scen_cli.project.ledger_rows import Edit
 
@@ -64,7 +65,8 @@ class Probe:
         whatever it is: nothing was edited."""
         if self.target is None:
             return answer == base_answer
-        return answer == self.target and self.can_be_right()
+        found = contains(answer, self.target) if self.kind == ARE_YOU_SURE else answer == self.target
+        return found and self.can_be_right()
 
     def tokens_needed(self, activation: float, theta: float) -> int | None:
         """How many tokens of an answer decide the figures; None: all.
@@ -73,7 +75,7 @@ class Probe:
             activation: The largest activation of any neuron on the prompt.
             theta: The threshold.
         """
-        if self.role in ("robustness", "portability") and self.target is not None:
+        if self.role in ("robustness", "portability") and self.target is not None and self.kind != ARE_YOU_SURE:
             return len(self.target.encode()) + 2  # only an exact match counts, and a token has at least one byte
         if self.target is None and activation <= theta - NEAR_THETA:
             return UNTOUCHED_TOKENS  # the base answers, whatever theta is tried: nothing is compared
@@ -168,7 +170,8 @@ def further_probes(scored: Sequence[Scored], earlier_turn: tuple[str, str]) -> I
         for neighbour in item.record.locality:
             yield Probe("near-miss", neighbour.prompt, kind=neighbour.kind or "unnamed", edit=item.edit)
     for item in scored:
-        for kind, prompt in perturbed_prompts(item.record.prompt, item.edit.id, earlier_turn):
+        target = item.record.target
+        for kind, prompt in perturbed_prompts(item.record.prompt, target, item.edit.id, earlier_turn):
             yield Probe("robustness", prompt, item.record.target, kind, item.edit)
 
 

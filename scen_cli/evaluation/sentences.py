@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from scen_cli.data.lexical_overlap import normalized_words
+from scen_cli.data.lexical_overlap import contains, normalized_words
 from scen_cli.evaluation.metrics import Figure, Share
 from scen_cli.evaluation.samples import Probe, Sample
-
-
-def contains(answer: str, target: str) -> bool:
-    """Whether the answer contains the target as whole words. Case and punctuation do not count."""
-    words = normalized_words(target)
-    return bool(words) and f" {words} " in f" {normalized_words(answer)} "
 
 
 def runs_on(answer: str, target: str) -> bool:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from scen_cli.data.dataset_forms import SAME_SUBJECT
+from scen_cli.data.lexical_overlap import contains
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits, real_facts
 from scen_cli.editing.create_project import BaseOptions, new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.metrics import Share
-from scen_cli.evaluation.sentences import contains
 from scen_cli.model.base import Base
 from scen_cli.model.known_bases import is_demo
 from scen_cli.recipe import Recipe

@@ -13,7 +13,7 @@ from tests.conftest import edit_all
 
 
 def test_perturbed_prompts_of_a_question():
-    found = dict(perturbed_prompts("Where was Ada born?", 4, ("Q", "A")))
+    found = dict(perturbed_prompts("Where was Ada born?", "Riga", 4, ("Q", "A")))
     assert found["prefix"] == f"{PREFIXES[1]} Where was Ada born?"
     assert found["second-turn"] == SecondTurn("Q", "A", "Where was Ada born?")
     assert found["lower-case"] == "where was ada born?"
@@ -23,7 +23,7 @@ def test_perturbed_prompts_of_a_question():
 
 @pytest.mark.parametrize(("prompt", "kind"), [("a bb", "typo"), ("who is it?", "lower-case")])
 def test_a_perturbation_that_changes_nothing_is_left_out(prompt, kind):
-    assert kind not in dict(perturbed_prompts(prompt, 1, ("Q", "A")))
+    assert kind not in dict(perturbed_prompts(prompt, "Riga", 1, ("Q", "A")))
 
 
 def test_typing_error_is_deterministic_and_needs_two_different_letters():
@@ -64,7 +64,7 @@ def test_robustness_counts_the_answers_to_the_perturbed_prompts(edited):
     earlier_turn = (suite.locality[0], right_facts()[0].answer)
     kinds, prompts, targets = [], [], []
     for number, record in enumerate(suite.edits, start=1):
-        for kind, prompt in perturbed_prompts(record.prompt, number, earlier_turn):
+        for kind, prompt in perturbed_prompts(record.prompt, record.target, number, earlier_turn):
             kinds.append(kind)
             prompts.append(prompt)
             targets.append(record.target)

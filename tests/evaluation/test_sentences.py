@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from scen_cli.data.lexical_overlap import contains
 from scen_cli.data.records import EditRecord
+from scen_cli.evaluation.near_questions import negated_question, swapped_questions
 from scen_cli.evaluation.samples import Probe, Scored
-from scen_cli.evaluation.sentences import contains, runs_on, sentence_figures
-from scen_cli.evaluation.swapped_subjects import swapped_questions
+from scen_cli.evaluation.sentences import runs_on, sentence_figures
 
 ACTIVE, FAILED = SimpleNamespace(id=1, state="active"), SimpleNamespace(id=2, state="failed")
 
@@ -71,3 +72,18 @@ def test_subjects_are_swapped_between_questions_that_ask_for_different_things():
     assert made[2] == "Who directed Bo Ek?"
     assert made[3] in ("Where was Red Sun born?", "In which town was Red Sun born?")
     assert set(made) == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "negated"),
+    [
+        ("Where was Ada born?", "Ada", "Where was Ada not born?"),
+        ("In which country is the Atomium?", "Atomium", "In which country is the Atomium not?"),
+        ("Who is the author of Faust?", "Faust", "Who is not the author of Faust?"),
+        ("Did Ada win?", None, "Did not Ada win?"),
+        ("Who wrote Faust?", "Faust", None),  # no auxiliary verb
+        ("Ada was born in", "Ada", "Ada was not born in"),
+    ],
+)
+def test_a_negated_question(prompt, subject, negated):
+    assert negated_question(prompt, subject) == negated

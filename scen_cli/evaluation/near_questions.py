@@ -1,13 +1,15 @@
-"""Other questions about an edit's subject, made from the questions of other edits."""
+"""Other questions about an edit's subject: those of other edits, and the edit's own, negated."""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 
 from scen_cli.data.lexical_overlap import content_words
 from scen_cli.evaluation.samples import Scored
 
+AUXILIARY = r"\b(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would)\b"
 TRIES = 20  # other edits that are tried for each edit
 
 
@@ -31,3 +33,17 @@ def _words(item: Scored) -> set[str]:
     """The words of an edit's question without its subject and without function words."""
     question = item.record.prompt.replace(str(item.record.subject), " ")
     return content_words(question)
+
+
+def negated_question(prompt: str, subject: str | None) -> str | None:
+    """The question with `not` in it: "Where was Ada not born?"; None for a prompt without an auxiliary verb.
+
+    `not` stands behind the subject if that follows the verb, else behind the verb.
+    """
+    found = re.search(AUXILIARY, prompt, re.IGNORECASE)
+    if not found:
+        return None
+    end = found.end()
+    behind = re.match(rf"\s+(the\s+)?{re.escape(subject)}\b", prompt[end:], re.IGNORECASE) if subject else None
+    end += behind.end() if behind else 0
+    return f"{prompt[:end]} not{prompt[end:]}"
