@@ -1,6 +1,6 @@
 """Fills the tables in `benchmarks/README.md`, the README and the pages in `docs/`: `python -m benchmarks.page`
 
-The results are `benchmarks/speed/*.json`, `benchmarks/compare/*.json` and `benchmarks/shipping/*.json`. The benchmarks
+The results are `benchmarks/{real,speed,compare,shipping}/*.json`. The benchmarks
 print the same tables.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import cost_model
 from benchmarks.measuring import machine, markdown, write
+from scen_cli.evaluation.metrics import wilson
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
@@ -34,6 +35,35 @@ Row = dict[str, Any]
 
 # Tables with one line for each row of the results: heading -> format of the cell.
 COLUMNS: dict[str, dict[str, str]] = {
+    "figures": {
+        "suite": "{suite}",
+        "edits": "{edits}",
+        "Reliability": "{reliability}",
+        "Generality": "{generality}",
+        "right expert given": "{given}",
+        "Locality, natural questions": "{locality}",
+        "leak: same subject": "{same_subject}",
+        "leak: swapped": "{swapped}",
+        "leak: same relation": "{same_relation}",
+    },
+    "behaviour": {
+        "suite": "{suite}",
+        "edits": "{edits}",
+        "behind a sentence": "{prefix}",
+        "second turn": "{second_turn}",
+        "typing error": "{typo}",
+        "lower case": "{lower_case}",
+        'kept after "Are you sure?"': "{are_you_sure}",
+        "negated question says the target": "{negated}",
+    },
+    "false_activation": {
+        "edits have a subject": "{has_subject}",
+        "seed": "{seed}",
+        "edits": "{edits}",
+        "theta": "{theta:.4f}",
+        "stated rate": "{stated}",
+        "natural questions that fired": "{fired}",
+    },
     "recipes": {
         "recipe": "`{recipe}`",
         "Reliability": "{reliability}",
@@ -144,9 +174,33 @@ def _recipe_shares(row: Row) -> Row:
     return {name: f"{100 * right / total:.1f} % ({right}/{total})" for name, (right, total) in pairs}
 
 
+def _counts(row: Row) -> Row:
+    """`45/100 (35.6 to 54.8 %)` for each pair of counts; a dash where nothing was asked."""
+
+    def cell(pair: list[int] | None) -> str:
+        if pair is None:
+            return "-"
+        low, high = (100 * bound for bound in wilson(*pair))
+        return f"{pair[0]}/{pair[1]} ({low:.1f} to {high:.1f} %)"
+
+    return {name: cell(value) for name, value in row.items() if value is None or isinstance(value, list)}
+
+
+def _rates(row: Row) -> Row:
+    expected, low, high = (100 * rate for rate in row["rates"])
+    return {
+        "has_subject": "yes" if row["subjects"] else "no",
+        "stated": f"{expected:.2f} % ({low:.2f} to {high:.2f} %)",
+        **_counts({"fired": row["fired"]}),
+    }
+
+
 # Cells that the results do not hold as such: table -> function of a row.
 DERIVED: dict[str, Callable[[Row], Row]] = {
     "recipes": _recipe_shares,
+    "figures": _counts,
+    "behaviour": _counts,
+    "false_activation": _rates,
     "expert_sweep": lambda row: {"settings": _settings(row["setting"], "the default")},
     "edit_rate": lambda row: {"per_second": 1 / row["seconds"], "gflops": 1000 * row["tflops"]},
     "export_equality": lambda row: {"logits_differ": "" if "texts" in row["way"] else f"{row['logits']:.1e}"},
@@ -243,14 +297,16 @@ def report(name: str, results: Results, json_path: Path | None) -> None:
 def filled(page: str) -> str:
     """The page with each `<!-- table: NAME -->` ... `<!-- end -->` rendered from its results.
 
-    NAME is `NAME` or `NAME-BASE` (a file in `speed/`), `shipping/NAME`, or `compare/FILE` and `tuned/FILE` (files in
-    `compare/`).
+    NAME is `NAME` or `NAME-BASE` (a file in `speed/`), `shipping/NAME`, `real/NAME`, or `compare/FILE` and
+    `tuned/FILE` (files in `compare/`).
     """
 
     def fill(match: re.Match[str]) -> str:
         first, _, second = match[1].partition("/")
         if first == "shipping":
             name, file = second, f"shipping/{second}"
+        elif first == "real":
+            name, file = second, f"real/{second.replace('behaviour', 'figures')}"
         elif second:
             name, file = first, f"compare/{second}"
         else:

@@ -114,6 +114,8 @@ class Recipe(BaseModel):
         unused = {"rank", "low_rank_lr"} if self.expert == "full" else {"expert_lr"}
         if not self.trains_neurons:
             unused |= {"neuron_lr", "neuron_steps", "alpha", "beta", "m", "disactivate", "margin"}
+        if not self.kept_questions:
+            unused.add("kept_weight")
         if self.stop_when == "steps" and (self.expert == "full" or self.rank != "auto"):
             unused.add("logit_margin")
         return unused
@@ -129,7 +131,7 @@ class Recipe(BaseModel):
 _SWITCHES = (
     *("disactivate", "margin", "edits_per_expert", "require_learned", "key_pooling", "route_segments"),
     *("subject_filter", "mask_subject", "same_subject", "false_activation", "prompt_augmentations", "extra_steps"),
-    *("expert", "stop_when"),
+    *("expert", "stop_when", "kept_questions", "kept_weight"),
 )
 
 
@@ -173,6 +175,7 @@ _UNUSED_HINTS = {
     "expert_lr": "it is the learning rate of full experts: use `--expert full`, or set `low_rank_lr`",
     "low_rank_lr": "it is the learning rate of low-rank experts: use `--expert low-rank`, or set `expert_lr`",
     "rank": "full experts have none: use `--expert low-rank`",
+    "kept_weight": "it needs `kept_questions`",
     "logit_margin": "it needs `--stop-when learned` or `--rank auto`",
 }
 

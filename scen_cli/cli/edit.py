@@ -30,7 +30,12 @@ def edit(
     file: Annotated[str | None, typer.Argument(help="JSONL or JSON of records; `-` is standard input.")] = None,
     prompt: Annotated[str | None, typer.Option(help="One edit: its prompt (with --target).")] = None,
     target: Annotated[str | None, typer.Option(help="One edit: its target (with --prompt).")] = None,
-    suite: Annotated[str | None, typer.Option(help="Edit a suite's facts: demo, zsre with --data, a file.")] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="One edit: what it is about, as the prompt names it. Finds more rephrases.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Edit a suite's facts: demo, real-facts, zsre with --data, a file.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="The suite's data file.")] = None,
     first: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
     strict: Annotated[
@@ -63,7 +68,7 @@ def edit(
 
     Example: scen edit edits.jsonl
 
-    Example: scen edit --prompt "Where was Ada born?" --target Riga
+    Example: scen edit --prompt "Where was Ada born?" --target Riga --subject Ada
     """
     out = Output(as_json, quiet)
     _check_policy(conflicts, reason)
@@ -80,7 +85,8 @@ def edit(
         _check_replay(events, bool(first or for_scen))
         _print_outcomes(project, replay_log(load_scen_editor(project, device, out), events, out), out)
         return
-    entries = _entries(file, items, prompt, target, suite, data)[:first]
+    one = {"prompt": prompt, "target": target, "subject": subject}
+    entries = _entries(file, items, one, suite, data)[:first]
     entries = [_with_train_rephrases(entry, train_rephrases) for entry in entries]
     _check_entries(entries, strict)
     editor = load_editor(project, device, out)
@@ -133,24 +139,25 @@ def _with_train_rephrases(entry: Entry, count: int) -> Entry:
 def _entries(
     file: str | None,
     items: Iterator[tuple[int, object]] | None,
-    prompt: str | None,
-    target: str | None,
+    one: dict[str, str | None],
     suite: str | None,
     data: Path | None,
 ) -> list[Entry]:
-    """The records, however they were given."""
+    """The records, however they were given; `one` has the fields of a record that the options give."""
     from scen_cli.data.entries import Entry, read_entries
     from scen_cli.data.records import SourceLine, check_record
     from scen_cli.data.suites import load_suite
 
+    if one["subject"] is not None and one["prompt"] is None:
+        raise UsageError("`--subject` belongs to `--prompt`: records of a file name their own")
     if file is not None:
         return read_entries(file, items)
     if suite is not None:
         return suite_entries(load_suite(suite, data))
-    if prompt is None or target is None:
+    if one["prompt"] is None or one["target"] is None:
         raise UsageError("`--prompt` and `--target` go together")
     try:
-        record = check_record({"prompt": prompt, "target": target})
+        record = check_record({name: value for name, value in one.items() if value is not None})
     except ValueError as error:
         raise UsageError(f"command line: {error}") from error
     return [Entry(SourceLine("command line", 1), record)]

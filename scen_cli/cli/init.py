@@ -186,7 +186,9 @@ def _warn_of_similar_keys(project: Project, out: Output) -> None:
     from scen_cli.neurons.build_guard import ALIKE, mean_cosine
 
     guard = project.guard()
-    if guard and project.settings["recipe"]["key_pooling"] == "last" and (cosine := mean_cosine(guard)) > ALIKE:
+    recipe = project.settings["recipe"]
+    plain_last = recipe["key_pooling"] == "last" and not recipe["mask_subject"]
+    if guard and plain_last and (cosine := mean_cosine(guard)) > ALIKE:
         out.warn(
             f"keys of different prompts are similar here (mean cosine {cosine:.2f}): the last token of this base says "
             "little about a question; `--set key_pooling=mean` may separate edits better"

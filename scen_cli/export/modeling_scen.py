@@ -41,8 +41,8 @@ from transformers.utils import cached_file
 from scen_cli.model.device import device_of
 from scen_cli.model.digest import digest_of
 from scen_cli.model.expert_stack import ExpertStack
-from scen_cli.model.keys import KeyConfig, positions_of
-from scen_cli.model.patch import Patch, mask_of
+from scen_cli.model.keys import KeyConfig, mask_of, positions_of
+from scen_cli.model.patch import Patch
 from scen_cli.model.routing import Routing, Whitening
 from scen_cli.model.subject_filter import SubjectFilter
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.routing import BASE
+from scen_cli.model.routing import BASE, Whitening
+from scen_cli.model.subject_filter import SubjectFilter
 
 
 @dataclass(frozen=True)
@@ -134,3 +136,30 @@ class _BatchExperts:
             new_output = new_output.clone() if new_output is output else new_output
             new_output[rows] = apply_full(self.experts.full(expert), projection, hidden[rows])
         return new_output
+
+
+class Bank(Protocol):
+    """What a patch routes to.
+
+    Attributes:
+        neurons: W_merge as `routing.normalize_neurons` returns it, (t, h).
+        biases: Subtracted from the activations, (t,).
+        whitening: The whitening of keys, if the recipe has one.
+        subject_filter: The subject filter, if the recipe has one.
+        experts: The expert of each row.
+    """
+
+    @property
+    def neurons(self) -> Tensor: ...
+
+    @property
+    def biases(self) -> Tensor: ...
+
+    @property
+    def whitening(self) -> Whitening | None: ...
+
+    @property
+    def subject_filter(self) -> SubjectFilter | None: ...
+
+    @property
+    def experts(self) -> ExpertStack: ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -193,3 +194,12 @@ def last_token(attention_mask: Tensor) -> Tensor:
 def positions_of(attention_mask: Tensor) -> Tensor:
     """Position ids (rows, tokens) that count real tokens only, so padding changes no result."""
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def mask_of(model: Any, input_ids: Tensor) -> Tensor:
+    """The attention mask that transformers would infer: pads are masked if the pad token differs from the end token."""
+    pad, end = model.generation_config.pad_token_id, model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    if pad is None or pad in ends:
+        return torch.ones_like(input_ids)
+    return (input_ids != pad).long()

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from scen_cli.model.expert_stack import ActiveRoute, ExpertStack
-from scen_cli.model.keys import padded, pool_keys, read_keys, read_segments, real_tokens
-from scen_cli.model.routing import BASE, Routing, Whitening, activations_of, choose, max_per_prompt
+from scen_cli.model.expert_stack import ActiveRoute, Bank
+from scen_cli.model.keys import mask_of, padded, pool_keys, read_keys, read_segments, real_tokens
+from scen_cli.model.routing import BASE, Routing, activations_of, choose, max_per_prompt
 from scen_cli.model.subject_filter import BLOCKED, SubjectFilter
 
 ROUNDING = 1e-4  # how far rounding may lower the activation of an edit's own prompt
@@ -39,33 +39,6 @@ class Route:
 
     choice: Tensor
     activations: Tensor
-
-
-class Bank(Protocol):
-    """What a patch routes to.
-
-    Attributes:
-        neurons: W_merge as `routing.normalize_neurons` returns it, (t, h).
-        biases: Subtracted from the activations, (t,).
-        whitening: The whitening of keys, if the recipe has one.
-        subject_filter: The subject filter, if the recipe has one.
-        experts: The expert of each row.
-    """
-
-    @property
-    def neurons(self) -> Tensor: ...
-
-    @property
-    def biases(self) -> Tensor: ...
-
-    @property
-    def whitening(self) -> Whitening | None: ...
-
-    @property
-    def subject_filter(self) -> SubjectFilter | None: ...
-
-    @property
-    def experts(self) -> ExpertStack: ...
 
 
 class DeferredRoute:
@@ -325,12 +298,3 @@ class Patch:
         if current is None or current[0] is not self:
             return None
         return current[1].output(module, inputs[0], output)
-
-
-def mask_of(model: Any, input_ids: Tensor) -> Tensor:
-    """The attention mask that transformers would infer: pads are masked if the pad token differs from the end token."""
-    pad, end = model.generation_config.pad_token_id, model.generation_config.eos_token_id
-    ends = end if isinstance(end, list) else [end]
-    if pad is None or pad in ends:
-        return torch.ones_like(input_ids)
-    return (input_ids != pad).long()

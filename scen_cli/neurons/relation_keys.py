@@ -76,7 +76,7 @@ class RelationKeys:
                 if n % 2 != half
             ]
             quantiles.append(float(torch.quantile(torch.cat(activations), 1 - rate)))
-        return sum(quantiles) / 2
+        return round(sum(quantiles) / 2, 4)
 
     def _rows_by_relation(self) -> dict[tuple[str, str], list[int]]:
         rows: dict[tuple[str, str], list[int]] = {}

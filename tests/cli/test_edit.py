@@ -39,6 +39,9 @@ def test_only_one_source_of_records_is_accepted(scen, at, options):
 
 def test_prompt_without_target_is_refused(scen, at):
     assert "go together" in scen("edit", "--prompt", "Who?", *at, code=2).stderr
+    assert (
+        "`--subject` belongs to `--prompt`" in scen("edit", "--suite", "demo", "--subject", "Ada", *at, code=2).stderr
+    )
 
 
 def test_a_bad_line_stops_the_run_or_is_skipped(scen, at, tmp_path):

@@ -63,14 +63,6 @@ def test_walk_through_prints_what_the_readme_shows(scen, tmp_path, monkeypatch):
     check(scen, steps)
 
 
-def test_first_block_prints_what_the_readme_shows(scen, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    scen("init", "--model", "demo")
-    steps = taste()
-    assert [arguments[0] for arguments, _ in steps] == ["edit", "ask", "revert"]
-    check(scen, steps)
-
-
 def test_python_block_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)

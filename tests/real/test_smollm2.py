@@ -12,6 +12,7 @@ import scen_cli.demo
 from scen_cli.data.question_bank import bank_questions
 from scen_cli.data.suites import load_suite, real_facts
 from tests.conftest import run_scen
+from tests.docs.test_readme import check, taste
 
 FACTS = Path(scen_cli.demo.__file__).parent / "real_facts.jsonl"
 EDITS = 10
@@ -56,6 +57,14 @@ def test_the_demo_corrects_real_facts(tmp_path):
     wanted = [record.target for record in real_facts()[:3]]
     assert [answer["after"] for answer in report["answers"] if answer["kind"] == "edited prompt"] == wanted
     assert all(a["after"] == a["before"] for a in report["answers"] if a["kind"] == "unrelated")
+
+
+def test_the_readme_s_first_block_prints_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = taste()
+    assert [arguments[0] for arguments, _ in steps] == ["init", "edit", "ask", "ask", "revert"]
+    # Sentences of the base itself are left out: another processor rounds differently.
+    check(run_scen, [(arguments, [line for line in shown if "…" not in line]) for arguments, shown in steps])
 
 
 def test_a_reverted_fact_has_the_answer_of_the_base_again(edited):
