@@ -73,7 +73,7 @@ def demo(
     after = editor.answer(prompts)
 
     out.note(f"$ scen eval --suite {suite.name} --quick {at}")
-    with out.counting("answers") as progress:
+    with out.counting("prompts routed or answered") as progress:
         evaluation = evaluate(editor, suite, quick=True, progress=progress)
     record_evaluation(editor.project, evaluation)
     seconds = time.perf_counter() - started

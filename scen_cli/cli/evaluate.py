@@ -98,7 +98,7 @@ def _generation(
     editor = load_editor(project, device, out)
     from scen_cli.evaluation.evaluate_project import evaluate
 
-    with out.counting("answers") as progress:
+    with out.counting("prompts routed or answered") as progress:
         return evaluate(editor, suite, decoding, quick, progress)
 
 

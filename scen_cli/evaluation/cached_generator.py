@@ -18,7 +18,6 @@ from scen_cli.model.generation import BATCH, Progress, no_progress
 from scen_cli.model.routing import choose
 from scen_cli.model.template import Prompt
 
-ANSWERS_PER_CALL = 4 * BATCH  # answers between two progress reports
 LIMIT_STEP = 8  # tokens
 
 
@@ -29,7 +28,7 @@ class CachedGenerator:
         patched: The model.
         patch: Its active edits.
         options: Options of `generate`.
-        progress: Called with the number of answers generated so far.
+        progress: Called with the number of prompts that were routed or answered so far, and of all that are known of.
     """
 
     def __init__(
@@ -49,6 +48,7 @@ class CachedGenerator:
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
             self._activations.update(zip(batch, self.patched.route(batch).activations.cpu(), strict=True))
+            self._report(len(new) - start - len(batch))
         if not prompts:
             return torch.empty(0, len(self.patch.edits))
         return torch.stack([self._activations[prompt] for prompt in prompts])
@@ -84,15 +84,21 @@ class CachedGenerator:
         for item in dict.fromkeys(wanted):
             if item not in self._tokens:
                 new.setdefault(item[2], []).append(item)
-        total = len(self._tokens) + sum(map(len, new.values()))
+        left = sum(map(len, new.values()))
         for limit, items in new.items():
             options = self._options if limit is None else {**self._options, "max_new_tokens": limit}
-            for start in range(0, len(items), ANSWERS_PER_CALL):
-                part = items[start : start + ANSWERS_PER_CALL]
+            items.sort(key=lambda item: (item[1] or 0, len(str(item[0]))))  # answers of one expert, of similar length
+            for start in range(0, len(items), BATCH):
+                part = items[start : start + BATCH]
                 answers = self.patched.answer([p for p, *_ in part], edits=[e for _, e, _ in part], **options)
                 self._tokens.update(zip(part, answers.tokens, strict=True))
-                self._progress(len(self._tokens), total)
+                left -= len(part)
+                self._report(left)
         return [self._tokens[item] for item in wanted]
+
+    def _report(self, left: int) -> None:
+        done = len(self._activations) + len(self._tokens)
+        self._progress(done, done + left)
 
     def _cached(self, prompt: Prompt, expert: int | None, limit: int | None) -> tuple[Prompt, int | None, int | None]:
         """The same answer without a limit, if it is known; otherwise with the limit rounded up: fewer batches."""

@@ -53,7 +53,7 @@ def evaluate(
         suite: Edits with their rephrases, and locality prompts.
         decoding: `greedy`, or `paper` (4 beams, repetition penalty 1.1).
         quick: Only the paper's figures.
-        progress: Called with the number of answers so far, and of all that are known to be needed.
+        progress: Called with the number of prompts that were routed or answered, and of all that are known so far.
 
     Returns:
         The figures: `reliability` (the prompt gives its target), `generality` (its rephrases do), `locality` (an
