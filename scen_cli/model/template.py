@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -162,7 +163,8 @@ class Template:
     def subject_forms(self, subject: str | None, prompts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token sequences of which at least one occurs in every prompt that names a subject.
 
-        They cover the subject as written and in lower case, at the start of a text, after a space and after `(`.
+        They cover the subject as written, without accents, with spaces for hyphens, and each of these in lower case; at
+        the start of a text, after a space and after `(`.
 
         Args:
             subject: The subject of an edit.
@@ -175,7 +177,7 @@ class Template:
             return []
         bracket = len(self.tokenizer("(", add_special_tokens=False).input_ids)
         found: dict[tuple[int, ...], None] = {}
-        for written in (subject, subject.lower()):
+        for written in _spellings(subject):
             for text, skipped in ((written, 0), (f" {written}", 0), (f"({written}", bracket)):
                 if form := tuple(self.tokenizer(text, add_special_tokens=False).input_ids[skipped:]):
                     found[form] = None
@@ -203,6 +205,14 @@ class Template:
 
     def _text(self, prompt: str) -> str:
         return prompt if self.form == "none" else self.form.replace("{prompt}", prompt)
+
+
+def _spellings(subject: str) -> list[str]:
+    """A subject as people write it: with or without its accents and hyphens, in any of these also in lower case."""
+    decomposed = unicodedata.normalize("NFD", subject)
+    plain = unicodedata.normalize("NFC", "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f"))
+    written = [subject, plain, subject.replace("-", " "), plain.replace("-", " ")]
+    return list(dict.fromkeys(text for spelling in written for text in (spelling, spelling.lower())))
 
 
 def _common_prefix(rows: list[list[int]]) -> list[int]:

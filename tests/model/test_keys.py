@@ -109,3 +109,12 @@ def test_subject_forms_cover_case_spaces_and_brackets(demo_base):
     assert subject_filter.blocked([template.prompt_ids("Where was Olga Gromener born?")], CPU).tolist() == [[True]]
     assert template.subject_forms("Ivan Gromener", ["Where was he born?"]) == []  # its own prompt must name it
     assert template.subject_forms(None, ["Where was Ivan Gromener born?"]) == []
+
+
+def test_subject_forms_cover_accents_and_hyphens(demo_base):
+    template = make_template(demo_base.tokenizer, demo_base.model, "none")
+    subject = "Jean-Luc Ténèbres"
+    subject_filter = SubjectFilter([template.subject_forms(subject, [f"Where was {subject} born?"])])
+    for written in (subject, "Jean Luc Ténèbres", "Jean-Luc Tenebres", "jean luc tenebres"):
+        assert subject_filter.named(template.prompt_ids(f"Where was {written} born?")), written
+    assert not subject_filter.named(template.prompt_ids("Where was Jean Tenebres born?"))
