@@ -17,7 +17,6 @@ from scen_cli.cli.figures import figure_tables
 from scen_cli.cli.loaders import load_quietly
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.cli.run_edits import edit_suite
-from scen_cli.data.dataset_forms import SAME_SUBJECT
 from scen_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -117,6 +116,8 @@ def _best_base(out: Output) -> str:
 def _questions(suite: Suite) -> list[tuple[int, str, str]]:
     """(record, kind, prompt): the prompt of each record, a rephrase and another question about its subject; some
     unrelated questions, as of record 0."""
+    from scen_cli.data.dataset_forms import SAME_SUBJECT
+
     asked = []
     for number, record in enumerate(suite.edits, start=1):
         asked += [(number, "edited prompt", record.prompt), (number, "rephrase", record.rephrases[0])]

@@ -17,6 +17,7 @@ from scen_cli.model.routing import normalize_neurons, prepare_keys, unbiased_act
 from scen_cli.model.subject_filter import BLOCKED
 from scen_cli.neurons.build_guard import whitening_in
 from scen_cli.neurons.calibration import calibrate
+from scen_cli.neurons.growing_matrix import GrowingMatrix
 from scen_cli.neurons.guard_split import GuardSplit, MatchKey, match_key
 from scen_cli.neurons.neuron_fit import NeuronFit
 from scen_cli.project.guard import Guard
@@ -55,27 +56,6 @@ class NeuronCandidate:
 def same_subject(first: str | None, second: str | None) -> bool:
     """Whether two edits have the same subject, or both have none."""
     return (first or "").casefold() == (second or "").casefold()
-
-
-class GrowingMatrix:
-    """Float32 rows on the CPU. `append` takes constant time on average: the capacity doubles when it is used up."""
-
-    def __init__(self, width: int) -> None:
-        self._buffer = torch.empty(16, width)
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def append(self, row: Tensor) -> None:
-        if self._count == len(self._buffer):
-            self._buffer = torch.cat([self._buffer, torch.empty_like(self._buffer)])
-        self._buffer[self._count] = row
-        self._count += 1
-
-    def all(self) -> Tensor:
-        """The rows (n, width): a view, valid until the next `append`."""
-        return self._buffer[: self._count]
 
 
 class Index:
