@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,8 +164,7 @@ class Template:
     def subject_forms(self, subject: str | None, prompts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token sequences of which at least one occurs in every prompt that names a subject.
 
-        They cover the subject as written, without accents, with spaces for hyphens, and each of these in lower case; at
-        the start of a text, after a space and after `(`.
+        They cover the subject as `_spellings` has it, at the start of a text, after a space and after `(`.
 
         Args:
             subject: The subject of an edit.
@@ -208,11 +208,13 @@ class Template:
 
 
 def _spellings(subject: str) -> list[str]:
-    """A subject as people write it: with or without its accents and hyphens, in any of these also in lower case."""
+    """A subject as people write it: with or without its accents and hyphens; as written, in lower case, with a capital,
+    with capitals."""
     decomposed = unicodedata.normalize("NFD", subject)
     plain = unicodedata.normalize("NFC", "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f"))
     written = [subject, plain, subject.replace("-", " "), plain.replace("-", " ")]
-    return list(dict.fromkeys(text for spelling in written for text in (spelling, spelling.lower())))
+    cased = ((text, text.lower(), text[:1].upper() + text[1:], string.capwords(text)) for text in written)
+    return list(dict.fromkeys(text for spellings in cased for text in spellings))
 
 
 def _common_prefix(rows: list[list[int]]) -> list[int]:

@@ -118,3 +118,10 @@ def test_subject_forms_cover_accents_and_hyphens(demo_base):
     for written in (subject, "Jean Luc Ténèbres", "Jean-Luc Tenebres", "jean luc tenebres"):
         assert subject_filter.named(template.prompt_ids(f"Where was {written} born?")), written
     assert not subject_filter.named(template.prompt_ids("Where was Jean Tenebres born?"))
+
+
+@pytest.mark.parametrize("written", ["thulium oxide", "Thulium oxide", "Thulium Oxide"])
+def test_subject_forms_cover_capitals(demo_base, written):
+    template = make_template(demo_base.tokenizer, demo_base.model, "none")
+    subject_filter = SubjectFilter([template.subject_forms("thulium oxide", ["Who made thulium oxide?"])])
+    assert subject_filter.named(template.prompt_ids(f"The inventor of {written} was whom?"))
