@@ -89,6 +89,7 @@ def edit(
     entries = _entries(file, items, one, suite, data)[:first]
     entries = [_with_train_rephrases(entry, train_rephrases) for entry in entries]
     _check_entries(entries, strict)
+    _note_missing_subjects(project, entries, out)
     editor = load_editor(project, device, out)
     with project.writing(), _training_workers(project, workers, engine, device) as fit_all:
         outcomes = run_edits(editor, entries, strict, out, conflicts, reason, batch, fit_all)
@@ -124,6 +125,14 @@ def _check_entries(entries: list[Entry], strict: bool) -> None:
         raise UsageError(
             bad_lines(bad) + "\nnothing was edited", hint="correct the file, or skip such records with `--keep-going`"
         )
+
+
+def _note_missing_subjects(project: Project, entries: list[Entry], out: Output) -> None:
+    """Say so if routing would find more rephrases with subjects that the records do not name."""
+    missing = sum(entry.record is not None and entry.record.subject is None for entry in entries)
+    if missing and project.settings["recipe"].get("mask_subject"):
+        who = "the edit has" if len(entries) == 1 else f"{missing} of {len(entries)} records have"
+        out.note(f"{who} no `subject`: with one, more rephrases are found, and fewer other questions")
 
 
 def _with_train_rephrases(entry: Entry, count: int) -> Entry:

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from scen_cli.data.suites import demo_edits
+from scen_cli.editing.create_project import new_project
 from scen_cli.project.project import Project
 from tests.cli.records import RECORDS, lines
 
@@ -121,3 +123,21 @@ def test_the_same_edits_give_the_same_files(scen, tmp_path, recipe):
         scen("edit", "--suite", "demo", "--first", "3", *at)
         names.append(sorted(path.name for path in (tmp_path / folder / "edits").iterdir()))
     assert names[0] == names[1]  # a name contains the sha256 of the content
+
+
+def test_records_without_a_subject_are_told_what_they_miss(scen, tmp_path, demo_base):
+    at = ("--dir", tmp_path / "p")
+    changes = {
+        "mask_subject": True,
+        "same_subject": None,
+        "false_activation": None,
+        "expert_steps": 1,
+        "require_learned": False,
+    }
+    guard = [record.prompt for record in demo_edits()[100:160]]
+    (tmp_path / "guard.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in guard))
+    new_project(tmp_path / "p", "demo", changes=changes, guard=tmp_path / "guard.jsonl", base=demo_base).close()
+    first, second = (("--prompt", record.prompt, "--target", record.target) for record in demo_edits()[:2])
+    assert "the edit has no `subject`" in scen("edit", *first, "--keep-going", *at).stderr
+    named = scen("edit", *second, "--subject", str(demo_edits()[1].subject), "--keep-going", *at)
+    assert "subject" not in named.stderr

@@ -131,3 +131,18 @@ def test_another_process_sees_the_same_routing(editor):
     again = Editor(Project(editor.project.folder), base=editor.base)
     assert again.route(prompts).edits == editor.route(prompts).edits == [1, 2, 3, 4]
     again.detach()
+
+
+@pytest.mark.parametrize("module", ["up", "attn"])
+def test_experts_at_another_module_are_routed_by_masked_keys_too(make_editor, module):
+    editor = make_editor("closed-form", target_module=module, mask_subject=True, same_subject=0.05, **FAST)
+    edit_all(editor, same_question()[:2])
+    prompts = [same_question()[1].prompt, "How are you?", f"Hello. {same_question()[0].prompt}"]
+    assert editor.answer(prompts, max_new_tokens=2).edits == [2, None, 1]
+
+
+def test_an_edit_without_a_subject_stands_beside_one_with_a_subject(make_editor):
+    editor = make_editor("closed-form", mask_subject=True, same_subject=0.05, **FAST)
+    named, nameless = demo_edits()[0], demo_edits()[5].model_copy(update={"subject": None})
+    edit_all(editor, [named, nameless])
+    assert editor.route([named.prompt, nameless.prompt, "How are you?"]).edits == [1, 2, None]
