@@ -154,7 +154,7 @@ RECIPES: dict[str, Recipe] = {
     "closed-form": Recipe(
         name="closed-form",
         index="closed-form",
-        **{**_CALIBRATED, "theta": 0.45, "mask_subject": True, "same_subject": 0.05},
+        **{**_CALIBRATED, "theta": 0.05, "mask_subject": True, "same_subject": 0.05},
     ),
     "joint": Recipe(name="joint", index="joint", **_CALIBRATED),
 }
@@ -168,6 +168,7 @@ DEMO_SETTINGS: dict[str, str | float | None] = {
     "neuron_steps": 100,
     "mask_subject": False,
     "same_subject": None,
+    "theta": 0.45,
 }
 
 _NEURON_HINT = "it belongs to recipes that train neurons: `paper` and `joint`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from math import ceil
@@ -34,6 +35,17 @@ def contains(answer: str, target: str) -> bool:
     return bool(words) and f" {words} " in f" {normalized_words(answer)} "
 
 
+def plain_name(name: str) -> str:
+    """A name without case, accents and hyphens: people write it with or without them."""
+    return without_accents(name).replace("-", " ").casefold()
+
+
+def without_accents(text: str) -> str:
+    """The text without the accents that Latin, Greek and Cyrillic letters can do without."""
+    decomposed = unicodedata.normalize("NFD", text)
+    return unicodedata.normalize("NFC", "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f"))
+
+
 class Topics:
     """Learns from many prompts which words are common. The other words of a prompt name its topic."""
 
@@ -57,7 +69,7 @@ class Topics:
     def same_topic(self, prompt: str, subject: str | None, other_prompt: str, other_subject: str | None) -> bool:
         """Whether two edits may be about the same topic."""
         if subject and other_subject:
-            return subject.casefold() == other_subject.casefold()
+            return plain_name(subject) == plain_name(other_subject)
         return bool(self._topic_words(prompt) & self._topic_words(other_prompt))
 
     def _topic_words(self, text: str) -> set[str]:

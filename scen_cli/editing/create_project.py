@@ -171,6 +171,7 @@ def new_project(
         relations = relation_keys(checked.base, checked.template, checked.edited, key_config, progress)
         guard = with_whitening(guard, relations.whitening())
         if chosen.same_subject is not None:
-            chosen = chosen.model_copy(update={"theta": relations.theta(chosen.same_subject)})
+            theta = max(chosen.theta, relations.theta(chosen.same_subject))
+            chosen = chosen.model_copy(update={"theta": theta})
     settings = {"format": FORMAT, **checked.settings, "recipe": chosen.model_dump()}
     return Project.create(folder, settings, chosen.theta, guard if isinstance(guard, NewGuard) else None, author)

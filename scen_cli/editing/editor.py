@@ -13,6 +13,7 @@ from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.conflicts import find_conflicts
 from scen_cli.editing.edit_plan import EditPlan, Outcome, outcome_of, precheck
+from scen_cli.editing.mixed_subjects import check_mixed_subjects
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.revert_edits import revert_edits
 from scen_cli.errors import UsageError
@@ -163,9 +164,11 @@ class Editor(PatchedModel):
                 reason or note,
                 record.train_rephrases,
                 ids,
-                self.subject_forms(record),
+                forms,
             )
-            for (record, where), ok, reason, ids in zip(records, active, reasons, older, strict=True)
+            for (record, where), ok, reason, ids, forms in zip(
+                records, active, reasons, older, self._forms_of([record for record, _where in records]), strict=True
+            )
         ]
         seconds = time.perf_counter() - started + (fitted.seconds if fitted else 0.0)
         stats = TrainingStats(seed, seconds, expert.losses, neuron.fit.losses if neuron else [])
@@ -221,12 +224,20 @@ class Editor(PatchedModel):
         self.index.load()
         # Keys come from a pass over the prompt alone, as at inference. A pass over prompt and target gives the same
         # keys but for rounding, and Adam's first steps follow the signs of gradients.
-        # An expert that edits share has no subject of its own.
-        forms = self.subject_forms(records[0]) if len(records) == 1 else []
-        keys = self.keys([record.prompt for record in records], forms)
-        rephrase_keys = self.keys([text for record in records for text in record.train_rephrases], forms)
-        match_keys = [(record.prompt, record.subject if self.subject_forms(record) else None) for record in records]
-        return admit(self.index, keys, rephrase_keys, match_keys, seed, leaving)
+        forms = self._forms_of(records)
+        keys = self.keys([record.prompt for record in records], forms[0])
+        rephrase_keys = self.keys([text for record in records for text in record.train_rephrases], forms[0])
+        match_keys = [
+            (record.prompt, record.subject if named else None) for record, named in zip(records, forms, strict=True)
+        ]
+        candidate = admit(self.index, keys, rephrase_keys, match_keys, seed, leaving)
+        if candidate is not None:
+            check_mixed_subjects(self, self.index, match_keys, candidate)
+        return candidate
+
+    def _forms_of(self, records: Sequence[EditRecord]) -> list[list[tuple[int, ...]]]:
+        """The subject forms of each record; none if they share an expert, which has no subject of its own."""
+        return [self.subject_forms(record) if len(records) == 1 else [] for record in records]
 
     def _why_not_learned(self, expert: ExpertFit, edit: TokenizedEdit, wrong_tokens: list[int]) -> str:
         """Why the expert does not answer with the target; empty if it does."""

@@ -26,7 +26,7 @@ def key_problems(editor: Editor) -> list[Problem]:
             stored = torch.from_numpy(editor.project.files.keys(edit))
         except DamageFound:
             continue  # reported already, by the check of its file
-        now = editor.keys(prompts)
+        now = editor.keys(prompts, edit.subject_forms)
         if stored.shape != now.shape or not bool(((stored - now).norm(dim=1) <= tolerance * now.norm(dim=1)).all()):
             problems.append(Problem(str(edit.file), f"the base now gives another key for edit {expert}", expert))
     return problems

@@ -206,12 +206,18 @@ def figures_of(samples: Sequence[Sample], routed: bool = True) -> dict[str, Figu
     return {name: _figure(name, group, routed) for name, group in groups.items()}
 
 
+def _base_is_right(sample: Sample) -> bool:
+    if sample.kind == ARE_YOU_SURE:
+        return contains(sample.base, sample.wanted)
+    return sample.base == sample.wanted
+
+
 def _figure(name: str, samples: list[Sample], routed: bool) -> Figure:
     unchanged_wanted = name.split("/")[0] in ("locality", "near-miss")
     right_edit = [sample.routed_edit is not None and sample.routed_edit == sample.expected_edit for sample in samples]
     return Figure(
         patched=Share.of([sample.right for sample in samples]),
-        base=None if unchanged_wanted else Share.of([sample.base == sample.wanted for sample in samples]),
+        base=None if unchanged_wanted else Share.of([_base_is_right(sample) for sample in samples]),
         fired=Share.of([sample.routed_edit is not None for sample in samples]) if routed else None,
         routed=Share.of(right_edit) if routed and not unchanged_wanted else None,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import string
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -11,6 +10,7 @@ from itertools import takewhile
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from scen_cli.data.lexical_overlap import without_accents
 from scen_cli.errors import UsageError
 from scen_cli.model.keys import end_of_last
 
@@ -210,8 +210,7 @@ class Template:
 def _spellings(subject: str) -> list[str]:
     """A subject as people write it: with or without its accents and hyphens; as written, in lower case, with a capital,
     with capitals."""
-    decomposed = unicodedata.normalize("NFD", subject)
-    plain = unicodedata.normalize("NFC", "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f"))
+    plain = without_accents(subject)
     written = [subject, plain, subject.replace("-", " "), plain.replace("-", " ")]
     cased = ((text, text.lower(), text[:1].upper() + text[1:], string.capwords(text)) for text in written)
     return list(dict.fromkeys(text for spellings in cased for text in spellings))

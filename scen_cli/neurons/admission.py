@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -139,7 +140,7 @@ def _check_new_keys(index: Index, keys: Tensor, on_keys: Tensor, remaining: Tens
     others = index.unbiased_activations(keys, index.neurons.all()) - torch.tensor(index.biases)
     largest, rows = others.masked_fill(~remaining, -torch.inf).max(dim=1)
     for key in (largest >= on_keys).nonzero().flatten().tolist():
-        _reject(index, index.experts[int(rows[key])])
+        reject(index, index.experts[int(rows[key])])
 
 
 def _check_all_keys(
@@ -163,11 +164,12 @@ def _check_all_keys(
     largest_other = activations.scatter(1, own_column, -torch.inf).max(dim=1).values
     for key in (largest_other >= own).nonzero().flatten().tolist():
         column = int(own_column[key])
-        _reject(index, index.experts[column if column < len(column_of) else int(activations[key, :-1].argmax())])
+        reject(index, index.experts[column if column < len(column_of) else int(activations[key, :-1].argmax())])
     return own
 
 
-def _reject(index: Index, expert: int) -> None:
+def reject(index: Index, expert: int) -> NoReturn:
+    """Raise `UsageError`: a new edit collides with this active expert."""
     other = index.project.find(expert)
     raise UsageError(
         f"the new edit collides with edit {other.id} ({other.prompt!r} -> {other.target!r}): the base cannot "
@@ -205,11 +207,11 @@ def recompute_biases(
     """
     ledger = index.project.ledger
     experts = {edit.id: edit for edit in ledger.edits("active", "superseded") if edit.expert == edit.id}
-    changed = [_load_keys(index, edit, edit.bias) for edit in reactivated if edit.expert == edit.id]
+    changed = [(edit, _load_keys(index, edit, edit.bias)) for edit in reactivated if edit.expert == edit.id]
     check_all = False
     for edit in reverted:
         try:
-            changed += [_load_keys(index, edit, edit.bias)] if edit.expert == edit.id else []
+            changed += [(edit, _load_keys(index, edit, edit.bias))] if edit.expert == edit.id else []
         except DamageFound:
             check_all = True
     biases: dict[int, tuple[float, float]] = {}
@@ -217,7 +219,8 @@ def recompute_biases(
     for expert, edit in experts.items():
         if expert <= first:  # made before any of the changed edits
             continue
-        if not check_all and not any(_excess(index, edit, keys) > -ROUNDING for keys in changed):
+        rivals = [keys for other, keys in changed if _compete(index, other, edit)]
+        if not check_all and not any(_excess(index, edit, keys) > -ROUNDING for keys in rivals):
             continue
         others = [
             _load_keys(index, other, biases[other.id][0] if other.id in biases else other.bias)
@@ -230,7 +233,7 @@ def recompute_biases(
         if bias != edit.bias:
             with_new_bias = _load_keys(index, edit, bias)
             biases[expert] = bias, float(with_new_bias.own.min())
-            changed += [_load_keys(index, edit, edit.bias), with_new_bias]
+            changed += [(edit, _load_keys(index, edit, edit.bias)), (edit, with_new_bias)]
     return biases
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scen_cli.data.lexical_overlap import Topics, normalized_words
+from scen_cli.data.lexical_overlap import Topics, normalized_words, plain_name
 from scen_cli.model.routing import max_per_prompt
 from scen_cli.model.subject_filter import BLOCKED
 from scen_cli.project.guard import QUESTION_BANK, SELF_WRITTEN, Guard
@@ -92,4 +92,4 @@ class GuardSplit:
 
 
 def _names(text: str, subject: str) -> bool:
-    return subject in text or subject.lower() in text
+    return subject in text or plain_name(subject) in plain_name(text)

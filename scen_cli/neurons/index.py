@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from scen_cli.data.lexical_overlap import plain_name
 from scen_cli.data.records import EditRecord
 from scen_cli.errors import VERIFY_HINT, DamageFound
 from scen_cli.model.routing import normalize_neurons, prepare_keys, unbiased_activations
@@ -55,7 +56,7 @@ class NeuronCandidate:
 
 def same_subject(first: str | None, second: str | None) -> bool:
     """Whether two edits have the same subject, or both have none."""
-    return (first or "").casefold() == (second or "").casefold()
+    return plain_name(first or "") == plain_name(second or "")
 
 
 class Index:
@@ -200,6 +201,11 @@ class Index:
         """Mask (n,) of the keys that belong to these experts, (t,)."""
         chosen = {expert for expert, is_chosen in zip(self.experts, experts.tolist(), strict=True) if is_chosen}
         return torch.tensor([expert in chosen for expert in self.expert_of_key], dtype=torch.bool)
+
+    def activations_of_expert(self, expert: int) -> list[float]:
+        """The activation of an expert's neuron on each of its own keys."""
+        rows = zip(self.expert_of_key, self.own_activations.all()[:, 0].tolist(), strict=True)
+        return [activation for owner, activation in rows if owner == expert]
 
     def subject_of(self, expert: int) -> str | None:
         """The subject of an active expert's edit; None if the subject filter does not look for it, or if edits share

@@ -22,6 +22,7 @@ from scen_cli.model.keys import KeyConfig
 from scen_cli.model.routing import Whitening
 from scen_cli.model.template import Template
 
+LOWEST_THETA, HIGHEST_THETA = 0.05, 0.9  # an edit's own prompt gives 1
 SHRINKAGE = 0.01  # added to each variance, as a share of the largest (benchmarks/LOG.md)
 
 
@@ -76,7 +77,7 @@ class RelationKeys:
                 if n % 2 != half
             ]
             quantiles.append(float(torch.quantile(torch.cat(activations), 1 - rate)))
-        return round(sum(quantiles) / 2, 4)
+        return min(max(round(sum(quantiles) / 2, 4), LOWEST_THETA), HIGHEST_THETA)
 
     def _rows_by_relation(self) -> dict[tuple[str, str], list[int]]:
         rows: dict[tuple[str, str], list[int]] = {}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from scen_cli.data.entries import Entry
+from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.data.suites import demo_edits
 from scen_cli.editing.editor import Editor
 from scen_cli.editing.trace import trace
+from scen_cli.editing.verify_base import key_problems
+from scen_cli.errors import UsageError
 from scen_cli.export.transformers_folder import export_checkpoint
 from scen_cli.model.keys import KeyConfig
 from scen_cli.model.subject_filter import BLOCKED
@@ -20,6 +25,7 @@ from tests.conftest import edit_all, revert
 
 MASK = 99
 CONFIG = KeyConfig("last", True, (1,), (3,), (4,), frozenset({9}), (MASK,))
+MASKED = {"mask_subject": True, "same_subject": 0.05, "theta": 0.05}  # as on a base that is no toy
 FAST = {"expert_steps": 1, "extra_steps": 0, "prompt_augmentations": 0, "require_learned": False}
 
 
@@ -52,7 +58,7 @@ def same_question() -> list:
 
 @pytest.fixture
 def editor(make_editor) -> Editor:
-    editor = make_editor("closed-form", mask_subject=True, same_subject=0.05)
+    editor = make_editor("closed-form", **MASKED)
     edit_all(editor, same_question())
     return editor
 
@@ -81,7 +87,7 @@ def test_an_edit_does_not_answer_a_sentence_about_something_else(editor):
 
 
 def test_theta_comes_from_other_questions_of_the_bank(editor, make_editor):
-    rare = make_editor("closed-form", mask_subject=True, same_subject=0.01)
+    rare = make_editor("closed-form", **{**MASKED, "same_subject": 0.01})
     assert 0 < editor.recipe.theta < rare.recipe.theta < 1
     assert editor.project.ledger.theta() == pytest.approx(editor.recipe.theta)
 
@@ -89,7 +95,7 @@ def test_theta_comes_from_other_questions_of_the_bank(editor, make_editor):
 def test_a_revert_is_exact_among_edits_of_one_subject(make_editor):
     first = same_question()[0]
     others = [first.model_copy(update={"prompt": f"{text} {first.subject}?"}) for text in ("Who met", "How tall is")]
-    reverted, never = (make_editor("closed-form", mask_subject=True, same_subject=0.05, **FAST) for _ in range(2))
+    reverted, never = (make_editor("closed-form", **MASKED, **FAST) for _ in range(2))
     edit_all(reverted, [others[0], first, others[1]])
     edit_all(never, [first, others[1]])
     revert(reverted.project, 1)
@@ -135,14 +141,59 @@ def test_another_process_sees_the_same_routing(editor):
 
 @pytest.mark.parametrize("module", ["up", "attn"])
 def test_experts_at_another_module_are_routed_by_masked_keys_too(make_editor, module):
-    editor = make_editor("closed-form", target_module=module, mask_subject=True, same_subject=0.05, **FAST)
+    editor = make_editor("closed-form", target_module=module, **MASKED, **FAST)
     edit_all(editor, same_question()[:2])
     prompts = [same_question()[1].prompt, "How are you?", f"Hello. {same_question()[0].prompt}"]
     assert editor.answer(prompts, max_new_tokens=2).edits == [2, None, 1]
 
 
 def test_an_edit_without_a_subject_stands_beside_one_with_a_subject(make_editor):
-    editor = make_editor("closed-form", mask_subject=True, same_subject=0.05, **FAST)
+    editor = make_editor("closed-form", **MASKED, **FAST)
     named, nameless = demo_edits()[0], demo_edits()[5].model_copy(update={"subject": None})
     edit_all(editor, [named, nameless])
     assert editor.route([named.prompt, nameless.prompt, "How are you?"]).edits == [1, 2, None]
+
+
+def test_verify_compares_masked_keys(editor):
+    assert key_problems(editor) == []
+
+
+@pytest.mark.parametrize("named_first", [True, False])
+def test_an_edit_without_a_subject_cannot_lose_its_prompt_to_one_with_a_subject(make_editor, named_first):
+    editor = make_editor("closed-form", **MASKED, **FAST)
+    named = demo_edits()[0]
+    nameless = named.model_copy(update={"prompt": named.rephrases[0], "subject": None, "target": "Chad"})
+    first, second = (named, nameless) if named_first else (nameless, named)
+    edit_all(editor, [first])
+    with suppress(UsageError):  # it may be refused, but it may not lose its prompt, or take the other's
+        edit_all(editor, [second])
+    active = editor.project.ledger.edits("active")
+    assert editor.route([edit.prompt for edit in active]).edits == [edit.id for edit in active]
+
+
+def test_one_subject_in_two_spellings_is_one_subject(make_editor):
+    editor = make_editor("closed-form", **MASKED, **FAST)
+    edit_all(editor, [EditRecord(prompt="Where is Zürich-West?", target="Peru", subject="Zürich-West")])
+    with pytest.raises(UsageError, match="collides with edit 1"):
+        edit_all(editor, [EditRecord(prompt="Where is zurich west?", target="Chad", subject="zurich west")])
+
+
+def test_edits_that_share_an_expert_have_no_subject_of_their_own(make_editor):
+    editor = make_editor("closed-form", edits_per_expert=2, **MASKED, **FAST)
+    records = demo_edits()[:4]
+    with editor.project.writing():
+        plan = editor.plan([Entry(SourceLine("test", n), record) for n, record in enumerate(records, 1)])
+        list(editor.train(plan))
+    assert [edit.subject_forms for edit in editor.project.ledger.edits()] == [()] * 4
+    assert editor.route([record.prompt for record in records]).edits == [1, 1, 3, 3]
+    assert key_problems(editor) == []
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.5])
+def test_theta_stays_between_its_bounds_at_any_rate(make_editor, rate):
+    editor = make_editor("closed-form", **{**MASKED, "same_subject": rate})
+    assert 0.05 <= Project(editor.project.folder).ledger.theta() <= 0.9
+
+
+def test_a_theta_that_is_set_is_a_lower_bound(make_editor):
+    assert make_editor("closed-form", **{**MASKED, "theta": 0.6}).recipe.theta == 0.6
