@@ -22,7 +22,7 @@ from scen_cli.neurons.relation_keys import relation_keys
 from scen_cli.project.guard import Guard, NewGuard
 from scen_cli.project.ledger_queries import FORMAT
 from scen_cli.project.project import Project, refuse_existing
-from scen_cli.recipe import DEFAULT_RECIPE, DEMO_SETTINGS, Recipe, make_recipe
+from scen_cli.recipe import DEFAULT_RECIPE, DEMO_CLOSED_FORM, DEMO_RATES, Recipe, make_recipe
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,9 @@ class BaseOptions:
 def recipe_for(model: str, name: str, changes: Mapping[str, str | float | None]) -> Recipe:
     """A named recipe with changed settings, and with the settings that the base needs. Raises `UsageError` as
     `make_recipe` does."""
-    return make_recipe(name, changes, DEMO_SETTINGS if model == "demo" else {})
+    if model != "demo":
+        return make_recipe(name, changes)
+    return make_recipe(name, changes, DEMO_RATES | (DEMO_CLOSED_FORM if name == "closed-form" else {}))
 
 
 def new_project(
