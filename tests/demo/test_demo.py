@@ -84,7 +84,7 @@ def test_scen_demo_end_to_end(scen, tmp_path):
     edited = [answer for answer in report["answers"] if answer["kind"] == "edited prompt"]
     wanted = [record.target for record in demo_edits()[:12]]
     assert [answer["after"] for answer in edited] == wanted
-    assert not {answer["before"] for answer in edited} & {*wanted}
+    assert all(answer["before"] != target for answer, target in zip(edited, wanted, strict=True))
     unrelated = [answer for answer in report["answers"] if answer["kind"] == "unrelated"]
     assert [answer["after"] for answer in unrelated] == [answer["before"] for answer in unrelated]
     assert report["evaluation"]["figures"]["reliability"]["patched"]["right"] == 12
