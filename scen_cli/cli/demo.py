@@ -91,6 +91,7 @@ def demo(
             "evaluation": evaluation.as_dict(),
         },
         _answer_table(answers),
+        _leaks(answers, suite),
         "",
         *figure_tables(evaluation),
         "",
@@ -134,6 +135,16 @@ def _answer_table(answers: Sequence[dict[str, Any]]) -> RenderableType:
         if answer["record"] <= SHOWN
     ]
     return table(("", "prompt", "before", "after"), rows)
+
+
+def _leaks(answers: Sequence[dict[str, Any]], suite: Suite) -> str:
+    """How many of the other questions about the edits' subjects get the target now."""
+    from scen_cli.data.lexical_overlap import contains
+
+    near = [answer for answer in answers if answer["kind"] == "same-subject"]
+    targets = [suite.edits[answer["record"] - 1].target for answer in near]
+    leaks = sum(contains(a["after"], t) and not contains(a["before"], t) for a, t in zip(near, targets, strict=True))
+    return f"\nother questions about the same subjects that now say the target: {leaks} of {len(near)}"
 
 
 def _short(text: str) -> str:

@@ -99,7 +99,7 @@ def test_scen_demo_prints_answers_before_and_after_and_the_next_commands(scen, t
     edits = 2 if recipe == "key" else 10
     options = ("--model", "demo", "--dir", tmp_path / "d", "--edits", edits, "--recipe", recipe)
     result = scen("demo", *options)
-    kinds = ("edited prompt", "rephrase", "same-subject", "unrelated")
+    kinds = ("edited prompt", "rephrase", "same-subject", "unrelated", "now say the target")
     for text in (*kinds, "before", "after", "Reliability", "Locality", "scen ask", "scen revert 1", "scen export"):
         assert text in result.stdout
     assert f"$ scen init --model demo --recipe {recipe}" in result.stderr
