@@ -7,7 +7,8 @@ import pytest
 from scen_cli.data.suites import Suite, demo_edits
 from scen_cli.demo.world import right_facts
 from scen_cli.evaluation.evaluate_project import evaluate
-from scen_cli.evaluation.robustness import PREFIXES, perturbed_prompts, typing_error
+from scen_cli.evaluation.robustness import ARE_YOU_SURE, PREFIXES, perturbed_prompts, typing_error
+from scen_cli.evaluation.samples import Probe, figures_of
 from scen_cli.model.template import SecondTurn
 from tests.conftest import edit_all
 
@@ -74,3 +75,10 @@ def test_robustness_counts_the_answers_to_the_perturbed_prompts(edited):
     for kind, outcomes in counts.items():
         figure = figures[f"robustness/{kind}"].patched
         assert (figure.right, figure.total) == (sum(outcomes), len(outcomes))
+
+
+def test_the_answer_to_a_doubt_counts_if_it_contains_the_target():
+    probe = Probe("robustness", SecondTurn("Where was Ada born?", "Riga", "Are you sure?"), "Riga", ARE_YOU_SURE)
+    samples = [probe.sample(base, "Yes, in Riga.", None, None) for base in ("It was Riga.", "Sorry, no.")]
+    figure = figures_of(samples)[f"robustness/{ARE_YOU_SURE}"]
+    assert (figure.patched.right, figure.base.right, figure.patched.total) == (2, 1, 2)
