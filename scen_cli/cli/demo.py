@@ -139,11 +139,12 @@ def _answer_table(answers: Sequence[dict[str, Any]]) -> RenderableType:
 
 def _leaks(answers: Sequence[dict[str, Any]], suite: Suite) -> str:
     """How many of the other questions about the edits' subjects get the target now."""
-    from scen_cli.data.lexical_overlap import contains
+    from scen_cli.data.dataset_forms import SAME_SUBJECT
+    from scen_cli.data.lexical_overlap import gains
 
-    near = [answer for answer in answers if answer["kind"] == "same-subject"]
+    near = [answer for answer in answers if answer["kind"] == SAME_SUBJECT]
     targets = [suite.edits[answer["record"] - 1].target for answer in near]
-    leaks = sum(contains(a["after"], t) and not contains(a["before"], t) for a, t in zip(near, targets, strict=True))
+    leaks = sum(gains(a["before"], a["after"], target) for a, target in zip(near, targets, strict=True))
     return f"\nother questions about the same subjects that now say the target: {leaks} of {len(near)}"
 
 

@@ -35,6 +35,11 @@ def contains(answer: str, target: str) -> bool:
     return bool(words) and f" {words} " in f" {normalized_words(answer)} "
 
 
+def gains(before: str, after: str, target: str) -> bool:
+    """Whether an answer contains the target now and did not before."""
+    return contains(after, target) and not contains(before, target)
+
+
 def plain_name(name: str) -> str:
     """A name without case, accents and hyphens: people write it with or without them."""
     return without_accents(name).replace("-", " ").casefold()
@@ -42,6 +47,8 @@ def plain_name(name: str) -> str:
 
 def without_accents(text: str) -> str:
     """The text without the accents that Latin, Greek and Cyrillic letters can do without."""
+    if text.isascii():
+        return text
     decomposed = unicodedata.normalize("NFD", text)
     return unicodedata.normalize("NFC", "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f"))
 

@@ -23,24 +23,26 @@ def check_mixed_subjects(
     if not model.recipe.masks_subjects:
         return
     neuron = index.normalize_neuron(candidate.fit.neuron)
-    for number, (prompt, subject) in enumerate(match_keys):
-        own = float(candidate.on_keys[number])
-        for row, expert in enumerate(index.experts):
-            for other_prompt, other_subject in index.match_keys[expert]:
-                if subject is None and other_subject is not None and _may_name(prompt, other_subject):
-                    key = _masked_key(model, index, prompt, other_subject)
-                    rival = index.neurons.all()[row]
-                    if key is not None and _activation(index, key, rival) - index.biases[row] >= own:
-                        reject(index, expert)
-                if subject is not None and other_subject is None and _may_name(other_prompt, subject):
-                    key = _masked_key(model, index, other_prompt, subject)
-                    others_own = min(index.activations_of_expert(expert))
-                    if key is not None and _activation(index, key, neuron) - candidate.bias >= others_own:
-                        reject(index, expert)
+    for (prompt, subject), own in zip(match_keys, candidate.on_keys.tolist(), strict=True):
+        text, name = plain_name(prompt), plain_name(subject or "")
+        for row, (expert, other) in enumerate(zip(index.experts, index.subjects, strict=True)):
+            if not name and other and other in text:
+                key = _masked_key(model, index, prompt, str(index.subject_of(expert)))
+                if key is not None and _activation(index, key, index.neurons.all()[row]) - index.biases[row] >= own:
+                    reject(index, expert)
+            if name and not other:
+                _check_prompts_of(model, index, expert, str(subject), neuron, candidate.bias)
 
 
-def _may_name(prompt: str, subject: str) -> bool:
-    return plain_name(subject) in plain_name(prompt)
+def _check_prompts_of(
+    model: PatchedModel, index: Index, expert: int, subject: str, neuron: Tensor, bias: float
+) -> None:
+    """Raise `UsageError` if the neuron of a new edit is too strong on a prompt of an expert without a subject."""
+    for prompt, _no_subject in index.match_keys[expert]:
+        if plain_name(subject) in plain_name(prompt):
+            key = _masked_key(model, index, prompt, subject)
+            if key is not None and _activation(index, key, neuron) - bias >= min(index.activations_of_expert(expert)):
+                reject(index, expert)
 
 
 def _masked_key(model: PatchedModel, index: Index, prompt: str, subject: str) -> Tensor | None:

@@ -65,8 +65,7 @@ class Probe:
         whatever it is: nothing was edited."""
         if self.target is None:
             return answer == base_answer
-        found = contains(answer, self.target) if self.kind == ARE_YOU_SURE else answer == self.target
-        return found and self.can_be_right()
+        return _gives_target(answer, self.target, self.kind) and self.can_be_right()
 
     def tokens_needed(self, activation: float, theta: float) -> int | None:
         """How many tokens of an answer decide the figures; None: all.
@@ -206,10 +205,9 @@ def figures_of(samples: Sequence[Sample], routed: bool = True) -> dict[str, Figu
     return {name: _figure(name, group, routed) for name, group in groups.items()}
 
 
-def _base_is_right(sample: Sample) -> bool:
-    if sample.kind == ARE_YOU_SURE:
-        return contains(sample.base, sample.wanted)
-    return sample.base == sample.wanted
+def _gives_target(answer: str, target: str, kind: str) -> bool:
+    """Whether an answer is exactly the target; to a doubt, whether it contains the target."""
+    return contains(answer, target) if kind == ARE_YOU_SURE else answer == target
 
 
 def _figure(name: str, samples: list[Sample], routed: bool) -> Figure:
@@ -217,7 +215,7 @@ def _figure(name: str, samples: list[Sample], routed: bool) -> Figure:
     right_edit = [sample.routed_edit is not None and sample.routed_edit == sample.expected_edit for sample in samples]
     return Figure(
         patched=Share.of([sample.right for sample in samples]),
-        base=None if unchanged_wanted else Share.of([_base_is_right(sample) for sample in samples]),
+        base=None if unchanged_wanted else Share.of([_gives_target(s.base, s.wanted, s.kind) for s in samples]),
         fired=Share.of([sample.routed_edit is not None for sample in samples]) if routed else None,
         routed=Share.of(right_edit) if routed and not unchanged_wanted else None,
     )

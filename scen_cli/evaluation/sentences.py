@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from scen_cli.data.lexical_overlap import contains, normalized_words
+from scen_cli.data.lexical_overlap import contains, gains, normalized_words
 from scen_cli.evaluation.metrics import Figure, Share
 from scen_cli.evaluation.samples import Probe, Sample
 
@@ -42,6 +42,6 @@ def sentence_figures(
     for sample in samples:
         if sample.role in ("locality", "near-miss"):
             activated = targets.get(sample.routed_edit, ()) if sample.routed_edit is not None else ()
-            leaked = any(contains(sample.patched, text) and not contains(sample.base, text) for text in activated)
+            leaked = any(gains(sample.base, sample.patched, text) for text in activated)
             leaks.setdefault(sample.kind or sample.role, []).append(leaked)
     return figures | {f"leak/{kind}": Figure(Share.of(leaked)) for kind, leaked in leaks.items()}

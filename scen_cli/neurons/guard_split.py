@@ -42,7 +42,10 @@ class GuardSplit:
         self._prompts_by_words: dict[str, list[int]] = {}
         for index, prompt in enumerate(self.prompts):
             self._prompts_by_words.setdefault(normalized_words(prompt), []).append(index)
-        self._all_text = "\0".join(self.prompts)  # one search finds that a subject occurs in no prompt: the usual case
+        self._plain_prompts = [plain_name(prompt) for prompt in self.prompts]
+        self._all_text = "\0".join(
+            self._plain_prompts
+        )  # one search finds that a subject occurs in no prompt: the usual case
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -85,11 +88,8 @@ class GuardSplit:
         return largest
 
     def _prompts_naming(self, subject: str) -> Tensor:
-        """Mask (g,) of the prompts that name a subject."""
-        if not _names(self._all_text, subject):
+        """Mask (g,) of the prompts that name a subject, in any spelling that `plain_name` makes equal."""
+        name = plain_name(subject)
+        if name not in self._all_text:
             return torch.zeros(len(self.prompts), dtype=torch.bool)
-        return torch.tensor([_names(text, subject) for text in self.prompts])
-
-
-def _names(text: str, subject: str) -> bool:
-    return subject in text or plain_name(subject) in plain_name(text)
+        return torch.tensor([name in text for text in self._plain_prompts])

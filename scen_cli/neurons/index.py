@@ -66,6 +66,7 @@ class Index:
 
     Attributes:
         experts: The expert of each row of W_merge, (t,).
+        subjects: The subject of each expert as `plain_name` has it, (t,); empty if it has none (`subject_of`).
         neurons: W_merge, normalised, (t, h).
         biases: The bias of each neuron, (t,).
         keys: The prepared keys of all active edits, (n, h).
@@ -98,6 +99,7 @@ class Index:
         if merged.damaged:  # without its key, nobody can check that a new neuron leaves a damaged edit its prompt
             raise DamageFound(next(iter(merged.damaged.values())), hint=VERIFY_HINT)
         self.experts: list[int] = []
+        self.subjects: list[str] = []
         self.biases: list[float] = []
         self.expert_of_key: list[int] = []
         self.neurons, self.keys = GrowingMatrix(self.width), GrowingMatrix(self.width)
@@ -194,8 +196,11 @@ class Index:
         activations = self.unbiased_activations(self.keys.all(), self.neurons.all()) - torch.tensor(self.biases)
         if not self.recipe.masks_subjects:
             return activations
-        competing = torch.stack([self.competing(self.subject_of(expert)) for expert in self.expert_of_key])
-        return activations.masked_fill(~competing, BLOCKED)
+        number_of = {name: number for number, name in enumerate(dict.fromkeys(self.subjects))}
+        of_expert = torch.tensor([number_of[name] for name in self.subjects], dtype=torch.long)
+        row_of = {expert: row for row, expert in enumerate(self.experts)}
+        of_key = of_expert[[row_of[expert] for expert in self.expert_of_key]]
+        return activations.masked_fill(of_key[:, None] != of_expert, BLOCKED)
 
     def keys_of_experts(self, experts: Tensor) -> Tensor:
         """Mask (n,) of the keys that belong to these experts, (t,)."""
@@ -218,8 +223,8 @@ class Index:
         these are the edits of that subject: others see another key."""
         if not self.recipe.masks_subjects:
             return torch.ones(len(self.experts), dtype=torch.bool)
-        same = [same_subject(self.subject_of(expert), subject) for expert in self.experts]
-        return torch.tensor(same, dtype=torch.bool)
+        wanted = plain_name(subject or "")
+        return torch.tensor([name == wanted for name in self.subjects], dtype=torch.bool)
 
     def max_activations(self, split: str) -> tuple[list[str], Tensor, list[int]]:
         """The prompts of a guard split, the largest activation of any active neuron on each (g,), and its expert."""
@@ -302,6 +307,7 @@ class Index:
 
     def _append(self, expert: int, neuron: Tensor, bias: float, on_guard: Tensor) -> None:
         self.experts.append(expert)
+        self.subjects.append(plain_name(self.subject_of(expert) or ""))
         self.biases.append(bias)
         self.neurons.append(neuron)
         self.on_guard.append(on_guard)
