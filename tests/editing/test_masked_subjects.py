@@ -171,11 +171,13 @@ def test_an_edit_without_a_subject_cannot_lose_its_prompt_to_one_with_a_subject(
     assert editor.route([edit.prompt for edit in active]).edits == [edit.id for edit in active]
 
 
-def test_one_subject_in_two_spellings_is_one_subject(make_editor):
+@pytest.mark.parametrize("spellings", [("Zürich-West", "zurich west"), ("zurich west", "Zürich-West")])
+def test_one_subject_in_two_spellings_is_one_subject(make_editor, spellings):
     editor = make_editor("closed-form", **MASKED, **FAST)
-    edit_all(editor, [EditRecord(prompt="Where is Zürich-West?", target="Peru", subject="Zürich-West")])
+    first, second = (EditRecord(prompt=f"Where is {name}?", target="Peru", subject=name) for name in spellings)
+    edit_all(editor, [first])
     with pytest.raises(UsageError, match="collides with edit 1"):
-        edit_all(editor, [EditRecord(prompt="Where is zurich west?", target="Chad", subject="zurich west")])
+        edit_all(editor, [second])
 
 
 def test_edits_that_share_an_expert_have_no_subject_of_their_own(make_editor):
