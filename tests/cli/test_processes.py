@@ -55,29 +55,43 @@ def _edit_run(project: Project, base, edits: int) -> None:
     edit_suite(Editor(Project(project.folder), base=base), suite, Output(quiet=True))
 
 
+def _kill_once_it_has(project: Project, base, edits: int, count: int, delay: float) -> int:
+    """Fork a run of EDITS edits, kill it DELAY seconds after the ledger holds COUNT of them; the edits it left.
+
+    By progress, not by time alone: on a busy machine a process given a share of an unbroken run's seconds
+    may never get to an edit.
+    """
+    opened = Project(project.folder)
+    child = os.fork()
+    if child == 0:
+        _edit_run(project, base, edits)
+        os._exit(0)
+    while len(opened.ledger.edits()) < count and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.005)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    left = len(opened.ledger.edits())
+    problems = verify(opened)
+    assert all(problem.kind != "damage" for problem in problems), problems
+    opened.close()
+    return left
+
+
 @pytest.mark.parametrize(("edits", "kills"), [(10, 4), pytest.param(30, 10, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_continues_and_makes_each_edit_once(tmp_path, demo_base, edits, kills):
     """The killed processes are forked from this one, which has imported everything."""
     unbroken = new_project(tmp_path / "unbroken", "demo", recipe="key", base=demo_base)
     started = time.perf_counter()
     _edit_run(unbroken, demo_base, edits)
-    seconds = time.perf_counter() - started
-    rng, counts = random.Random(7), set()
+    seconds_per_edit = (time.perf_counter() - started) / edits
+    rng, left = random.Random(7), [0]
     project = new_project(tmp_path / "killed", "demo", recipe="key", base=demo_base)
     for _ in range(kills):
-        child = os.fork()
-        if child == 0:
-            _edit_run(project, demo_base, edits)
-            os._exit(0)
-        time.sleep(rng.uniform(0.05, 0.6) * seconds)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        opened = Project(project.folder)
-        counts.add(len(opened.ledger.edits()))
-        problems = verify(opened)
-        assert all(problem.kind != "damage" for problem in problems), problems
-        opened.close()
-    assert len(counts) >= (3 if kills == 10 else 2)  # the kills came at different moments of the run
+        count = min(left[-1] + rng.randint(0, 2), edits - 2)
+        left.append(_kill_once_it_has(project, demo_base, edits, count, rng.uniform(0, 2) * seconds_per_edit))
+    assert left == sorted(left)  # no kill loses an edit that was committed
+    assert len(set(left)) >= 3  # the kills came at different moments of the run
     _edit_run(project, demo_base, edits)
     with project.writing():
         repair(project)
