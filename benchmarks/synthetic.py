@@ -74,8 +74,8 @@ def make_project(folder: Path, facts: Sequence[Fact], base: Base, model: str = "
             record = EditRecord(prompt=fact.phrasings[0], target=fact.answer, subject=fact.subject)
             expert = LowRankArrays(*(rng.standard_normal(shape, np.float32) / 100 for shape in ((RANK, h), (d, RANK))))
             neuron = neuron_of(key[None], keys[:0], whitening).numpy()
-            forms = editor.template.subject_forms(record.subject, (record.prompt,))
-            trained = TrainedEdit(record, where, True, 1.0, subject_forms=forms)
+            names = editor.names_of(record)
+            trained = TrainedEdit(record, where, True, 1.0, subject_names=names)
             project.commit([trained], training, EditTensors(expert, neuron, key.numpy()), bias=0.0)
     editor.detach()
     return project

@@ -51,6 +51,9 @@ class Recipe(BaseModel):
     key_pooling: Literal["last", "mean"] = Field(
         "last", description="last: the key at the last token; mean: the mean over all tokens but the first"
     )
+    key_layer: int | None = Field(
+        None, ge=0, description="the layer in which keys are read; none: the edited layer, as in the paper"
+    )
     route_segments: bool = Field(False, description="true: also route by a prompt's last turn and last sentence")
     subject_filter: bool = Field(
         False, description="true: route to an edit that has a `subject` only if the prompt names it"
@@ -129,7 +132,7 @@ class Recipe(BaseModel):
 
 # Shown only if they differ from the default.
 _SWITCHES = (
-    *("disactivate", "margin", "edits_per_expert", "require_learned", "key_pooling", "route_segments"),
+    *("disactivate", "margin", "edits_per_expert", "require_learned", "key_pooling", "key_layer", "route_segments"),
     *("subject_filter", "mask_subject", "same_subject", "false_activation", "prompt_augmentations", "extra_steps"),
     *("expert", "stop_when", "kept_questions", "kept_weight"),
 )
@@ -154,7 +157,7 @@ RECIPES: dict[str, Recipe] = {
     "closed-form": Recipe(
         name="closed-form",
         index="closed-form",
-        **{**_CALIBRATED, "theta": 0.05, "mask_subject": True, "same_subject": 0.05},
+        **{**_CALIBRATED, "theta": 0.05, "mask_subject": True, "same_subject": 0.03},
     ),
     "joint": Recipe(name="joint", index="joint", **_CALIBRATED),
 }

@@ -21,7 +21,6 @@ from scen_cli.baselines.weight_method import WeightMethod
 from scen_cli.data.records import EditRecord
 from scen_cli.experts.fit_records import OPENINGS
 from scen_cli.model.ffn import EditedLayer, ridge_update
-from scen_cli.model.keys import end_of_last
 from scen_cli.model.template import Prompt, Template
 
 
@@ -86,8 +85,8 @@ def edited_position(template: Template, prompt: str, subject: str | None) -> int
     """The index of the subject's last token in the prompt's tokens, at its last occurrence; of the last token if the
     prompt does not contain the subject."""
     tokens = template.prompt_ids(prompt)
-    ends = [end_of_last(form, tokens) or 0 for form in template.subject_forms(subject, [prompt])]
-    return (max(ends, default=0) or len(tokens)) - 1
+    spans = template.spans_of([subject] if subject else [], tokens)
+    return (spans[-1][1] if spans else len(tokens)) - 1
 
 
 LEARNED = 5e-2  # MEMIT's: an edit with a smaller loss takes no more steps

@@ -154,7 +154,7 @@ def show(
     rows = [
         (name, _as_text(name, value))
         for name, value in data.items()
-        if name not in ("subject_forms", "index_sha256") and value not in (None, (), [])
+        if name not in ("subject_names", "index_sha256") and value not in (None, (), [])
     ]
     Output(as_json, quiet).result(data, table(("", ""), rows))
 

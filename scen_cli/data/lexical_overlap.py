@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from math import ceil
+
+from scen_cli.data.words import contains, plain, plain_words
 
 COMMON = 0.005  # share of the prompts: a word in more of them does not identify a topic
 NEAR = 0.8  # Jaccard similarity of the words of two prompts from which they count as near
@@ -21,18 +21,7 @@ FUNCTION_WORDS = frozenset(
 
 def content_words(text: str) -> set[str]:
     """The text's words in lower case, without function words."""
-    return set(_words(text)) - FUNCTION_WORDS
-
-
-def normalized_words(text: str) -> str:
-    """The text's words in lower case, without punctuation. Prompts that differ in nothing else are the same."""
-    return " ".join(_words(text))
-
-
-def contains(answer: str, target: str) -> bool:
-    """Whether the answer contains the target as whole words. Case and punctuation do not count."""
-    words = normalized_words(target)
-    return bool(words) and f" {words} " in f" {normalized_words(answer)} "
+    return set(plain_words(text)) - FUNCTION_WORDS
 
 
 def gains(before: str, after: str, target: str) -> bool:
@@ -40,24 +29,11 @@ def gains(before: str, after: str, target: str) -> bool:
     return contains(after, target) and not contains(before, target)
 
 
-def plain_name(name: str) -> str:
-    """A name without case, accents and hyphens: people write it with or without them."""
-    return without_accents(name).replace("-", " ").casefold()
-
-
-def without_accents(text: str) -> str:
-    """The text without the accents that Latin, Greek and Cyrillic letters can do without."""
-    if text.isascii():
-        return text
-    decomposed = unicodedata.normalize("NFD", text)
-    return unicodedata.normalize("NFC", "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f"))
-
-
 class Topics:
     """Learns from many prompts which words are common. The other words of a prompt name its topic."""
 
     def __init__(self, prompts: Sequence[str]) -> None:
-        self._prompts = [(text.casefold(), frozenset(_words(text))) for text in prompts]
+        self._prompts = [(f" {plain(text)} ", frozenset(plain_words(text))) for text in prompts]
         counts = Counter(word for _text, words in self._prompts for word in words)
         self._common = {word for word, count in counts.items() if count > max(1, COMMON * len(prompts))}
 
@@ -70,17 +46,17 @@ class Topics:
                 word of `prompt`.
         """
         topic_words = self._topic_words(prompt)
-        subject = subject.casefold() if subject else None
-        return [subject in text if subject else bool(topic_words & words) for text, words in self._prompts]
+        name = f" {plain(subject)} " if subject else None
+        return [name in text if name else bool(topic_words & words) for text, words in self._prompts]
 
     def same_topic(self, prompt: str, subject: str | None, other_prompt: str, other_subject: str | None) -> bool:
         """Whether two edits may be about the same topic."""
         if subject and other_subject:
-            return plain_name(subject) == plain_name(other_subject)
+            return plain(subject) == plain(other_subject)
         return bool(self._topic_words(prompt) & self._topic_words(other_prompt))
 
     def _topic_words(self, text: str) -> set[str]:
-        return set(_words(text)) - self._common
+        return set(plain_words(text)) - self._common
 
 
 def near_duplicates(edits: Sequence[str], others: Sequence[str]) -> list[tuple[str, str, float]]:
@@ -88,7 +64,7 @@ def near_duplicates(edits: Sequence[str], others: Sequence[str]) -> list[tuple[s
 
     Exact without comparing all pairs: two sets that near share a word among the rarest few of each (prefix filtering).
     """
-    words = {text: frozenset(_words(text)) for text in {*edits, *others}}
+    words = {text: frozenset(plain_words(text)) for text in {*edits, *others}}
     frequency = Counter(word for text_words in words.values() for word in text_words)
 
     def rarest(text: str) -> list[str]:
@@ -106,7 +82,3 @@ def near_duplicates(edits: Sequence[str], others: Sequence[str]) -> list[tuple[s
             if similarity >= NEAR:
                 pairs.append((edit, other, round(similarity, 3)))
     return sorted(pairs, key=lambda pair: -pair[2])
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from scen_cli.data.lexical_overlap import normalized_words
 from scen_cli.data.records import EditRecord
+from scen_cli.data.words import plain
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.neurons.guard_split import NEAR
@@ -52,14 +52,14 @@ def find_conflicts(model: PatchedModel, index: Index, records: Mapping[int, Edit
     new_keys = _keys_of(model, index, list(records.values()))
     same_words: dict[str, list[int]] = {}
     for row, candidate in enumerate(candidates):
-        same_words.setdefault(normalized_words(candidate.prompt), []).append(row)
+        same_words.setdefault(plain(candidate.prompt), []).append(row)
     found: dict[int, list[Conflict]] = {}
     for number, (position, record) in enumerate(records.items()):
         near: dict[int, float | None] = {}
         if len(new_keys):
             cosines = torch.cat([keys @ new_keys[number], new_keys[:number] @ new_keys[number]])
             near = {row: float(cosines[row]) for row in (cosines >= NEAR).nonzero().flatten().tolist()}
-        rows = same_words.setdefault(normalized_words(record.prompt), [])
+        rows = same_words.setdefault(plain(record.prompt), [])
         conflicts = [
             Conflict(candidates[row], cosine)
             for row, cosine in sorted({**near, **dict.fromkeys(rows)}.items())
@@ -89,5 +89,5 @@ def _keys_of(model: PatchedModel, index: Index, records: list[EditRecord]) -> Te
     if model.recipe.index != "closed-form" or not records:
         return torch.empty(0, model.edited.ffn_width)
     whole = replace(model.routing.key_config, segments=False)
-    ids = [model.key_tokens(record.prompt, model.subject_forms(record)) for record in records]
+    ids = [model.key_tokens(record.prompt, model.names_of(record)) for record in records]
     return index.prepare_keys(read_segment_keys(model.base, model.edited, ids, whole)[0])

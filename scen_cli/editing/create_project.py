@@ -119,9 +119,10 @@ class BaseOptions:
 def recipe_for(model: str, name: str, changes: Mapping[str, str | float | None]) -> Recipe:
     """A named recipe with changed settings, and with the settings that the base needs. Raises `UsageError` as
     `make_recipe` does."""
-    if model != "demo":
-        return make_recipe(name, changes)
-    return make_recipe(name, changes, DEMO_RATES | (DEMO_CLOSED_FORM if name == "closed-form" else {}))
+    if model == "demo":
+        return make_recipe(name, changes, DEMO_RATES | (DEMO_CLOSED_FORM if name == "closed-form" else {}))
+    key_layer = KNOWN.get(model, KnownBase()).key_layer if name == "closed-form" else None
+    return make_recipe(name, changes, {"key_layer": key_layer})
 
 
 def new_project(
@@ -162,15 +163,17 @@ def new_project(
     options = model if isinstance(model, BaseOptions) else BaseOptions(model, layer, **base_options)
     chosen = recipe if isinstance(recipe, Recipe) else recipe_for(options.model, recipe, changes or {})
     checked = options.load(Path(folder), base)
+    layer, target_module = checked.settings["layer"], checked.settings["target_module"]
+    edited = find_layer(checked.base.model, layer, target_module, chosen.key_layer)
     key_config = key_config_of(checked.template, chosen)
     if isinstance(guard, Guard):
-        guard = reread_keys(guard, checked.base, checked.template, checked.edited, key_config)
+        guard = reread_keys(guard, checked.base, checked.template, edited, key_config)
     elif not isinstance(guard, NewGuard) and (guard or chosen.needs_guard):
-        guard = make_guard(checked.base, checked.template, checked.edited, key_config, options.seed, guard, progress)
+        guard = make_guard(checked.base, checked.template, edited, key_config, options.seed, guard, progress)
     if isinstance(guard, NewGuard) and chosen.false_activation is not None:
         check_enough(sum(split == "calibration" for _prompt, split, _source in guard.prompts), chosen.false_activation)
     if isinstance(guard, NewGuard) and chosen.masks_subjects:
-        relations = relation_keys(checked.base, checked.template, checked.edited, key_config, progress)
+        relations = relation_keys(checked.base, checked.template, edited, key_config, progress)
         guard = with_whitening(guard, relations.whitening())
         if chosen.same_subject is not None:
             theta = max(chosen.theta, relations.theta(chosen.same_subject))

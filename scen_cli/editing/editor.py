@@ -164,10 +164,10 @@ class Editor(PatchedModel):
                 reason or note,
                 record.train_rephrases,
                 ids,
-                forms,
+                names,
             )
-            for (record, where), ok, reason, ids, forms in zip(
-                records, active, reasons, older, self._forms_of([record for record, _where in records]), strict=True
+            for (record, where), ok, reason, ids, names in zip(
+                records, active, reasons, older, self._names_of([record for record, _where in records]), strict=True
             )
         ]
         seconds = time.perf_counter() - started + (fitted.seconds if fitted else 0.0)
@@ -224,20 +224,20 @@ class Editor(PatchedModel):
         self.index.load()
         # Keys come from a pass over the prompt alone, as at inference. A pass over prompt and target gives the same
         # keys but for rounding, and Adam's first steps follow the signs of gradients.
-        forms = self._forms_of(records)
-        keys = self.keys([record.prompt for record in records], forms[0])
-        rephrase_keys = self.keys([text for record in records for text in record.train_rephrases], forms[0])
+        names = self._names_of(records)
+        keys = self.keys([record.prompt for record in records], names[0])
+        rephrase_keys = self.keys([text for record in records for text in record.train_rephrases], names[0])
         match_keys = [
-            (record.prompt, record.subject if named else None) for record, named in zip(records, forms, strict=True)
+            (record.prompt, record.subject if named else None) for record, named in zip(records, names, strict=True)
         ]
         candidate = admit(self.index, keys, rephrase_keys, match_keys, seed, leaving)
         if candidate is not None:
             check_mixed_subjects(self, self.index, match_keys, candidate)
         return candidate
 
-    def _forms_of(self, records: Sequence[EditRecord]) -> list[list[tuple[int, ...]]]:
-        """The subject forms of each record; none if they share an expert, which has no subject of its own."""
-        return [self.subject_forms(record) if len(records) == 1 else [] for record in records]
+    def _names_of(self, records: Sequence[EditRecord]) -> list[tuple[str, ...]]:
+        """`names_of` each record; none if they share an expert, which has no subject of its own."""
+        return [self.names_of(record) if len(records) == 1 else () for record in records]
 
     def _why_not_learned(self, expert: ExpertFit, edit: TokenizedEdit, wrong_tokens: list[int]) -> str:
         """Why the expert does not answer with the target; empty if it does."""

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from scen_cli.data.lexical_overlap import plain_name
+from scen_cli.data.words import plain_words
 from scen_cli.editing.patched_model import PatchedModel
+from scen_cli.model.name_index import NameIndex
 from scen_cli.neurons.admission import reject
 from scen_cli.neurons.guard_split import MatchKey
 from scen_cli.neurons.index import Index, NeuronCandidate
@@ -24,14 +25,17 @@ def check_mixed_subjects(
         return
     neuron = index.normalize_neuron(candidate.fit.neuron)
     for (prompt, subject), own in zip(match_keys, candidate.on_keys.tolist(), strict=True):
-        text, name = plain_name(prompt), plain_name(subject or "")
-        for row, (expert, other) in enumerate(zip(index.experts, index.subjects, strict=True)):
-            if not name and other and other in text:
-                key = _masked_key(model, index, prompt, str(index.subject_of(expert)))
-                if key is not None and _activation(index, key, index.neurons.all()[row]) - index.biases[row] >= own:
-                    reject(index, expert)
-            if name and not other:
-                _check_prompts_of(model, index, expert, str(subject), neuron, candidate.bias)
+        if subject:
+            for expert, other in zip(index.experts, index.subjects, strict=True):
+                if not other:
+                    _check_prompts_of(model, index, expert, subject, neuron, candidate.bias)
+            continue
+        subjects = NameIndex([[name] if name else [] for name in index.subjects])
+        for found in subjects.find(plain_words(prompt)):
+            row, expert = found.name, index.experts[found.name]
+            key = _masked_key(model, index, prompt, str(index.subject_of(expert)))
+            if key is not None and _activation(index, key, index.neurons.all()[row]) - index.biases[row] >= own:
+                reject(index, expert)
 
 
 def _check_prompts_of(
@@ -39,18 +43,16 @@ def _check_prompts_of(
 ) -> None:
     """Raise `UsageError` if the neuron of a new edit is too strong on a prompt of an expert without a subject."""
     for prompt, _no_subject in index.match_keys[expert]:
-        if plain_name(subject) in plain_name(prompt):
-            key = _masked_key(model, index, prompt, subject)
-            if key is not None and _activation(index, key, neuron) - bias >= min(index.activations_of_expert(expert)):
-                reject(index, expert)
+        key = _masked_key(model, index, prompt, subject)
+        if key is not None and _activation(index, key, neuron) - bias >= min(index.activations_of_expert(expert)):
+            reject(index, expert)
 
 
 def _masked_key(model: PatchedModel, index: Index, prompt: str, subject: str) -> Tensor | None:
     """The prepared key (1, h) of a prompt with a subject masked; None if its last sentence does not name it."""
-    forms = model.template.subject_forms(subject, ())
-    if model.routing.key_config.mask_any(model.template.prompt_ids(prompt), forms) is None:
+    if model.masked_tokens(model.template.prompt_ids(prompt), [subject]) is None:
         return None
-    return index.prepare_keys(model.keys([prompt], forms))
+    return index.prepare_keys(model.keys([prompt], [subject]))
 
 
 def _activation(index: Index, key: Tensor, neuron: Tensor) -> float:

@@ -20,6 +20,7 @@ from scen_cli.errors import Quarantined, UsageError
 from scen_cli.model.base import Base
 from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.model.generation import BATCH, Answers, generate_answers
+from scen_cli.model.keys import Span
 from scen_cli.model.patch import Patch
 from scen_cli.model.routing import Routing
 from scen_cli.model.template import Prompt
@@ -67,35 +68,41 @@ class PatchedModel(LoadedProject):
         self._patch: ProjectPatch | None = None
         self._lock = RLock()  # guards `_patch`: several threads may answer
 
-    def keys(self, prompts: Sequence[Prompt], subject_forms: Sequence[tuple[int, ...]] = ()) -> Tensor:
+    def keys(self, prompts: Sequence[Prompt], names: Sequence[str] = ()) -> Tensor:
         """The keys (n, h) of whole prompts, float32, on the CPU.
 
-        Where the recipe masks subjects, `subject_forms` (as `subject_forms` returns them) are masked in the prompts.
+        Where the recipe masks subjects, the subject with these `names` is masked in the prompts.
         """
         if not prompts:
             return torch.empty(0, self.edited.ffn_width)
         whole = replace(self.routing.key_config, segments=False)
         self.prompt_ids(prompts)  # raises for a prompt that does not fit
-        rows = [self.key_tokens(prompt, subject_forms) for prompt in prompts]
+        rows = [self.key_tokens(prompt, names) for prompt in prompts]
         return torch.cat([read_segment_keys(self.base, self.edited, [ids], whole)[0] for ids in rows])
 
-    def key_tokens(self, prompt: Prompt, subject_forms: Sequence[tuple[int, ...]]) -> list[int]:
+    def key_tokens(self, prompt: Prompt, names: Sequence[str]) -> list[int]:
         """The tokens at whose end an edit's key is read: the prompt in the template, with its subject masked if the
         recipe does so."""
         ids = self.template.prompt_ids(prompt)
-        masked = self.routing.key_config.mask_any(ids, subject_forms) if self.recipe.masks_subjects else None
+        masked = self.masked_tokens(ids, names) if self.recipe.masks_subjects else None
         return masked or ids
 
-    def subject_forms(self, record: EditRecord) -> list[tuple[int, ...]]:
-        """The token sequences that name the record's subject; none unless its prompt and its training rephrases all do,
-        and, where the recipe masks subjects, do so in their last sentence."""
-        prompts = (record.prompt, *record.train_rephrases)
-        forms = self.template.subject_forms(record.subject, prompts)
-        mask_any = self.routing.key_config.mask_any
-        masks = self.recipe.masks_subjects and forms
-        if masks and not all(mask_any(self.template.prompt_ids(prompt), forms) for prompt in prompts):
-            return []
-        return forms
+    def masked_tokens(self, ids: list[int], names: Sequence[str]) -> list[int] | None:
+        """A prompt's tokens with the subject of these names masked; None if its last sentence does not name it."""
+        spans = self.template.spans_of(names, ids)
+        segments = self.routing.key_config.masked_segments_of(ids, spans) if spans else []
+        return segments[0] if segments else None
+
+    def names_of(self, record: EditRecord) -> tuple[str, ...]:
+        """The names by which prompts are routed to a record's edit: those of its subject. None unless its prompt and
+        its training rephrases all name it, and, where the recipe masks subjects, do so in their last sentence."""
+        names = (record.subject,) if record.subject else ()
+        prompts = [self.template.prompt_ids(prompt) for prompt in (record.prompt, *record.train_rephrases)]
+        found = self.masked_tokens if self.recipe.masks_subjects else self._spans_of
+        return names if all(found(ids, names) for ids in prompts) else ()
+
+    def _spans_of(self, ids: list[int], names: Sequence[str]) -> list[Span]:
+        return self.template.spans_of(names, ids)
 
     def patch(self) -> ProjectPatch:
         """The active edits, attached to the base; rebuilt when the ledger has changed."""
@@ -114,7 +121,7 @@ class PatchedModel(LoadedProject):
                     self.edited,
                     replace(self.routing, theta=theta, own_activation_floor=floor),
                     self._whitening,
-                    self.recipe.subject_filter,
+                    self.template.pieces if self.recipe.subject_filter else None,
                     lambda text: self.warn(text),
                 )
             return self._patch

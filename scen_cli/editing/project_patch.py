@@ -33,7 +33,7 @@ class ProjectPatch(Patch):
         edited: The edited layer of the base.
         routing: How prompts are routed.
         whitening: Whitening of the keys, if the recipe whitens.
-        subject_filter: Whether edits with a subject are routed to only by prompts that name it.
+        pieces: The text of each token id, to find subjects in prompts; None: the recipe has no subject filter.
         warn: Called with a message for each active edit whose file is damaged. A plain function: a copied model copies
             its hooks, but not what they call.
 
@@ -42,7 +42,7 @@ class ProjectPatch(Patch):
         damaged: Active edits without a row because their files are damaged, with what is wrong.
         expert_of: The expert of each active edit, by edit.
         full_at_once: How many full experts fit in memory; None if there are no full experts.
-        subject_forms: For each row, the token sequences that name its subject.
+        subject_names: For each row, the names of its subject.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class ProjectPatch(Patch):
         edited: EditedLayer,
         routing: Routing,
         whitening: Whitening | None,
-        subject_filter: bool,
+        pieces: Sequence[bytes] | None,
         warn: Warn,
     ) -> None:
         with project.ledger.reading():  # everything from one moment; the next patch sees what is committed later
             self.last_change = project.ledger.last_change()
             merged, expert_of = project.w_merge(), project.ledger.active_experts()
             rank_of = project.ledger.active_ranks()
-            forms = project.ledger.active_subject_forms() if subject_filter else {}
+            names = {} if pieces is None else project.ledger.active_subject_names()
         self.edits, self.damaged, self.expert_of = merged.experts, merged.damaged, expert_of
         self.longest_answer: int | None = None  # in tokens; computed at the first use
         row_of_expert = {expert: row for row, expert in enumerate(merged.experts)}
@@ -67,13 +67,13 @@ class ProjectPatch(Patch):
             warn(f"edit {expert} is damaged and quarantined, no prompt is routed to it: {error}")
         experts = StoredExpertStack(project, merged.experts, rank_of, edited, warn)
         self.full_at_once = experts.at_once if (experts.ranks == 0).any() else None
-        self.subject_forms = _subject_forms(merged.experts, expert_of, forms)
+        self.subject_names = _subject_names(merged.experts, expert_of, names)
         neurons = torch.from_numpy(merged.neurons).to(edited.device)
         bank = SimpleNamespace(
             neurons=normalize_neurons(neurons, routing.cosine),
             biases=torch.from_numpy(merged.biases).to(edited.device),
             whitening=whitening,
-            subject_filter=SubjectFilter(self.subject_forms) if any(self.subject_forms) else None,
+            subject_filter=SubjectFilter(self.subject_names, pieces or ()) if any(self.subject_names) else None,
             experts=experts,
         )
         super().__init__(edited.projection, edited.down_proj, bank, routing)
@@ -101,15 +101,15 @@ class ProjectPatch(Patch):
         return [None if row == BASE else self.edits[row] for row in choice.tolist()]
 
 
-def _subject_forms(
-    experts: Sequence[int], expert_of: Mapping[int, int], forms: Mapping[int, list[list[int]]]
-) -> list[list[tuple[int, ...]]]:
-    """For each expert, the token sequences that name the subject of its edit; none if edits share the expert."""
+def _subject_names(
+    experts: Sequence[int], expert_of: Mapping[int, int], names: Mapping[int, list[str]]
+) -> list[list[str]]:
+    """For each expert, the names of its edit's subject; none if edits share the expert."""
     edits_of: dict[int, list[int]] = {expert: [] for expert in experts}
     for edit, expert in expert_of.items():
-        if edit in forms and expert in edits_of:
+        if edit in names and expert in edits_of:
             edits_of[expert].append(edit)
-    return [[tuple(form) for form in forms[edits[0]]] if len(edits) == 1 else [] for edits in edits_of.values()]
+    return [names[edits[0]] if len(edits) == 1 else [] for edits in edits_of.values()]
 
 
 class StoredExpertStack(ExpertStack):

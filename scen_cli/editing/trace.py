@@ -49,9 +49,9 @@ def trace(editor: Editor, prompt: Prompt) -> Trace:
     sequences = key_config.segments_of(tokens)
     seen_by: list[list[int] | None] = [None] * len(sequences)  # rows of W_merge; None: all that mask nothing
     if key_config.mask and subjects is not None:
-        for form, rows in subjects.named(tokens).items():
-            masked = key_config.masked_segments_of(tokens, form)
-            sequences, seen_by = sequences + masked, seen_by + [rows] * len(masked)
+        for subject in subjects.named(tokens):
+            masked = key_config.masked_segments_of(tokens, subject.spans)
+            sequences, seen_by = sequences + masked, seen_by + [subject.rows] * len(masked)
     keys, _rows = read_segment_keys(editor.base, editor.edited, sequences, replace(key_config, segments=False))
     neurons, biases = patch.bank.neurons.cpu(), patch.bank.biases.cpu()
     found = activations_of(keys, neurons, patch.routing.cosine, patch.bank.whitening, biases)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scen_cli.data.lexical_overlap import contains
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import Suite
+from scen_cli.data.words import contains
 from scen_cli.errors import UsageError
 from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.metrics import Figure, Share

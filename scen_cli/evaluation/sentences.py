@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from scen_cli.data.lexical_overlap import contains, gains, normalized_words
+from scen_cli.data.lexical_overlap import gains
+from scen_cli.data.words import contains, plain
 from scen_cli.evaluation.metrics import Figure, Share
 from scen_cli.evaluation.samples import Probe, Sample
 
 
 def runs_on(answer: str, target: str) -> bool:
     """Whether an answer that contains the target has more words behind it."""
-    return contains(answer, target) and not f" {normalized_words(answer)}".endswith(f" {normalized_words(target)}")
+    return contains(answer, target) and not f" {plain(answer)}".endswith(f" {plain(target)}")
 
 
 def sentence_figures(

@@ -56,13 +56,13 @@ class StoredBank(nn.Module):
     - `mean` (h,), `axes` (r, h), `scales` (r,): the whitening of keys; r = 0 if there is none.
     - `lora_A` (sum of ranks, h_in), `lora_B` (sum of ranks, d): the low-rank experts, stacked.
     - `full.{row}` (d, h_in): the full experts.
+    - `pieces` (bytes,) and `piece_ends` (v,): the text of each token id, to find subjects in prompts.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
-        edits, subjects, ranks = len(settings["edits"]), settings["subjects"], settings["ranks"]
+        edits, ranks = len(settings["edits"]), settings["ranks"]
         (d, h_in), h, r = (settings[name] for name in ("expert_shape", "ffn_width", "whitening_rank"))
-        self.subject_filter = SubjectFilter(subjects) if any(subjects) else None
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape), requires_grad=False)
@@ -71,7 +71,9 @@ class StoredBank(nn.Module):
         self.mean, self.axes, self.scales = parameter(h), parameter(r, h), parameter(r)
         self.lora_A, self.lora_B = parameter(sum(ranks), h_in), parameter(sum(ranks), d)
         self.full = nn.ParameterDict({str(row): parameter(d, h_in) for row, rank in enumerate(ranks) if rank == 0})
-        self._ranks = ranks
+        self.pieces = nn.Parameter(torch.empty(settings["piece_bytes"], dtype=torch.uint8), requires_grad=False)
+        self.piece_ends = nn.Parameter(torch.empty(settings["piece_count"], dtype=torch.int32), requires_grad=False)
+        self._ranks, self._subjects = ranks, settings["subjects"]
 
     def to_half(self) -> None:
         """Store the low-rank experts in float16, as in the file: half the memory. They are computed in float32."""
@@ -81,6 +83,14 @@ class StoredBank(nn.Module):
     @property
     def whitening(self) -> Whitening | None:
         return Whitening(self.mean, self.axes, self.scales) if len(self.axes) else None
+
+    @cached_property
+    def subject_filter(self) -> SubjectFilter | None:
+        """Created at the first use, after the parameters are loaded."""
+        text = bytes(self.pieces.to(device="cpu", dtype=torch.uint8).tolist())
+        ends = self.piece_ends.to(device="cpu", dtype=torch.int64).tolist()
+        pieces = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return SubjectFilter(self._subjects, pieces) if any(self._subjects) else None
 
     @cached_property
     def experts(self) -> ExpertStack:

@@ -28,8 +28,11 @@ from scen_cli.model.known_bases import hub_name
 from scen_cli.model.quantization import is_whole, quantization
 
 MODELING = Path(__file__).parent / "modeling_scen.py"
-_FILES = ("device.py", "digest.py", "keys.py", "subject_filter.py", "routing.py", "expert_stack.py", "patch.py")
-ROUTING_CODE = [Path(__file__).parents[1] / "model" / name for name in _FILES]  # these import torch only
+_FILES = (
+    *("data/words.py", "model/name_index.py", "model/device.py", "model/digest.py", "model/keys.py"),
+    *("model/subject_filter.py", "model/routing.py", "model/expert_stack.py", "model/patch.py"),
+)
+ROUTING_CODE = [Path(__file__).parents[1] / name for name in _FILES]  # these import torch only
 PATCH_FILE = "scen.safetensors"
 MAX_SHARD_SIZE = "1GB"
 
@@ -87,7 +90,7 @@ def export_checkpoint(
         config.save_pretrained(draft)
         save_tokenizer_and_generation(patched, draft)
         for file in (*ROUTING_CODE, MODELING):
-            code = file.read_text(encoding="utf-8").replace("from scen_cli.model.", "from .")
+            code = re.sub(r"from scen_cli\.(data|model)\.", "from .", file.read_text(encoding="utf-8"))
             code = code.replace("LlamaForCausalLM", base_class) if file == MODELING else code
             (draft / file.name).write_text(code, encoding="utf-8")
         write_card("patch-only" if patch_only else "checkpoint", draft, patched, list(patch.expert_of), license)

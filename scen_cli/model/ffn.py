@@ -46,7 +46,7 @@ class EditedLayer:
     Attributes:
         layers: All decoder layers.
         index: The 0-based index l of the edited layer.
-        down_proj: The module whose input is the key.
+        down_proj: The module whose input is the key; in another layer if the recipe has a `key_layer`.
         down_proj_name: Its full name in the model.
         projection: The module that experts replace: `down_proj`, unless the target module is another.
         module_name: Its full name in the model.
@@ -84,16 +84,19 @@ class EditedLayer:
         return _shape(self.down_proj)[1]
 
 
-def find_layer(model: PreTrainedModel, layer: int, target_module: str = "down") -> EditedLayer:
+def find_layer(
+    model: PreTrainedModel, layer: int, target_module: str = "down", key_layer: int | None = None
+) -> EditedLayer:
     """Find the projections of one decoder layer.
 
     Args:
         model: The base.
         layer: The 0-based index of the decoder layer.
         target_module: The module that experts replace, one of `TARGET_MODULES`.
+        key_layer: The layer whose `down_proj` has the key as its input; None: the same layer, as in the paper.
 
     Raises:
-        UsageError: The layer or the target module does not exist, the architecture is unknown or a mixture of experts,
+        UsageError: A layer or the target module does not exist, the architecture is unknown or a mixture of experts,
             or a projection is neither a plain matrix nor one that bitsandbytes has quantised.
     """
     names = _module_names(model)
@@ -106,11 +109,14 @@ def find_layer(model: PreTrainedModel, layer: int, target_module: str = "down") 
             hint="`--target-module down` is the paper's choice",
         )
     layers = getattr(model.base_model, names.layers)
-    if not 0 <= layer < len(layers):
-        raise UsageError(f"layer {layer} does not exist: this base has layers 0 to {len(layers) - 1}")
-    prefix = f"{model.base_model_prefix}.{names.layers}.{layer}"
-    down_proj, projection = _matrix(layers[layer], names.down), _matrix(layers[layer], name)
-    return EditedLayer(layers, layer, down_proj, f"{prefix}.{names.down}", projection, f"{prefix}.{name}")
+    key_layer = layer if key_layer is None else key_layer
+    for number in (layer, key_layer):
+        if not 0 <= number < len(layers):
+            raise UsageError(f"layer {number} does not exist: this base has layers 0 to {len(layers) - 1}")
+    prefix = f"{model.base_model_prefix}.{names.layers}"
+    down_proj, projection = _matrix(layers[key_layer], names.down), _matrix(layers[layer], name)
+    down_name, module_name = f"{prefix}.{key_layer}.{names.down}", f"{prefix}.{layer}.{name}"
+    return EditedLayer(layers, layer, down_proj, down_name, projection, module_name)
 
 
 def ridge_update(c: Tensor, keys: Tensor, residual: Tensor) -> Tensor:

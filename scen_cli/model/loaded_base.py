@@ -54,7 +54,7 @@ class LoadedBase:
         check_unchanged(base, settings)
         self.base, self.model = base, base.model
         try:
-            self.edited = find_layer(self.model, settings["layer"], settings["target_module"])
+            self.edited = find_layer(self.model, settings["layer"], settings["target_module"], _key_layer(settings))
             self.template = make_template(self.base.tokenizer, self.model, settings["template"])
         except UsageError as error:  # they did fit when the project was created
             raise DamageFound(f"the project's settings do not fit its base: {error}", VERIFY_HINT) from error
@@ -127,3 +127,10 @@ class LoadedBase:
     def pad_id(self) -> int:
         """The token that pads batches. Pads are always masked."""
         return pad_token_id(self.base, self.template)
+
+
+def _key_layer(settings: Mapping[str, Any]) -> int | None:
+    """The layer in which the recipe reads keys; None if that is the edited layer, or if another method edits."""
+    recipe = settings.get("recipe")
+    layer = recipe.get("key_layer") if isinstance(recipe, dict) else None
+    return layer if isinstance(layer, int) else None  # `stored_recipe` refuses anything else

@@ -155,10 +155,10 @@ class Patch:
             has_subject = subjects.with_subject(full.device)
             full, largest = (values.to(full.device).masked_fill(has_subject, BLOCKED) for values in plain)
         masked = [
-            (prompt, rows, number, segment)
+            (prompt, subject.rows, number, segment)
             for prompt, sequence in enumerate(tokens)
-            for form, rows in subjects.named(sequence).items()
-            for number, segment in enumerate(key_config.masked_segments_of(sequence, form))
+            for subject in subjects.named(sequence)
+            for number, segment in enumerate(key_config.masked_segments_of(sequence, subject.spans))
         ]
         if not masked:
             return full, largest

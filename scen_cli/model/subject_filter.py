@@ -1,37 +1,55 @@
 """The subject filter: an edit with a subject is routed to only if the prompt names that subject.
 
-Keys of two questions about different subjects can be similar, but their words differ. This file needs torch only;
-exported checkpoints contain a copy of it.
+Keys of two questions about different subjects can be similar, but their words differ. Prompts arrive as token ids, so
+the filter knows the text of each token. This file needs torch only; exported checkpoints contain a copy of it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from scen_cli.data.words import words_of
+from scen_cli.model.keys import Span
+from scen_cli.model.name_index import NameIndex
+
 BLOCKED = -1.0  # replaces the activation of a blocked neuron
 
 
-class SubjectFilter:
-    """Blocks the rows of W_merge whose subject does not occur in a prompt.
+@dataclass(frozen=True)
+class Named:
+    """A subject that a prompt names.
 
-    Args:
-        forms: For each row, the token sequences that name its subject; one of them must occur in the prompt. A row
-            without sequences is never blocked.
+    Attributes:
+        rows: The rows of W_merge that are about it.
+        spans: Its tokens, as `KeyConfig.masked_segments_of` takes them.
     """
 
-    def __init__(self, forms: Sequence[Sequence[Sequence[int]]]) -> None:
-        self._rows: dict[tuple[int, ...], list[int]] = {}  # by token sequence
-        for row, sequences in enumerate(forms):
-            for sequence in sequences:
-                self._rows.setdefault(tuple(sequence), []).append(row)
-        # The lengths of the sequences that begin with a token: a search compares no other slices of the prompt.
-        self._lengths: dict[int, set[int]] = {}
-        for sequence in self._rows:
-            self._lengths.setdefault(sequence[0], set()).add(len(sequence))
-        self._has_subject = [bool(sequences) for sequences in forms]
+    rows: list[int]
+    spans: list[Span]
+
+
+class SubjectFilter:
+    """Blocks the rows of W_merge whose subject a prompt does not name.
+
+    Args:
+        names: For each row, the names of its subject, as `NameIndex` finds them. A row without names is never blocked.
+        pieces: The text of each token id, in UTF-8.
+    """
+
+    def __init__(self, names: Sequence[Sequence[str]], pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+        rows: dict[tuple[str, ...], list[int]] = {}
+        for row, of_row in enumerate(names):
+            if of_row:
+                rows.setdefault(tuple(of_row), []).append(row)
+        self._rows, self._index = list(rows.values()), NameIndex(list(rows))
+        self._has_subject = [bool(of_row) for of_row in names]
         # `_has_subject` as a tensor, made on first use: a model may be built on the meta device.
         self._mask: Tensor | None = None
 
@@ -40,15 +58,34 @@ class SubjectFilter:
         """Whether every row has a subject."""
         return all(self._has_subject)
 
-    def named(self, tokens: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
-        """The token sequences of subjects that occur in a prompt of these tokens, with the rows that each names."""
-        found: dict[tuple[int, ...], list[int]] = {}
-        for start, first in enumerate(tokens):
-            for length in self._lengths.get(first, ()):
-                sequence = tuple(tokens[start : start + length])
-                if sequence in self._rows:
-                    found[sequence] = self._rows[sequence]
-        return found
+    def named(self, tokens: Sequence[int]) -> list[Named]:
+        """The subjects that a prompt of these tokens names."""
+        pieces = [self._pieces[token] if token < len(self._pieces) else b"" for token in tokens]
+        text = b"".join(pieces).decode("utf-8", "surrogateescape")  # keeps the bytes of half a character
+        words = words_of(text)
+        found = self._index.find([word.text for word in words])
+        if not found:
+            return []
+        byte_ends = list(accumulate(len(c.encode("utf-8", "surrogateescape")) for c in text))
+        token_ends = list(accumulate(map(len, pieces)))
+
+        def span(first: int, last: int, masked: bool) -> Span:
+            start = words[first].start
+            begin = byte_ends[start - 1] if start else 0
+            end = byte_ends[words[last - 1].end - 1]
+            token = bisect_right(token_ends, begin)
+            if token and pieces[token - 1] == b" ":  # a space that is a token of its own belongs to the word
+                token -= 1
+            return token, bisect_right(token_ends, end - 1) + 1, masked
+
+        return [
+            Named(
+                self._rows[name.name],
+                # Of a name in parts, the first part stands for the whole.
+                [span(first, last, not name.near or not part) for part, (first, last) in enumerate(name.places)],
+            )
+            for name in found
+        ]
 
     def with_subject(self, device: torch.device) -> Tensor:
         """Mask (t,) of the rows that have a subject."""
@@ -60,5 +97,5 @@ class SubjectFilter:
         """Mask (prompts, t) of the rows that each prompt must not route to."""
         blocked = self.with_subject(torch.device("cpu")).repeat(len(prompts), 1)
         for prompt, tokens in enumerate(prompts):
-            blocked[prompt, [row for rows in self.named(tokens).values() for row in rows]] = False
+            blocked[prompt, [row for subject in self.named(tokens) for row in subject.rows]] = False
         return blocked.to(device)

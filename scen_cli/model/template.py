@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from scen_cli.data.lexical_overlap import without_accents
 from scen_cli.errors import UsageError
-from scen_cli.model.keys import end_of_last
+from scen_cli.model.keys import Span
+from scen_cli.model.subject_filter import SubjectFilter
+from scen_cli.model.token_pieces import pieces_of
 
 
 @dataclass(frozen=True)
@@ -161,29 +162,15 @@ class Template:
         start = before[:1] if before and before[0] == self.tokenizer.bos_token_id else []
         return Frame(tuple(start), tuple(before[len(start) :]), tuple(closing))
 
-    def subject_forms(self, subject: str | None, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token sequences of which at least one occurs in every prompt that names a subject.
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """The text of each token id, in UTF-8; a gap for special tokens. A piece may hold half a character."""
+        return pieces_of(self.tokenizer)
 
-        They cover the subject as `_spellings` has it, at the start of a text, after a space and after `(`.
-
-        Args:
-            subject: The subject of an edit.
-            prompts: The edit's own prompts.
-
-        Returns:
-            The sequences; none if there is no subject or one of `prompts` does not name it.
-        """
-        if not subject:
-            return []
-        bracket = len(self.tokenizer("(", add_special_tokens=False).input_ids)
-        found: dict[tuple[int, ...], None] = {}
-        for written in _spellings(subject):
-            for text, skipped in ((written, 0), (f" {written}", 0), (f"({written}", bracket)):
-                if form := tuple(self.tokenizer(text, add_special_tokens=False).input_ids[skipped:]):
-                    found[form] = None
-        forms = list(found)
-        named = (any(end_of_last(form, self.prompt_ids(prompt)) for form in forms) for prompt in prompts)
-        return forms if all(named) else []
+    def spans_of(self, names: Sequence[str], tokens: Sequence[int]) -> list[Span]:
+        """The tokens of a prompt that name a subject; none if it is not named."""
+        found = SubjectFilter([names], self.pieces).named(tokens) if names else []
+        return found[0].spans if found else []
 
     def mask_ids(self) -> tuple[int, ...]:
         """Token ids of the word that masks a subject, as they stand behind another word."""
@@ -205,15 +192,6 @@ class Template:
 
     def _text(self, prompt: str) -> str:
         return prompt if self.form == "none" else self.form.replace("{prompt}", prompt)
-
-
-def _spellings(subject: str) -> list[str]:
-    """A subject as people write it: with or without its accents and hyphens; as written, in lower case, with a capital,
-    with capitals."""
-    plain = without_accents(subject)
-    written = [subject, plain, subject.replace("-", " "), plain.replace("-", " ")]
-    cased = ((text, text.lower(), text[:1].upper() + text[1:], string.capwords(text)) for text in written)
-    return list(dict.fromkeys(text for spellings in cased for text in spellings))
 
 
 def _common_prefix(rows: list[list[int]]) -> list[int]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scen_cli.data.lexical_overlap import Topics, normalized_words, plain_name
+from scen_cli.data.lexical_overlap import Topics
+from scen_cli.data.words import plain
 from scen_cli.model.routing import max_per_prompt
 from scen_cli.model.subject_filter import BLOCKED
 from scen_cli.project.guard import QUESTION_BANK, SELF_WRITTEN, Guard
@@ -21,7 +22,7 @@ MatchKey = tuple[str, str | None]  # an edit's prompt, and its subject if routin
 
 def match_key(edit: Edit) -> MatchKey:
     """The prompt of an edit, and its subject if the subject filter looks for it."""
-    return edit.prompt, edit.subject if edit.subject_forms else None
+    return edit.prompt, edit.subject if edit.subject_names else None
 
 
 class GuardSplit:
@@ -41,8 +42,8 @@ class GuardSplit:
         self.topics = Topics(self.prompts)
         self._prompts_by_words: dict[str, list[int]] = {}
         for index, prompt in enumerate(self.prompts):
-            self._prompts_by_words.setdefault(normalized_words(prompt), []).append(index)
-        self._plain_prompts = [plain_name(prompt) for prompt in self.prompts]
+            self._prompts_by_words.setdefault(plain(prompt), []).append(index)
+        self._plain_prompts = [f" {plain(prompt)} " for prompt in self.prompts]
         self._all_text = "\0".join(
             self._plain_prompts
         )  # one search finds that a subject occurs in no prompt: the usual case
@@ -81,15 +82,15 @@ class GuardSplit:
         near = largest >= NEAR
         for prompt, subject in match_keys:
             excluded = torch.zeros(len(self.prompts), dtype=torch.bool)
-            excluded[self._prompts_by_words.get(normalized_words(prompt), [])] = True
+            excluded[self._prompts_by_words.get(plain(prompt), [])] = True
             if not self._from_user and bool(near.any()):
                 excluded |= near & torch.tensor(self.topics.overlapping(prompt, subject))
             largest = largest.masked_fill(excluded, -torch.inf)
         return largest
 
     def _prompts_naming(self, subject: str) -> Tensor:
-        """Mask (g,) of the prompts that name a subject, in any spelling that `plain_name` makes equal."""
-        name = plain_name(subject)
+        """Mask (g,) of the prompts that name a subject, as `plain` compares words."""
+        name = f" {plain(subject)} "
         if name not in self._all_text:
             return torch.zeros(len(self.prompts), dtype=torch.bool)
         return torch.tensor([name in text for text in self._plain_prompts])

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scen_cli.data.lexical_overlap import plain_name
 from scen_cli.data.records import EditRecord
+from scen_cli.data.words import plain
 from scen_cli.errors import VERIFY_HINT, DamageFound
 from scen_cli.model.routing import normalize_neurons, prepare_keys, unbiased_activations
 from scen_cli.model.subject_filter import BLOCKED
@@ -56,7 +56,7 @@ class NeuronCandidate:
 
 def same_subject(first: str | None, second: str | None) -> bool:
     """Whether two edits have the same subject, or both have none."""
-    return plain_name(first or "") == plain_name(second or "")
+    return plain(first or "") == plain(second or "")
 
 
 class Index:
@@ -66,7 +66,7 @@ class Index:
 
     Attributes:
         experts: The expert of each row of W_merge, (t,).
-        subjects: The subject of each expert as `plain_name` has it, (t,); empty if it has none (`subject_of`).
+        subjects: The subject of each expert as `plain` has it, (t,); empty if it has none (`subject_of`).
         neurons: W_merge, normalised, (t, h).
         biases: The bias of each neuron, (t,).
         keys: The prepared keys of all active edits, (n, h).
@@ -223,7 +223,7 @@ class Index:
         these are the edits of that subject: others see another key."""
         if not self.recipe.masks_subjects:
             return torch.ones(len(self.experts), dtype=torch.bool)
-        wanted = plain_name(subject or "")
+        wanted = plain(subject or "")
         return torch.tensor([name == wanted for name in self.subjects], dtype=torch.bool)
 
     def max_activations(self, split: str) -> tuple[list[str], Tensor, list[int]]:
@@ -307,7 +307,7 @@ class Index:
 
     def _append(self, expert: int, neuron: Tensor, bias: float, on_guard: Tensor) -> None:
         self.experts.append(expert)
-        self.subjects.append(plain_name(self.subject_of(expert) or ""))
+        self.subjects.append(plain(self.subject_of(expert) or ""))
         self.biases.append(bias)
         self.neurons.append(neuron)
         self.on_guard.append(on_guard)

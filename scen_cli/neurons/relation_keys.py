@@ -98,10 +98,8 @@ def relation_keys(
     tokens, kinds, relations = [], [], []
     for kind, relation, subject, question in relation_questions(seed=0):
         ids = template.prompt_ids(question)
-        forms = template.subject_forms(subject, [question])
-        masked = key_config.mask_any(ids, forms)
-        if masked is not None:
-            tokens.append(masked)
+        if masked := key_config.masked_segments_of(ids, template.spans_of([subject], ids)):
+            tokens.append(masked[0])
             kinds.append(kind)
             relations.append(relation)
     keys, _owners = read_segment_keys(base, edited, tokens, replace(key_config, segments=False), progress)

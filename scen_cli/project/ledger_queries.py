@@ -88,10 +88,10 @@ class LedgerQueries:
         """The rank of each active expert, 0 for a full one: {expert: rank}."""
         return {expert: int(rank or 0) for expert, rank in self._numbers("rank")}
 
-    def active_subject_forms(self) -> dict[int, list[list[int]]]:
-        """How the subject of each active edit is tokenised: lists of token ids."""
-        rows = self.db.execute("select id, subject_forms from edits where state = 'active'").fetchall()
-        return {edit: decoded(f"`subject_forms` of edit {edit}", forms) for edit, forms in rows}
+    def active_subject_names(self) -> dict[int, list[str]]:
+        """The names by which prompts are routed to each active edit; none if its prompt does not name its subject."""
+        rows = self.db.execute("select id, subject_names from edits where state = 'active'").fetchall()
+        return {edit: decoded(f"`subject_names` of edit {edit}", names) for edit, names in rows}
 
     def min_own_activation(self) -> float | None:
         """The lowest activation of an active edit's neuron on its own key; None if no edit is active."""

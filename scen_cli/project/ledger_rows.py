@@ -42,7 +42,7 @@ class Edit:
     bias: float | None
     train_rephrases: Json[tuple[str, ...]]
     rank: int | None
-    subject_forms: Json[tuple[tuple[int, ...], ...]]
+    subject_names: Json[tuple[str, ...]]
     index_sha256: str | None
 
 

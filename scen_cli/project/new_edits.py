@@ -36,7 +36,7 @@ class TrainedEdit:
         reason: Why the edit failed, or a remark on an active edit.
         train_rephrases: The rephrases that it was trained on.
         superseding: Edits that it supersedes, besides those of the same prompt.
-        subject_forms: How its subject is tokenised: lists of token ids.
+        subject_names: The names by which prompts are routed to it.
     """
 
     record: EditRecord
@@ -46,7 +46,7 @@ class TrainedEdit:
     reason: str = ""
     train_rephrases: tuple[str, ...] = ()
     superseding: tuple[int, ...] = ()
-    subject_forms: Sequence[Sequence[int]] = ()
+    subject_names: Sequence[str] = ()
 
 
 def insert_edits(
@@ -96,7 +96,7 @@ def _row(edit_id: int, edit: TrainedEdit, training: TrainingStats, batch_size: i
         "id": edit_id,
         **{name: getattr(edit.record, name) for name in ("prompt", "target", "subject")},
         "rephrases": json.dumps(edit.record.rephrases),
-        **{name: json.dumps(getattr(edit, name)) for name in ("train_rephrases", "subject_forms")},
+        **{name: json.dumps(getattr(edit, name)) for name in ("train_rephrases", "subject_names")},
         **{name: json.dumps(getattr(training, name)) for name in ("expert_losses", "neuron_losses")},
         "reason": edit.reason or None,
         "activation": edit.activation,

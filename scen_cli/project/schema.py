@@ -83,6 +83,17 @@ def create_tables(db: Database) -> None:
     db["events"].create({"id": int, "created": str, "kind": str, "edit": int, "detail": str, "hash": str}, pk="id")
 
 
+@migrations()
+def name_subjects(db: Database) -> None:
+    """Format 2: subjects are found by their names, no longer by lists of token ids (`subject_forms`)."""
+    db["edits"].add_column("subject_names", str)  # JSON list: the names by which prompts are routed to the edit
+    db.execute(
+        "update edits set subject_names = "
+        "case when coalesce(subject_forms, '[]') = '[]' then '[]' else json_array(subject) end"
+    )
+    db["edits"].transform(drop={"subject_forms"})
+
+
 def refuse_triggers_and_views(db: Database) -> None:
     """Raise `DamageFound` if there is a trigger or a view: SQLite runs it when rows are read or written."""
     found = db.execute("select type, name from sqlite_master where type in ('trigger', 'view')").fetchone()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from scen_cli.data.dataset_forms import SAME_SUBJECT
-from scen_cli.data.lexical_overlap import contains
 from scen_cli.data.records import EditRecord
 from scen_cli.data.suites import demo_edits, real_facts
+from scen_cli.data.words import contains
 from scen_cli.editing.create_project import BaseOptions, new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.errors import UsageError

@@ -58,7 +58,7 @@ TRIGGER = """create trigger sly after insert on events begin
 GROWING = """create trigger sly after update on edits begin
     insert into edits select max(id) + 1, prompt, target, subject, rephrases, 'active', null, null, file, sha256, size,
     expert_losses, neuron_losses, activation, seed, seconds, created, source, source_line, expert, bias,
-    train_rephrases, rank, subject_forms, index_sha256 from edits; end"""
+    train_rephrases, rank, subject_names, index_sha256 from edits; end"""
 AS_VIEW = ("alter table edits rename to hidden", "create view edits as select * from hidden")
 NEWER = "insert into _sqlite_migrations (migration_set, name, applied_at) values ('scen', 'of_the_future', '2099')"
 ESCAPES = "Where is \x1b]0;owned\x07\x1b[2J\x9b31m it?"
@@ -120,7 +120,7 @@ ATTACKS = [
     Attack("row: a number in losses", row("expert_losses", "7"), SHOW, 12, "expert_losses"),
     Attack("row: words in losses", row("expert_losses", '["a", {}]'), SHOW, 12, "expert_losses"),
     Attack("row: brackets without end", row("train_rephrases", "[" * 100_000), STATUS, 12, "train_rephrases"),
-    Attack("row: subject forms of text", row("subject_forms", '[["a"]]'), ASK, 12, "subject_forms"),
+    Attack("row: subject names that are lists", row("subject_names", '[["a"]]'), ASK, 12, "subject_names"),
     Attack("row: an unknown state", row("state", "sleeping"), VERIFY, 12, "state"),
     Attack("row: another target", row("target", "Atlantis"), VERIFY, 12, "edit 1 is not as it was committed"),
     Attack("row: superseded by itself", row("superseded_by", 1), VERIFY, 12, "superseded"),

@@ -56,7 +56,7 @@ def test_trace_shows_segments_and_edits_blocked_by_the_subject_filter(scen, make
     assert sentence["activation"] > whole["activation"]
     assert len(answer["trace"]["guard"]) == 5
     # The base gives the key of the edit, but the subject is another one.
-    other = record.prompt.replace(record.subject, record.subject[:-1])
+    other = record.prompt.replace(record.subject, f"K{record.subject}")
     answer = json.loads(scen("ask", "--trace", "--json", other, *at).stdout)
     assert answer["edit"] is None
     shown = scen("ask", "--trace", other, *at).stdout

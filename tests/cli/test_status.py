@@ -25,7 +25,7 @@ def test_show_prints_losses_and_supersedes(scen, at):
     printed = scen("show", "2", *at).stdout
     assert " in 10 steps" in printed
     assert "a full expert" in printed
-    assert "subject_forms" not in printed
+    assert "subject_names" not in printed
 
 
 def test_in_a_pipe_a_record_is_one_line(scen, at):

@@ -40,12 +40,19 @@ FAST = {"expert_steps": 1, "extra_steps": 0, "prompt_augmentations": 0, "require
     ],
 )
 def test_a_subject_is_masked_if_the_last_sentence_names_it(tokens, masked):
-    assert CONFIG.masked_segments_of(tokens, (7, 8)) == masked
-    assert CONFIG.mask_any(tokens, [(7,), (7, 8)]) == (masked[0] if masked else None)
+    spans = [(n, n + 2, True) for n in range(len(tokens)) if tokens[n : n + 2] == [7, 8]]
+    assert CONFIG.masked_segments_of(tokens, spans) == masked
 
 
 def test_a_mark_inside_a_subject_ends_no_sentence():
-    assert CONFIG.masked_segments_of([1, 3, 20, 7, 9, 8, 30, 31, 32, 4], (7, 9, 8)) == [[1, 3, 20, 99, 30, 31, 32, 4]]
+    assert CONFIG.masked_segments_of([1, 3, 20, 7, 9, 8, 30, 31, 32, 4], [(3, 6, True)]) == [
+        [1, 3, 20, 99, 30, 31, 32, 4]
+    ]
+
+
+def test_parts_that_are_left_out_leave_nothing_behind():
+    spans = [(2, 3, True), (4, 5, False), (4, 5, False)]
+    assert CONFIG.masked_segments_of([1, 3, 7, 20, 8, 21, 4], spans) == [[1, 3, 99, 20, 21, 4]]
 
 
 def same_question() -> list:
@@ -186,7 +193,7 @@ def test_edits_that_share_an_expert_have_no_subject_of_their_own(make_editor):
     with editor.project.writing():
         plan = editor.plan([Entry(SourceLine("test", n), record) for n, record in enumerate(records, 1)])
         list(editor.train(plan))
-    assert [edit.subject_forms for edit in editor.project.ledger.edits()] == [()] * 4
+    assert [edit.subject_names for edit in editor.project.ledger.edits()] == [()] * 4
     assert editor.route([record.prompt for record in records]).edits == [1, 1, 3, 3]
     assert key_problems(editor) == []
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from scen_cli.data.lexical_overlap import contains
 from scen_cli.data.records import EditRecord
+from scen_cli.data.words import contains
 from scen_cli.evaluation.near_questions import negated_question, swapped_questions
 from scen_cli.evaluation.samples import Probe, Scored
 from scen_cli.evaluation.sentences import runs_on, sentence_figures

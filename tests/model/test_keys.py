@@ -8,7 +8,6 @@ import torch
 from scen_cli.model.ffn import find_layer
 from scen_cli.model.keys import KeyConfig, padded, read_keys, read_segments
 from scen_cli.model.routing import max_per_prompt
-from scen_cli.model.subject_filter import SubjectFilter
 from scen_cli.model.template import SecondTurn, make_template
 
 CPU = torch.device("cpu")
@@ -92,36 +91,3 @@ def test_max_per_prompt_takes_the_maximum_over_segments():
         == torch.tensor([[0.9, 0.5], [0.2, 0.2], [0.3, 0.1]]).tolist()
     )
     assert max_per_prompt(activations, torch.arange(4), 4) is activations
-
-
-def test_subject_filter_blocks_edits_whose_subject_is_not_named():
-    subject_filter = SubjectFilter([[[5, 6], [7]], [], [[6]]])
-    blocked = subject_filter.blocked([[1, 5, 6], [1, 7], [1, 5, 9]], CPU)
-    assert blocked.tolist() == [[False, False, False], [False, False, True], [True, False, True]]
-
-
-def test_subject_forms_cover_case_spaces_and_brackets(demo_base):
-    template = make_template(demo_base.tokenizer, demo_base.model, "[INST]{prompt}[/INST]")
-    forms = template.subject_forms("Ivan Gromener", ["Where was Ivan Gromener born?"])
-    subject_filter = SubjectFilter([forms])
-    for prompt in ("Ivan Gromener was born where?", "Tell me (Ivan Gromener) more", "where was ivan gromener born?"):
-        assert subject_filter.blocked([template.prompt_ids(prompt)], CPU).tolist() == [[False]], prompt
-    assert subject_filter.blocked([template.prompt_ids("Where was Olga Gromener born?")], CPU).tolist() == [[True]]
-    assert template.subject_forms("Ivan Gromener", ["Where was he born?"]) == []  # its own prompt must name it
-    assert template.subject_forms(None, ["Where was Ivan Gromener born?"]) == []
-
-
-def test_subject_forms_cover_accents_and_hyphens(demo_base):
-    template = make_template(demo_base.tokenizer, demo_base.model, "none")
-    subject = "Jean-Luc Ténèbres"
-    subject_filter = SubjectFilter([template.subject_forms(subject, [f"Where was {subject} born?"])])
-    for written in (subject, "Jean Luc Ténèbres", "Jean-Luc Tenebres", "jean luc tenebres"):
-        assert subject_filter.named(template.prompt_ids(f"Where was {written} born?")), written
-    assert not subject_filter.named(template.prompt_ids("Where was Jean Tenebres born?"))
-
-
-@pytest.mark.parametrize("written", ["thulium oxide", "Thulium oxide", "Thulium Oxide"])
-def test_subject_forms_cover_capitals(demo_base, written):
-    template = make_template(demo_base.tokenizer, demo_base.model, "none")
-    subject_filter = SubjectFilter([template.subject_forms("thulium oxide", ["Who made thulium oxide?"])])
-    assert subject_filter.named(template.prompt_ids(f"The inventor of {written} was whom?"))

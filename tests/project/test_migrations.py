@@ -40,7 +40,7 @@ def test_opening_migrates_once_and_records_it(golden, migration):
     assert edits_of(project) == EXPECTED["edits"]
     assert project.ledger.theta() == EXPECTED["theta"]
     event = project.ledger.events()[-1]
-    assert (event["kind"], event["detail"]["to"]) == ("migrate", [MIGRATION])
+    assert (event["kind"], event["detail"]["to"]) == ("migrate", ["name_subjects", MIGRATION])
     assert "comment" in project.ledger.db["edits"].columns_dict
     assert verify(project, deep=True) == []
     project.close()
@@ -50,6 +50,15 @@ def test_opening_migrates_once_and_records_it(golden, migration):
     assert verify(project, deep=True) == []
     project.close()
     assert (golden / "scen.db").read_bytes() == before
+
+
+def test_subjects_are_found_by_name_where_they_were_found_by_tokens(golden):
+    with sqlite3.connect(golden / "scen.db") as db:
+        db.execute("update edits set subject = 'Ada', subject_forms = iif(id = 1, '[[7, 8], [9]]', '[]')")
+    db.close()
+    project = Project(golden)
+    assert [edit.subject_names for edit in project.ledger.edits()] == [("Ada",), ()]
+    assert "subject_forms" not in project.ledger.db["edits"].columns_dict
 
 
 def test_a_migrated_project_takes_edits_and_reverts(golden, migration):
