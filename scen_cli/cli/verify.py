@@ -21,6 +21,14 @@ def verify(
         bool, typer.Option("--behaviour", help="Also whether every edit's prompt activates it and gives its target.")
     ] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Remove stray files, rebuild W_merge and the seal.")] = False,
+    accept_ledger: Annotated[
+        bool,
+        typer.Option(
+            "--accept-ledger",
+            help="With `--repair`: go on with a ledger that is an older copy of the sealed one. Files of edits that it "
+            "does not know are moved to `lost/`.",
+        ),
+    ] = False,
     device: Device = "auto",
     wait: Wait = 0,
     dir: Dir = HERE,
@@ -35,15 +43,21 @@ def verify(
     Example: scen verify --deep
     """
     from scen_cli.project import check
+    from scen_cli.project.project import OLDER_HINT
 
     out = Output(as_json, quiet)
     project = open_project(dir, wait=wait)
     if project.method and behaviour:
         raise UsageError(f"`--behaviour` is for SCEN's experts: `scen eval` scores what `{project.method}` answers")
+    if accept_ledger and not repair:
+        raise UsageError("`--accept-ledger` belongs to `--repair`")
     repaired: list[str] = []
+    if accept_ledger:
+        with project.writing(even_if_older=True):
+            repaired = check.accept_ledger(project)
     if repair:
-        with project.writing():
-            repaired = check.repair(project, deep)
+        with project.writing(even_if_older=True):
+            repaired += check.repair(project, deep)
     problems = check.verify(project, deep)
     ledger_is_sound = not any(problem.where == check.LEDGER for problem in problems)
     if (deep or behaviour) and ledger_is_sound and not project.method:
@@ -54,6 +68,8 @@ def verify(
     out.result(data, *(lines or [f"{edits} edits: {_summary(deep, behaviour, project.method is None)}"]))
     if problems:
         hint = "restore the project from a backup, or revert the damaged edit"
+        if any(check.NOT_SEALED in problem.what for problem in problems):
+            hint = OLDER_HINT
         if all(problem.kind != "damage" for problem in problems):
             hint = f"`scen verify{' --deep' if deep else ''} --repair`"
         raise DamageFound(counted(len(problems), "problem") + " found", hint=hint)

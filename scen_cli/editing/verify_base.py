@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from scen_cli.editing.editor import Editor
-from scen_cli.errors import DamageFound
+from scen_cli.errors import DamageFound, UsageError
+from scen_cli.model.base import check_unchanged
 from scen_cli.project.check import Problem
 
 # Relative difference that keys may have: on another machine, and for a base in a smaller dtype.
@@ -13,7 +14,11 @@ FLOAT32_TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-4, 3e-2
 
 
 def key_problems(editor: Editor) -> list[Problem]:
-    """Edits whose stored keys are not what the base gives for their prompts now."""
+    """Whether the base's weights have changed, and edits whose stored keys it no longer gives for their prompts."""
+    try:
+        check_unchanged(editor.base, editor.project.settings, every_byte=True)
+    except UsageError as error:
+        return [Problem(str(editor.base.folder), str(error))]
     prompts_of: dict[int, list[str]] = {}
     for edit in editor.project.ledger.edits("active", "superseded"):
         if edit.expert is not None:
@@ -26,7 +31,7 @@ def key_problems(editor: Editor) -> list[Problem]:
             stored = torch.from_numpy(editor.project.files.keys(edit))
         except DamageFound:
             continue  # reported already, by the check of its file
-        now = editor.keys(prompts, edit.subject_forms)
+        now = editor.keys(prompts, edit.subject_names)
         if stored.shape != now.shape or not bool(((stored - now).norm(dim=1) <= tolerance * now.norm(dim=1)).all()):
             problems.append(Problem(str(edit.file), f"the base now gives another key for edit {expert}", expert))
     return problems

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
+from scen_cli.model.base import check_unchanged
 from scen_cli.model.quantization import quantization
 
 
@@ -24,7 +26,8 @@ class Router:
     Attributes:
         settings: JSON data, written to `config.json` (key `scen`) or `router.json`.
         tensors: `neurons` (t, h); `biases` (t,); the whitening's `mean` (h,), `axes` (r, h) and `scales` (r,), with
-            r = 0 if the project has no whitening.
+            r = 0 if the project has no whitening; `pieces` (bytes,), the text of all token ids in UTF-8, and
+            `piece_ends` (v,), where the text of each id ends; both are empty if no edit has a subject.
     """
 
     settings: dict[str, Any]
@@ -36,9 +39,10 @@ def exportable_patch(patched: PatchedModel) -> Iterator[ProjectPatch]:
     """Yield a snapshot of the active edits with all experts loaded.
 
     Raises:
-        UsageError: No edit is active.
+        UsageError: No edit is active, or the base's weights have changed.
         DamageFound: An active edit is damaged.
     """
+    check_unchanged(patched.base, patched.project.settings, every_byte=True)
     if not patched.patch().edits:
         raise UsageError("no edit is active: there is nothing to export", hint="`scen edit edits.jsonl` makes edits")
     with patched.snapshot() as patch:
@@ -54,6 +58,7 @@ def router_of(patched: PatchedModel, patch: ProjectPatch) -> Router:
     key_config, whitening, h = routing.key_config, bank.whitening, edited.ffn_width
     axes = whitening.axes if whitening else torch.zeros(0, h)
     quantize = patched.project.settings.get("quantize")
+    pieces = patched.template.pieces if bank.subject_filter else []  # to find subjects in a prompt of token ids
     settings = {
         "layer": edited.index,
         "module": edited.module_name,
@@ -67,7 +72,9 @@ def router_of(patched: PatchedModel, patch: ProjectPatch) -> Router:
         "own_activation_floor": routing.own_activation_floor,
         "key_config": {**asdict(key_config), "sentence_ends": sorted(key_config.sentence_ends)},
         "whitening_rank": len(axes),
-        "subjects": patch.subject_forms,
+        "subjects": patch.subject_names,
+        "piece_bytes": sum(map(len, pieces)),
+        "piece_count": len(pieces),
         "template": patched.template.form,
         "quantization": quantization(quantize, patched.model.dtype) if quantize else None,
     }
@@ -77,6 +84,8 @@ def router_of(patched: PatchedModel, patch: ProjectPatch) -> Router:
         "mean": whitening.mean if whitening else torch.zeros(h),
         "axes": axes,
         "scales": whitening.scales if whitening else torch.zeros(0),
+        "pieces": torch.frombuffer(bytearray(b"".join(pieces) or b" "), dtype=torch.uint8)[: settings["piece_bytes"]],
+        "piece_ends": torch.tensor(list(accumulate(map(len, pieces))), dtype=torch.int32),
     }
     # Through JSON, so that the settings are what a reader of the file gets: tuples become lists.
     return Router(json.loads(json.dumps(settings)), {name: tensor.cpu() for name, tensor in tensors.items()})

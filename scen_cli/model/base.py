@@ -5,6 +5,7 @@ Weights are read from safetensors only. Code from a checkpoint never runs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from scen_cli.model.quantization import loading_options
 _FETCHED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INDEX = "model.safetensors.index.json"
+SAMPLED_PAGES, PAGE = 64, 4096
 _PACKED = 8  # a quantised checkpoint may pack this many values into one
 
 
@@ -230,14 +232,33 @@ def commit_of(folder: Path) -> str | None:
 
 
 def files_stamp(folder: Path) -> list[list[Any]]:
-    """Name, size and modification time of each weight file. If it is unchanged, the digest need not be recomputed."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    """Name, size, modification time and a sample of each weight file. If it is unchanged, the digest is not recomputed
+    each time."""
+    return [
+        [path.name, path.stat().st_size, path.stat().st_mtime_ns, _sample_of(path)]
+        for path in sorted(folder.glob("*.safetensors"))
+    ]
 
 
-def check_unchanged(base: Base, settings: Mapping[str, Any]) -> None:
-    """Raise `UsageError` if the base's weights are not those that the project was created with."""
-    if files_stamp(base.folder) == settings["files_stamp"]:
+def _sample_of(path: Path) -> str:
+    """SHA-256 of pages spread over a file: a copy tool or a failing disk can change a file and keep its time."""
+    digest, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as file:
+        for page in range(SAMPLED_PAGES):
+            file.seek(max(0, size - PAGE) * page // (SAMPLED_PAGES - 1))
+            digest.update(file.read(PAGE))
+    return digest.hexdigest()
+
+
+def check_unchanged(base: Base, settings: Mapping[str, Any], every_byte: bool = False) -> None:
+    """Raise `UsageError` if the base's weights are not those that the project was created with.
+
+    Args:
+        base: The base.
+        settings: The project's settings.
+        every_byte: Compare all weights; otherwise only what `files_stamp` says, if that has not changed.
+    """
+    if not every_byte and files_stamp(base.folder) == settings["files_stamp"]:
         return
     if digest_of(base.folder) != settings["weights_digest"]:
         raise UsageError(

@@ -6,6 +6,7 @@ import json
 import re
 import sqlite3
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scen_cli.errors import VERIFY_HINT, DamageFound
@@ -16,13 +17,14 @@ from scen_cli.project.event_log import chain_problems, contradictions, replay_ev
 from scen_cli.project.guard import GUARD_FILE, guard_setting
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.ledger_rows import Edit
-from scen_cli.project.lock_and_seal import LEDGER, SEAL, in_use, rolled_back, seal, seal_problem
+from scen_cli.project.lock_and_seal import LEDGER, NOT_SEALED, SEAL, in_use, rolled_back, seal, seal_problem
 from scen_cli.project.method_state import STATE_FILE, state_setting
 from scen_cli.project.project import Project
 from scen_cli.project.schema import schema_problems
 from scen_cli.project.w_merge import MERGED
 
 MAX_TRIES = 5
+LOST = "lost"  # files of edits that an accepted ledger does not know
 STRAY = re.compile(
     rf"(?:{EDIT_FILE.pattern}|{GUARD_FILE.pattern}|{STATE_FILE.pattern})(?:\.tmp)?|(?:{re.escape(MERGED)}|{re.escape(SEAL)})\.tmp"
     rf"|{re.escape(LEDGER)}\.\d+\.new(?:-journal)?|\.restoring-\w+"
@@ -109,7 +111,7 @@ def ledger_problems(project: Project) -> list[Problem]:
     except DamageFound as error:
         found = [str(error)]
     if not found and rolled_back(project.folder, project.ledger):
-        found = ["is not the ledger that was sealed, nor a later state of it: an older copy? Files may be ahead of it"]
+        found = [f"{NOT_SEALED} Files may be ahead of it"]
     return [Problem(LEDGER, text) for text in found]
 
 
@@ -137,6 +139,32 @@ def repair(project: Project, deep: bool = False) -> list[str]:
             seal(project.folder, project.ledger)
             done.append(f"sealed `{LEDGER}` again: every row agrees with the log")
     return done
+
+
+def accept_ledger(project: Project) -> list[str]:
+    """Go on with a ledger that is an older copy of the sealed one. Call inside `project.writing(even_if_older=True)`.
+
+    The files that it does not name, among them those of the newer edits, are moved to the folder `lost`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DamageFound: The ledger has another fault.
+    """
+    project.check_writing()
+    if not rolled_back(project.folder, project.ledger):
+        return []
+    problems = [problem.what for problem in ledger_problems(project) if not problem.what.startswith(NOT_SEALED)]
+    if problems:
+        raise DamageFound(f"the ledger is not accepted: {problems[0]}", hint=VERIFY_HINT)
+    lost = stray_files(project)
+    if lost:
+        disk.make_folder(project.folder / LOST)
+    for name in lost:
+        disk.rename(project.folder / name, project.folder / LOST / Path(name).name)
+    seal(project.folder, project.ledger)
+    return [f"moved `{name}`, which no row names, to `{LOST}/`" for name in lost] + [f"sealed `{LEDGER}` as it is"]
 
 
 def named_files(ledger: Ledger) -> dict[str, str]:

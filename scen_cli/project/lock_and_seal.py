@@ -30,6 +30,7 @@ LEDGER = "scen.db"
 SEAL = "scen.db.sha256"
 FIELDS = {"counter", "sha256", "head"}
 MAX_BYTES = 1000
+NOT_SEALED = "is not the ledger that was sealed, nor a later state of it: an older copy?"
 
 
 @contextmanager
@@ -69,8 +70,8 @@ def _holder(folder: Path) -> str:
 
 def seal(folder: Path, ledger: Ledger, name: str = LEDGER) -> None:
     """Write the seal if the ledger has changed since. Call with the project's lock and no open transaction."""
-    counter = _counter(folder / name)
-    if _read_seal(folder).get("counter") != counter:
+    counter, sealed = _counter(folder / name), _read_seal(folder)
+    if sealed.get("counter") != counter or not ledger.has_event(str(sealed.get("head"))):
         content = {"counter": counter, "sha256": sha256_of(folder / name), "head": ledger.head()}
         write_durably(folder / SEAL, json.dumps(content).encode())
 

@@ -29,11 +29,13 @@ from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, put_guard, read_
 from scen_cli.project.ledger import Ledger, now
 from scen_cli.project.ledger_queries import read_settings
 from scen_cli.project.ledger_rows import Edit, Threshold
-from scen_cli.project.lock_and_seal import LEDGER, MIN_WAIT, locked, seal
+from scen_cli.project.lock_and_seal import LEDGER, MIN_WAIT, NOT_SEALED, locked, rolled_back, seal
 from scen_cli.project.method_state import put_state, write_state
 from scen_cli.project.new_edits import TrainedEdit, TrainingStats, insert_edits, superseded_edits
 from scen_cli.project.tensor_files import StoredFile, remove_older
 from scen_cli.project.w_merge import MergedNeurons
+
+OLDER_HINT = "put the newer one back, or restore a backup; `scen verify --repair --accept-ledger` goes on with this one"
 
 
 class Project:
@@ -62,7 +64,7 @@ class Project:
         self.files = EditFiles(self.folder, self.settings["ffn_width"])
         if self.ledger.migrated:
             self.neurons_changed = self.method is None
-            with suppress(ProjectLocked, OSError), self.writing():
+            with suppress(ProjectLocked, OSError, DamageFound), self.writing():
                 pass  # the end rebuilds W_merge and seals the ledger
 
     @classmethod
@@ -123,16 +125,24 @@ class Project:
         self.ledger.close()
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, even_if_older: bool = False) -> Iterator[None]:
         """Hold the project's lock; rebuild W_merge, if edits changed, and seal the ledger at the end.
+
+        Args:
+            even_if_older: Also if the ledger is an older copy of the sealed one. It is not sealed then.
 
         Raises:
             ProjectLocked: Another process is writing; the message names it.
+            DamageFound: The ledger is an older copy of the sealed one, or another one: a change would seal it, and the
+                files of newer edits would belong to nothing.
             RuntimeError: This object is writing already: it would wait for itself.
         """
         if self.is_writing:
             raise RuntimeError("`writing` is entered already: the change belongs to it, without another `writing`")
         with locked(self.folder, self.wait):
+            older = rolled_back(self.folder, self.ledger)
+            if older and not even_if_older:
+                raise DamageFound(f"`{LEDGER}` {NOT_SEALED} Nothing is changed", hint=OLDER_HINT)
             self.is_writing = True
             try:
                 yield
@@ -142,8 +152,9 @@ class Project:
                     with suppress(DamageFound, OSError):
                         self.merge()
                 self.is_writing = False
-                with suppress(OSError):  # the commits are on disk; `verify --deep` reports that the seal is out of date
-                    seal(self.folder, self.ledger)
+                if not older:
+                    with suppress(OSError):  # the commits are on disk; `verify --deep` says that the seal is old
+                        seal(self.folder, self.ledger)
 
     def check_writing(self) -> None:
         """Raise `RuntimeError` outside `with project.writing():`."""

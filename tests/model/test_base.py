@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 from scen_cli.data.records import EditRecord
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
+from scen_cli.editing.verify_base import key_problems
 from scen_cli.errors import ScenError, UsageError
-from scen_cli.model.base import folder_of, load_base, pick_device
+from scen_cli.export.transformers_folder import export_checkpoint
+from scen_cli.model.base import files_stamp, folder_of, load_base, pick_device
 from scen_cli.model.digest import digest_of
 from scen_cli.model.known_bases import DEMO
 from scen_cli.model.template import make_template
@@ -218,3 +221,36 @@ class TestStories260K:
         assert row.state == "failed"
         assert "does not produce its end token </s> (id 2)" in str(row.reason)
         assert editor.patch().edits == []
+
+
+def test_weights_of_the_same_size_and_time_that_changed_are_noticed(tmp_path):
+    folder = save_tiny(tmp_path / "base", *DENSE["llama"])
+    project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", device="cpu")
+    weights = folder / "model.safetensors"
+    time = weights.stat().st_mtime_ns
+    content = bytearray(weights.read_bytes())
+    content[-(len(content) // 3) :] = bytes(len(content) // 3)
+    weights.write_bytes(content)
+    os.utime(weights, ns=(time, time))
+    with pytest.raises(UsageError, match="have changed since the project was created"):
+        Editor(project, "cpu")
+
+
+def test_one_changed_byte_is_found_by_verify_and_export(tmp_path):
+    folder = save_tiny(tmp_path / "base", *DENSE["llama"])
+    project = new_project(tmp_path / "project", str(folder), layer=1, recipe="key", device="cpu")
+    weights = folder / "model.safetensors"
+    stat = weights.stat()
+    for byte in range(stat.st_size - 8, 0, -64):  # one that the sample does not cover
+        content = bytearray(weights.read_bytes())
+        content[byte] ^= 1
+        weights.write_bytes(content)
+        os.utime(weights, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+        if files_stamp(folder) == project.settings["files_stamp"]:
+            break
+        content[byte] ^= 1
+        weights.write_bytes(content)
+    editor = Editor(project, "cpu")
+    assert ["have changed" in problem.what for problem in key_problems(editor)] == [True]
+    with pytest.raises(UsageError, match="have changed"):
+        export_checkpoint(editor, tmp_path / "export")

@@ -14,7 +14,7 @@ from scen_cli.errors import DamageFound, UsageError
 from scen_cli.project.archive import backup, restore
 from scen_cli.project.check import find_unused_files, remove_unused_files, repair, verify
 from scen_cli.project.project import Project
-from tests.conftest import revert, writing
+from tests.conftest import revert
 from tests.faults.injector import DONE, KILL, Injector, in_child, steps_of
 from tests.project.test_project import SETTINGS, commit
 
@@ -193,7 +193,7 @@ class TestNeededFilesStay:
         assert any("not the ledger that was sealed" in problem.what for problem in verify(rolled))
         with pytest.raises(DamageFound, match="no file is removed because the ledger is damaged"):
             find_unused_files(rolled)
-        with writing(rolled):
+        with rolled.writing(even_if_older=True):
             repair(rolled, deep=True)
         assert self.files(rolled) == before
         rolled.close()
