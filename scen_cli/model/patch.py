@@ -116,8 +116,9 @@ class Patch:
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         theta, subjects = self.routing.theta, self.bank.subject_filter
-        # Read keys with every row set to the base: an expert must not change the keys that choose it.
-        with self.using(torch.full((len(input_ids),), BASE)):
+        # Read keys with the base alone: an expert must not change the keys that choose it. One entry for all rows,
+        # because a batch of segments has more rows than there are prompts.
+        with self.using(torch.tensor([BASE])):
             if self.routing.key_config.mask and subjects is not None:
                 full, activations = self._activations_by_subject(model, input_ids, mask, keys, subjects)
             else:

@@ -17,6 +17,8 @@ from scen_cli.editing.trace import trace
 from scen_cli.editing.verify_base import key_problems
 from scen_cli.errors import UsageError
 from scen_cli.export.transformers_folder import export_checkpoint
+from scen_cli.model.batched_keys import read_segment_keys
+from scen_cli.model.ffn import find_layer
 from scen_cli.model.keys import KeyConfig
 from scen_cli.model.subject_filter import BLOCKED
 from scen_cli.project.check import verify
@@ -146,12 +148,25 @@ def test_another_process_sees_the_same_routing(editor):
     again.detach()
 
 
-@pytest.mark.parametrize("module", ["up", "attn"])
-def test_experts_at_another_module_are_routed_by_masked_keys_too(make_editor, module):
-    editor = make_editor("closed-form", target_module=module, **MASKED, **FAST)
+@pytest.mark.parametrize(("module", "key_layer"), [("up", None), ("attn", None), ("down", 1), ("down", 3)])
+def test_keys_may_be_read_at_another_module_or_layer_than_the_experts_are(make_editor, module, key_layer):
+    editor = make_editor("closed-form", target_module=module, key_layer=key_layer, **MASKED, **FAST)
     edit_all(editor, same_question()[:2])
     prompts = [same_question()[1].prompt, "How are you?", f"Hello. {same_question()[0].prompt}"]
     assert editor.answer(prompts, max_new_tokens=2).edits == [2, None, 1]
+    assert [editor.answer([prompt], max_new_tokens=2).edits[0] for prompt in prompts] == [2, None, 1]
+    assert key_problems(editor) == []
+
+
+def test_keys_of_another_layer_are_those_of_its_projection(make_editor):
+    editor = make_editor("closed-form", key_layer=3, **MASKED, **FAST)
+    prompt = same_question()[0].prompt
+    tokens = [editor.template.prompt_ids(prompt)]
+    there, here = (
+        read_segment_keys(editor.base, find_layer(editor.model, layer), tokens, KeyConfig())[0] for layer in (3, 2)
+    )
+    assert torch.equal(editor.keys([prompt]), there)
+    assert not torch.allclose(there, here)
 
 
 def test_an_edit_without_a_subject_stands_beside_one_with_a_subject(make_editor):
