@@ -5,6 +5,9 @@ Nothing heavier than Typer and Rich is imported here; a command imports what it 
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -103,4 +106,7 @@ app.add_typer(study.app, name="study")
 
 
 def main() -> None:
-    app()
+    # With a closed standard stream (`scen edit >&-`) Python has none: what a command does must not depend on it.
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+        app()

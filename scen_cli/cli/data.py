@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from scen_cli.errors import UsageError
 if TYPE_CHECKING:
     from scen_cli.data.inspection import Inspection
 
+NO_TARGET = re.compile("`target` is missing|is of none of the known forms")  # it may hold prompts alone
 MAX_EXAMPLES = 5  # of each finding
 
 File = Annotated[str, typer.Argument(help="JSONL or JSON; `-` is standard input.")]
@@ -41,7 +43,7 @@ def inspect(
 
     out = Output(as_json, quiet)
     found = inspect_entries(parse_file(file), read_prompts(locality) if locality else [])
-    if not found.records and file != "-":
+    if not found.records and file != "-" and all(NO_TARGET.search(problem) for problem in found.problems):
         prompts = len(read_prompts(Path(file)))  # raises if the file holds no prompts either
         text = f"{file}: {prompts} prompts without targets: nothing to edit, but `--locality` takes them"
         return out.result({"prompts": prompts}, text)
@@ -82,6 +84,7 @@ def _rows(found: Inspection) -> list[tuple[str, object]]:
         ("distinct prompts", found.distinct_prompts),
         ("repeats", len(found.repeats)),
         ("conflicts", len(found.conflicts)),
+        ("with empty fields", len(found.empty)),
         ("phrasings per fact", phrasings),
         ("with a subject", found.with_subject),
         ("with the truth", found.with_truth),
@@ -101,6 +104,7 @@ def _examples(found: Inspection) -> list[str]:
     near = [f"{share:.0%} of words: {edit} | {prompt}" for edit, prompt, share in found.near]
     findings = {
         "cannot be used": found.problems,
+        "empty fields": found.empty,
         "repeats (places and prompt)": found.repeats,
         "conflicts: another target for the same prompt": found.conflicts,
         "edit | locality prompt near it": near,

@@ -88,7 +88,7 @@ def edit(
     one = {"prompt": prompt, "target": target, "subject": subject}
     entries = _entries(file, items, one, suite, data)[:first]
     entries = [_with_train_rephrases(entry, train_rephrases) for entry in entries]
-    _check_entries(entries, strict)
+    _check_entries(entries, strict, out)
     _note_missing_subjects(project, entries, out)
     editor = load_editor(project, device, out)
     with project.writing(), _training_workers(project, workers, engine, device) as fit_all:
@@ -117,14 +117,16 @@ def _check_replay(events: list[LogEvent], has_options: bool) -> None:
         raise UsageError("this is the log of a project that edits by another method: it cannot be replayed")
 
 
-def _check_entries(entries: list[Entry], strict: bool) -> None:
-    from scen_cli.data.entries import bad_lines
+def _check_entries(entries: list[Entry], strict: bool, out: Output) -> None:
+    from scen_cli.data.entries import bad_lines, empty_fields
 
     bad = [entry for entry in entries if entry.record is None]
     if bad and strict:
         raise UsageError(
             bad_lines(bad) + "\nnothing was edited", hint="correct the file, or skip such records with `--keep-going`"
         )
+    for line in empty_fields(entries):
+        out.note(line)
 
 
 def _note_missing_subjects(project: Project, entries: list[Entry], out: Output) -> None:

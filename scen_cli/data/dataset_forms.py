@@ -4,20 +4,27 @@
 |---|---|
 | `scen` | `prompt`, `target`, and the rest of `EditRecord` |
 | `knowedit` | `prompt`, `target_new`, `ground_truth`, `rephrase_prompt`, `locality` and `portability` by name |
+| of CKnowEdit | also `rephrase` and `target_old`; `locality` and `portability` are lists |
+| of WISE | also `ood_rephrase` |
+| of ROME | also `{}` in the place of the subject, and targets such as `{"str": "Rome"}` |
 | `counterfact` | `requested_rewrite`, `paraphrase_prompts`, `neighborhood_prompts`; flat: `locality_prompt` |
-| `mend` | `src`, `alt`, `answers`, `rephrase`, `loc`, `loc_ans` |
+| `mquake` | `requested_rewrite` as a list: one edit each; `questions`, `new_answer` |
+| `mend` | `src`, `alt`, `answers`, `rephrase`, `loc`, `loc_ans`; EasyEdit's `portability` |
+| `wikibigedit` | `update`, `ans`, `rephrase`, `personas`, `mhop`, `mhop_ans`, `loc`, `loc_ans` |
 | `scen-zsre` | `Q`, `A`, `rephrases` |
 | `scen-hallucination` | `text` (the passage so far), `labels` (its true next sentence), `concept` |
 
-Fields of the published forms that scen does not use are ignored. A field that it uses must be valid.
+Fields of the published forms that scen does not use are ignored. A field that it uses must be valid; an optional one
+may be empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from scen_cli.data.records import EditRecord, check_record
+from scen_cli.data.records import EditRecord, check_record, without_empty
 
 Item = dict[str, Any]
 
@@ -26,85 +33,170 @@ SAME_SUBJECT, SAME_RELATION, UNRELATED = "same-subject", "same-relation", "unrel
 _KINDS = {"Relation_Specificity": SAME_SUBJECT, "neighborhood": SAME_RELATION}
 
 
-def parse_record(item: object) -> tuple[str, EditRecord]:
-    """(form, record) of one decoded JSON value. Raises `ValueError`, which names the wrong field and says why."""
-    if isinstance(item, dict):
-        for form, required, read in _FORMS:
-            if all(field in item for field in required):
-                fields = {name: value for name, value in read(item).items() if value is not None}
-                return form, check_record(fields)
-        if not any(field in EditRecord.model_fields for field in item):
-            forms = "; ".join(", ".join(f"`{field}`" for field in required) for _form, required, _read in _FORMS)
-            raise ValueError(f"is of none of the known forms, which have {forms}")
-    return "scen", check_record(item)  # which names the missing field, or the expected type
+@dataclass(frozen=True)
+class Parsed:
+    """What one JSON value holds.
+
+    Attributes:
+        form: Its form.
+        records: The edits: one, but for `mquake`.
+        empty: Optional fields that are empty, and were left out.
+    """
+
+    form: str
+    records: list[EditRecord]
+    empty: list[str]
 
 
-def _knowedit(item: Item) -> Item:
-    locality = list(_by_name(item, "locality"))
-    if item.get("locality_prompt") is not None:  # the flat CounterFact form has one
+def parse_records(item: object) -> Parsed:
+    """The records of one decoded JSON value. Raises `ValueError`, which names the wrong field and says why."""
+    if not isinstance(item, dict):
+        return Parsed("scen", [check_record(item)], [])  # which names the expected type
+    form, read = _form_of(item)
+    records: list[EditRecord] = []
+    empty: dict[str, None] = {}
+    for found in read(item):
+        fields, left_out = without_empty({name: value for name, value in found.items() if value is not None})
+        records.append(check_record(fields))
+        empty |= dict.fromkeys(left_out)
+    return Parsed(form, records, list(empty))
+
+
+def _form_of(item: Item) -> tuple[str, Callable[[Item], Iterable[Item]]]:
+    for form, required, read in _FORMS:
+        if all(field in item for field in required):
+            return form, read
+    if "edit" in item and ("Relation_Specificity" in item or "example_type" in item):
+        raise ValueError(
+            "is of RippleEdits: `target` is missing, for `edit.prompt` is a sentence with the answer in it"
+        )
+    if not any(field in EditRecord.model_fields for field in item):
+        forms = "; ".join(", ".join(f"`{field}`" for field in required) for _form, required, _read in _FORMS)
+        raise ValueError(f"is of none of the known forms, which have {forms}")
+    return "scen", _scen  # whose check names the missing field
+
+
+def _scen(item: Item) -> Iterator[Item]:
+    yield item
+
+
+def _knowedit(item: Item) -> Iterator[Item]:
+    subject, locality = item.get("subject"), list(_by_name(item, "locality"))
+    if item.get("locality_prompt") is not None:  # the flat CounterFact form has one, and WISE's
         truth = _first(item.get("locality_ground_truth"), "locality_ground_truth")
-        locality.append({"prompt": item["locality_prompt"], "target": truth, "kind": SAME_RELATION})
-    return {
-        "prompt": item["prompt"],
-        "target": _first(item["target_new"], "target_new"),
-        "subject": item.get("subject"),
-        "truth": _texts(item, "ground_truth") if item.get("ground_truth") else [],
-        "rephrases": _texts(item, "rephrase_prompt"),
+        prompt, kind = _without_nq(item["locality_prompt"])
+        locality.append({"prompt": prompt, "target": truth, "kind": kind or SAME_RELATION})
+    truths = [_str_of(item[name], name) for name in ("ground_truth", "target_true", "target_old") if item.get(name)]
+    rephrases = [text for name in ("rephrase_prompt", "rephrase", "ood_rephrase") for text in _texts(item, name)]
+    yield {
+        "prompt": _with_subject(item["prompt"], subject),
+        "target": _str_of(_first(item["target_new"], "target_new"), "target_new"),
+        "subject": subject,
+        "truth": [text for truth in truths for text in (truth if isinstance(truth, list) else [truth])],
+        "rephrases": [_with_subject(text, subject) for text in rephrases],
         "portability": list(_by_name(item, "portability")),
         "locality": locality,
         "id": _case_id(item),
     }
 
 
-def _counterfact(item: Item) -> Item:
-    rewrite = _object(item["requested_rewrite"], "requested_rewrite")
+def _counterfact(item: Item) -> Iterator[Item]:
+    neighbours = _texts(item, "neighborhood_prompts")
+    for fields in _rewrite(item["requested_rewrite"]):
+        truth = fields["truth"]
+        yield fields | {
+            "rephrases": _texts(item, "paraphrase_prompts"),
+            "locality": [{"prompt": prompt, "target": truth, "kind": SAME_RELATION} for prompt in neighbours],
+            "id": _case_id(item),
+        }
+
+
+def _mquake(item: Item) -> Iterator[Item]:
+    """One record for each rewrite. The questions, which follow from all of them, go with the first."""
+    rewrites = item["requested_rewrite"]
+    questions = [{"prompt": text, "target": item.get("new_answer")} for text in _texts(item, "questions")]
+    for number, rewrite in enumerate(rewrites, 1):
+        for fields in _rewrite(rewrite):
+            case = _case_id(item)
+            yield fields | {
+                "rephrases": _texts(rewrite, "question"),
+                "portability": questions if number == 1 else [],
+                "id": case if case is None or len(rewrites) == 1 else f"{case}-{number}",
+            }
+
+
+def _rewrite(value: Any) -> Iterator[Item]:
+    """Prompt, target, subject and truth of ROME's form of a request."""
+    rewrite = _object(value, "requested_rewrite")
     for field in ("prompt", "subject", "target_new"):
         if field not in rewrite:
             raise ValueError(f"`requested_rewrite.{field}` is missing")
     if not isinstance(rewrite["prompt"], str) or not isinstance(rewrite["subject"], str):
         raise ValueError("`requested_rewrite.prompt` and `.subject` must be text")
-    truth = _object(rewrite.get("target_true") or {}, "requested_rewrite.target_true").get("str") or None
-    neighbours = _texts(item, "neighborhood_prompts")
-    return {
-        "prompt": rewrite["prompt"].replace("{}", rewrite["subject"]),
+    yield {
+        "prompt": _with_subject(rewrite["prompt"], rewrite["subject"]),
         "target": _object(rewrite["target_new"], "requested_rewrite.target_new").get("str"),
         "subject": rewrite["subject"],
-        "truth": truth,
-        "rephrases": _texts(item, "paraphrase_prompts"),
-        "locality": [{"prompt": prompt, "target": truth, "kind": SAME_RELATION} for prompt in neighbours],
-        "id": _case_id(item),
+        "truth": _object(rewrite.get("target_true") or {}, "requested_rewrite.target_true").get("str") or None,
     }
 
 
-def _mend(item: Item) -> Item:
-    locality = []
-    if item.get("loc") is not None:
-        prompt = item["loc"].removeprefix("nq question: ") if isinstance(item["loc"], str) else item["loc"]
-        locality = [{"prompt": prompt, "target": _first(item.get("loc_ans"), "loc_ans"), "kind": UNRELATED}]
-    return {
+def _mend(item: Item) -> Iterator[Item]:
+    follows = item.get("portability")
+    portability = []
+    if isinstance(follows, dict) and follows.get("New Question") is not None:
+        portability = [{"prompt": follows["New Question"], "target": _first(follows.get("New Answer"), "New Answer")}]
+    yield {
         "prompt": item["src"],
         "target": _first(item["alt"], "alt"),
         "subject": item.get("subject"),
         "truth": _texts(item, "answers"),
         "rephrases": _texts(item, "rephrase"),
-        "locality": locality,
+        "portability": portability,
+        "locality": _loc(item),
     }
 
 
-def _scen_zsre(item: Item) -> Item:
-    return {"prompt": item["Q"], "target": _first(item["A"], "A"), "rephrases": _texts(item, "rephrases")}
+def _wikibigedit(item: Item) -> Iterator[Item]:
+    hop = [{"prompt": item["mhop"], "target": item.get("mhop_ans"), "kind": "mhop"}] if item.get("mhop") else []
+    yield {
+        "prompt": item["update"],
+        "target": _first(item["ans"], "ans"),
+        "subject": item.get("subject"),
+        "rephrases": [*_texts(item, "rephrase"), *_texts(item, "personas")],
+        "portability": hop,
+        "locality": _loc(item),
+    }
 
 
-def _scen_hallucination(item: Item) -> Item:
+def _loc(item: Item) -> list[Item]:
+    """The locality prompt of MEND's form."""
+    if item.get("loc") is None:
+        return []
+    prompt, _kind = _without_nq(item["loc"])
+    return [{"prompt": prompt, "target": _first(item.get("loc_ans"), "loc_ans"), "kind": UNRELATED}]
+
+
+def _scen_zsre(item: Item) -> Iterator[Item]:
+    yield {"prompt": item["Q"], "target": _first(item["A"], "A"), "rephrases": _texts(item, "rephrases")}
+
+
+def _scen_hallucination(item: Item) -> Iterator[Item]:
     locality = list(_by_name(item, "locality"))
-    return {"prompt": item["text"], "target": item["labels"], "subject": item.get("concept"), "locality": locality}
+    yield {"prompt": item["text"], "target": item["labels"], "subject": item.get("concept"), "locality": locality}
 
 
-_FORMS: list[tuple[str, tuple[str, ...], Callable[[Item], Item]]] = [
-    ("scen", ("prompt", "target"), dict),
+def _requested(item: Item) -> Iterator[Item]:
+    return _mquake(item) if isinstance(item["requested_rewrite"], list) else _counterfact(item)
+
+
+_FORMS: list[tuple[str, tuple[str, ...], Callable[[Item], Iterable[Item]]]] = [
+    ("scen", ("prompt", "target"), _scen),
     ("knowedit", ("prompt", "target_new"), _knowedit),
-    ("counterfact", ("requested_rewrite",), _counterfact),
+    ("mquake", ("requested_rewrite", "questions"), _requested),
+    ("counterfact", ("requested_rewrite",), _requested),
     ("mend", ("src", "alt"), _mend),
+    ("wikibigedit", ("update", "ans"), _wikibigedit),
     ("scen-zsre", ("Q", "A"), _scen_zsre),
     ("scen-hallucination", ("text", "labels"), _scen_hallucination),
 ]
@@ -114,8 +206,11 @@ def _by_name(item: Item, field: str) -> Iterator[Item]:
     """Questions of an object that has, by name, a list of objects, or an object of parallel lists.
 
     `{"Reasoning": [{"prompt": ..., "ground_truth": ...}]}` or `{"Reasoning": {"prompt": [...], "ground_truth": [...]}}`
+    Such a list may also stand without a name, with `answer` for `ground_truth`.
     """
     value = item.get(field)
+    if isinstance(value, list):
+        value = {"unnamed": value}
     for name, questions in _object({} if value is None else value, field).items():
         path = f"{field}.{name}"
         if isinstance(questions, dict):
@@ -128,11 +223,34 @@ def _by_name(item: Item, field: str) -> Iterator[Item]:
         for question in questions:
             if "prompt" not in _object(question, path):
                 raise ValueError(f"`{path}` holds a question without `prompt`")
-            answer = _first(question.get("ground_truth"), path)
+            answer = _first(question.get("ground_truth", question.get("answer")), path)
             if field == "locality" and answer == "":  # a locality prompt needs no answer: it must only not change
                 answer = None
-            fields = {"prompt": question["prompt"], "target": answer, "kind": _KINDS.get(name, name)}
+            kind = None if isinstance(item[field], list) else _KINDS.get(name, name)
+            fields = {"prompt": question["prompt"], "target": answer, "kind": kind}
             yield {name: value for name, value in fields.items() if value is not None}
+
+
+def _with_subject(text: Any, subject: Any) -> Any:
+    """A prompt with the subject in the place of ROME's `{}`."""
+    return text.replace("{}", subject) if isinstance(text, str) and isinstance(subject, str) else text
+
+
+def _str_of(value: Any, field: str) -> Any:
+    """A text, also in ROME's form `{"str": "Rome"}`."""
+    if isinstance(value, dict):
+        if "str" not in value:
+            raise ValueError(f"`{field}.str` is missing")
+        return value["str"]
+    return value
+
+
+def _without_nq(prompt: Any) -> tuple[Any, str | None]:
+    """A locality prompt without the mark of Natural Questions, and its kind if it has the mark."""
+    mark = "nq question: "
+    if isinstance(prompt, str) and prompt.startswith(mark):
+        return prompt.removeprefix(mark), UNRELATED
+    return prompt, None
 
 
 def _object(value: Any, field: str) -> Item:

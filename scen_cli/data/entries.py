@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scen_cli.data.dataset_forms import parse_record
+from scen_cli.data.dataset_forms import parse_records
 from scen_cli.data.json_stream import describe_error, read_items
 from scen_cli.data.records import EXAMPLE, EditRecord, SourceLine
 from scen_cli.errors import UsageError
@@ -14,12 +14,21 @@ from scen_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Entry:
-    """One record of a file and its form, or the problem because of which there is no record."""
+    """One record of a file and its form, or the problem because of which there is no record.
+
+    Attributes:
+        where: Where it was read.
+        record: The record.
+        problem: Why there is none.
+        form: Its form.
+        empty: Optional fields that are empty, and were left out.
+    """
 
     where: SourceLine
     record: EditRecord | None
     problem: str = ""
     form: str = ""
+    empty: tuple[str, ...] = ()
 
 
 def read_entries(path: str, items: Iterable[tuple[int, object]] | None = None) -> list[Entry]:
@@ -52,12 +61,17 @@ def read_entries(path: str, items: Iterable[tuple[int, object]] | None = None) -
 
 def parse_file(path: str, items: Iterable[tuple[int, object]] | None = None) -> list[Entry]:
     """Every record of a file, repeats and contradictions included. Arguments and errors as in `read_entries`."""
-    source = path if path == "-" else str(Path(path).resolve())
+    source = path if path == "-" else _shown(Path(path).resolve())
     numbered = read_items(path) if items is None else items
-    entries = [_entry(SourceLine(source, number), item) for number, item in numbered]
+    entries = [entry for number, item in numbered for entry in _entries(SourceLine(source, number), item)]
     if not entries:
         raise UsageError(f"`{path}` holds no records", hint=f"expected one JSON object per line: {EXAMPLE}")
     return entries
+
+
+def _shown(path: Path) -> str:
+    """A path as text that a ledger and a terminal can hold: a file name need not be UTF-8."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def repeats(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry, bool]]:
@@ -86,11 +100,18 @@ def bad_lines(entries: Iterable[Entry], limit: int = 10) -> str:
     return "\n".join(bad[:limit] + more)
 
 
-def _entry(where: SourceLine, item: object) -> Entry:
+def empty_fields(entries: Iterable[Entry], limit: int = 10) -> list[str]:
+    """One line for each of the first entries that have empty fields."""
+    found = [entry for entry in entries if entry.empty]
+    lines = [f"{entry.where}: {', '.join(f'`{name}`' for name in entry.empty)} is empty: left out" for entry in found]
+    return lines[:limit] + ([f"and {len(lines) - limit} more"] if len(lines) > limit else [])
+
+
+def _entries(where: SourceLine, item: object) -> list[Entry]:
     if isinstance(item, Exception):
-        return Entry(where, None, describe_error(item))
+        return [Entry(where, None, describe_error(item))]
     try:
-        form, record = parse_record(item)
+        parsed = parse_records(item)
     except ValueError as error:
-        return Entry(where, None, str(error))
-    return Entry(where, record, form=form)
+        return [Entry(where, None, str(error))]
+    return [Entry(where, record, "", parsed.form, tuple(parsed.empty)) for record in parsed.records]

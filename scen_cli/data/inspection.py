@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scen_cli.data.entries import Entry, repeats
+from scen_cli.data.entries import Entry, empty_fields, repeats
 from scen_cli.data.lexical_overlap import near_duplicates
 from scen_cli.data.records import EditRecord
 
@@ -28,6 +28,7 @@ class Inspection:
         portability: Portability questions by kind.
         locality: Locality prompts by kind.
         locality_edited: Locality prompts that are also the phrasing of an edit.
+        empty: Records with empty optional fields.
         near: (phrasing of an edit, locality prompt, similarity) of pairs that an edit may claim by mistake.
     """
 
@@ -43,6 +44,7 @@ class Inspection:
     portability: dict[str, int]
     locality: dict[str, int]
     locality_edited: int
+    empty: list[str]
     near: list[tuple[str, str, float]] = field(default_factory=list)
 
 
@@ -69,6 +71,7 @@ def inspect(entries: Sequence[Entry], locality: Sequence[str] = ()) -> Inspectio
         portability=dict(Counter(question.kind or "unnamed" for record in records for question in record.portability)),
         locality=dict(Counter(neighbour.kind or "unnamed" for neighbour in neighbours)),
         locality_edited=sum(prompt in edited for prompt in locality_prompts),
+        empty=empty_fields(entries, len(entries)),
         near=near_duplicates(list(edited), locality_prompts),
     )
 

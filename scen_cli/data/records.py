@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,6 +101,40 @@ class SourceLine:
         return f"{Path(self.source).name}:{self.line}"
 
 
+def without_empty(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A record's fields without optional ones that are empty, and the names of these: an empty field costs a figure,
+    never the edit."""
+    kept: dict[str, Any] = {}
+    empty: dict[str, None] = {}
+    for name, value in fields.items():
+        if name in ("prompt", "target"):
+            kept[name] = value
+            continue
+        items = value if isinstance(value, list | tuple) else [value]
+        full = [_without_blank_answer(item) for item in items if not _is_empty(item, name)]
+        if full != list(items):
+            empty[name] = None
+        if isinstance(value, list | tuple):
+            kept[name] = full
+        elif full:
+            kept[name] = value
+    return kept, list(empty)
+
+
+def _is_empty(item: object, field: str) -> bool:
+    """Whether a text, or a question's prompt or its answer, is blank. A locality prompt needs no answer."""
+    if isinstance(item, dict):
+        needed = ("prompt",) if field == "locality" else ("prompt", "target")
+        return any(isinstance(item.get(name), str) and not item[name].strip() for name in needed)
+    return isinstance(item, str) and not item.strip()
+
+
+def _without_blank_answer(item: object) -> object:
+    if isinstance(item, dict) and isinstance(item.get("target"), str) and not item["target"].strip():
+        return {name: value for name, value in item.items() if name != "target"}
+    return item
+
+
 def check_record(item: object) -> EditRecord:
     """Validate one decoded JSON value; `ValueError` names the field and what is wrong with it."""
     if not isinstance(item, dict):
@@ -115,7 +150,7 @@ def _plain(problem: ErrorDetails) -> str:
     kinds = {
         "missing": "is missing",
         "extra_forbidden": f"is not a known field (known: {', '.join(EditRecord.model_fields)})",
-        "string_type": "must be text",
+        "string_type": f"must be text, not {json.dumps(problem['input'], default=str)[:40]}",
         "tuple_type": "must be a list",
         "model_type": "must be an object with `prompt`",
     }

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from scen_cli.data.records import EditRecord
+from scen_cli.data.words import plain
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
 from scen_cli.model.base import Base, check_unchanged, load_base
 from scen_cli.model.ffn import find_layer
@@ -87,10 +88,17 @@ class LoadedBase:
         return ids.to(self.base.device), mask.to(self.base.device)
 
     def check_trainable(self, record: EditRecord) -> None:
-        """Raise `UsageError` for a record that can never be trained: its target has no tokens, or a prompt with the
-        target exceeds the context."""
-        if not self.tokenize_edit(record).target_length:
+        """Raise `UsageError` for a record that can never be trained: its target has no tokens or would come back as
+        another text, or a prompt with the target exceeds the context."""
+        target = self.template.target_ids(record.prompt, record.target)
+        if not target:
             raise UsageError(f"target {record.target!r} tokenises to nothing")
+        if (decoded := self.template.answer(target)) != record.target:
+            looks_same = ", with other characters that look the same" if plain(decoded) == plain(record.target) else ""
+            raise UsageError(
+                f"target {record.target!r} cannot be learned: as tokens of this base it is {decoded!a}{looks_same}",
+                hint=f"write {decoded!r}" if looks_same else "choose a target that the base's vocabulary can spell",
+            )
         for prompt in (record.prompt, *record.train_rephrases):
             self.check_fits(f"{prompt} {record.target}", len(self.tokenize_pair(prompt, record.target).input_ids))
 

@@ -65,7 +65,8 @@ def _backup(project: Project, file: Path) -> tuple[int, int]:
             if unexpected := [name for name in sums if not _is_tensor_file(name)]:
                 what = f"the ledger names a file that scen does not write: {unexpected[0]!r}"
                 raise DamageFound(what, hint=VERIFY_HINT)
-            with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+            # ZIP knows the years 1980 to 2107: other file times are replaced by the nearest.
+            with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
                 archive.write(copy, LEDGER)
                 for name, sha256 in sums.items():
                     if checked_sum(project.folder, name) != sha256:
@@ -88,6 +89,8 @@ def restore(file: Path, folder: Path) -> Project:
         DamageFound: The content of the backup is not what its own ledger records.
     """
     refuse_existing(folder)
+    if file.exists() and not file.is_file():  # a device or a pipe may have no end
+        raise UsageError(f"`{file}` is not a backup: it is no regular file")
     created = not folder.exists()
     disk.make_folder(folder)
     try:

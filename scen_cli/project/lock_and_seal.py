@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scen_cli.errors import ProjectLocked
+from scen_cli.errors import ProjectLocked, UsageError
 from scen_cli.project.disk import write_durably, write_file
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.tensor_files import sha256_of
@@ -36,6 +36,7 @@ NOT_SEALED = "is not the ledger that was sealed, nor a later state of it: an old
 @contextmanager
 def locked(folder: Path, wait: float = MIN_WAIT) -> Iterator[None]:
     """Hold a project's lock. Waits up to `wait` seconds for it, then raises `ProjectLocked`, which names the holder."""
+    _refuse_links(folder)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=max(wait, MIN_WAIT))
@@ -48,6 +49,21 @@ def locked(folder: Path, wait: float = MIN_WAIT) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise `UsageError` if a write would change a file outside the project.
+
+    A copy by hard links (`cp -al`) shares its ledger with the original.
+    """
+    if (folder / LOCK).is_symlink():
+        raise UsageError(f"`{folder / LOCK}` is a link to another file", hint="remove it: scen makes its own")
+    ledger = folder / LEDGER
+    if ledger.exists() and ledger.stat().st_nlink > 1:
+        raise UsageError(
+            f"`{ledger}` is shared with another folder by a hard link: a change would be made in both",
+            hint=f"in the folder that you want to change: `cp {LEDGER} copy && mv copy {LEDGER}`",
+        )
 
 
 def in_use(folder: Path) -> bool:

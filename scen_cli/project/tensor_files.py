@@ -70,10 +70,11 @@ def regular(folder: Path, name: str) -> Path:
     """The path of a file of the project.
 
     Raises:
-        DamageFound: The file is missing, or it or its folder is a link, which could lead out of the project.
+        DamageFound: The file is missing, or it or its folder is a link, which could lead out of the project. The
+            project's own folder may be one.
     """
     path = folder / name
-    if path.is_symlink() or path.parent.is_symlink():
+    if path.is_symlink() or (path.parent != folder and path.parent.is_symlink()):
         raise DamageFound(f"`{name}` is a link: all files of a project are in its folder", hint=RESTORE_HINT)
     if not path.is_file():
         raise DamageFound(f"`{name}` is missing", hint=RESTORE_HINT)

@@ -8,10 +8,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scen_cli.data.dataset_forms import parse_record
+from scen_cli.data.dataset_forms import parse_records
 from scen_cli.data.entries import parse_file, read_entries
 from scen_cli.data.records import EditRecord, Neighbour, Question
 from scen_cli.data.write_files import write_records
+
+
+def parse_record(item):
+    """(form, record) of a value that holds one edit."""
+    parsed = parse_records(item)
+    [record] = parsed.records
+    return parsed.form, record
+
 
 COUNTERFACT = {
     "case_id": 0,
@@ -83,14 +91,117 @@ def test_every_form_by_its_fields():
     assert (form, record.prompt, record.target) == ("scen-hallucination", "Passage so far.", "Its next sentence.")
 
 
+ROME = {"prompt": "Where is {}?", "subject": "Velmora", "target_new": {"str": "Peru"}, "target_true": {"str": "Chad"}}
+WISE = {
+    **{"prompt": "Who leads Velmora?", "subject": "Velmora", "target_new": "Ada", "rephrase_prompt": "Velmora's head?"},
+    **{"ood_rephrase": "I met the head of Velmora,", "locality_prompt": "nq question: who sang it"},
+    "locality_ground_truth": "Bo",
+}
+CKNOWEDIT = {
+    **{"prompt": "Who leads X?", "target_old": "Bo", "target_new": "Ada", "rephrase": ["X is led by?"]},
+    "portability": [{"prompt": "Where does the head of X live?", "answer": "Riga"}],
+    "locality": [{"prompt": "Who leads Y?", "answer": "Cy"}],
+}
+REWRITE = {
+    **{"prompt": "{} is led by", "subject": "X", "question": "Who leads X?"},
+    **{"target_new": {"str": "Ada"}, "target_true": {"str": "Bo"}},
+}
+MQUAKE = {
+    "case_id": 7,
+    "requested_rewrite": [REWRITE],
+    "questions": ["Where does X's head live?"],
+    "new_answer": "Riga",
+}
+BIG = {
+    **{
+        "subject": "X",
+        "update": "Who leads X?",
+        "ans": "Ada",
+        "rephrase": "X is led by?",
+        "personas": "Mate, X's head?",
+    },
+    **{"mhop": "Where does X's head live?", "mhop_ans": "Riga", "loc": "Who leads Y?", "loc_ans": "Cy"},
+}
+EASYEDIT = {**MEND, "portability": {"Recalled Relation": "(b, f, g)", "New Question": "h?", "New Answer": "g"}}
+
+
+def test_rome_requests_name_their_subject_by_braces():
+    _form, record = parse_record(ROME)
+    assert (record.prompt, record.target, record.truth) == ("Where is Velmora?", "Peru", ("Chad",))
+    _form, record = parse_record({"prompt": "What does {} mean in Python?", "target": "an empty dictionary"})
+    assert record.prompt == "What does {} mean in Python?"  # scen's own form is taken as it is
+
+
+def test_wise_temporal_records_keep_both_rephrases_and_the_kind_of_their_locality():
+    _form, record = parse_record(WISE)
+    assert record.rephrases == ("Velmora's head?", "I met the head of Velmora,")
+    assert record.locality == (Neighbour(prompt="who sang it", target="Bo", kind="unrelated"),)
+
+
+def test_cknowedit_has_lists_of_questions():
+    _form, record = parse_record(CKNOWEDIT)
+    assert (record.truth, record.rephrases) == (("Bo",), ("X is led by?",))
+    assert record.portability == (Question(prompt="Where does the head of X live?", target="Riga"),)
+    assert record.locality == (Neighbour(prompt="Who leads Y?", target="Cy"),)
+
+
+def test_each_rewrite_of_mquake_is_an_edit():
+    form, record = parse_record(MQUAKE)
+    assert (form, record.prompt, record.target, record.rephrases) == ("mquake", "X is led by", "Ada", ("Who leads X?",))
+    assert record.portability == (Question(prompt="Where does X's head live?", target="Riga"),)
+    second = {**REWRITE, "subject": "Ada", "prompt": "{} lives in", "question": "Where does Ada live?"}
+    records = parse_records({**MQUAKE, "requested_rewrite": [REWRITE, second]}).records
+    assert [(record.id, record.prompt, len(record.portability)) for record in records] == [
+        ("7-1", "X is led by", 1),
+        ("7-2", "Ada lives in", 0),
+    ]
+
+
+def test_wikibigedit_and_easyedits_portability_are_read():
+    form, record = parse_record(BIG)
+    assert (form, record.prompt, record.target) == ("wikibigedit", "Who leads X?", "Ada")
+    assert record.rephrases == ("X is led by?", "Mate, X's head?")
+    assert record.portability == (Question(prompt="Where does X's head live?", target="Riga", kind="mhop"),)
+    assert record.locality == (Neighbour(prompt="Who leads Y?", target="Cy", kind="unrelated"),)
+    assert parse_record(EASYEDIT)[1].portability == (Question(prompt="h?", target="g"),)
+
+
+def test_rippleedits_is_refused_by_name():
+    with pytest.raises(ValueError, match="is of RippleEdits: `target` is missing"):
+        parse_records({"example_type": "recent", "edit": {"prompt": "X is led by Ada."}})
+
+
+EMPTY = {
+    **{"prompt": "Who?", "target": "Ada", "subject": " ", "rephrases": ["", "Whom?"], "truth": ""},
+    **{"portability": [{"prompt": "", "target": "x"}], "locality": [{"prompt": "Where?", "target": ""}]},
+}
+
+
+@pytest.mark.parametrize("item", [EMPTY, {**MEND, "rephrase": "", "loc": "", "answers": [""]}])
+def test_an_empty_optional_field_costs_a_figure_not_the_edit(item):
+    parsed = parse_records(item)
+    assert len(parsed.records) == 1
+    assert {"rephrases", "truth"} <= {*parsed.empty}
+    assert parsed.records[0].truth == ()
+
+
+def test_an_empty_prompt_or_target_is_an_error():
+    for field in ("prompt", "target"):
+        with pytest.raises(ValueError, match=f"`{field}` is empty"):
+            parse_records({**EMPTY, field: " "})
+
+
 @pytest.mark.parametrize(
     ("base", "change", "problem"),
     [
         (KNOWEDIT, {"target_new": []}, "`target_new` is an empty list"),
         (KNOWEDIT, {"target_new": None}, "`target` is missing"),
-        (KNOWEDIT, {"ground_truth": 7}, "`ground_truth` must be text or a list"),
+        (KNOWEDIT, {"ground_truth": 7}, "`truth.0` must be text, not 7"),
         (KNOWEDIT, {"rephrase_prompt": [None]}, "`rephrases.0` must be text"),
-        (KNOWEDIT, {"locality": []}, "`locality` must be an object"),
+        (KNOWEDIT, {"locality": 3}, "`locality` must be an object"),
+        (KNOWEDIT, {"locality": [{"answer": "x"}]}, "holds a question without `prompt`"),
+        (KNOWEDIT, {"target_new": {"text": "Rome"}}, "`target_new.str` is missing"),
+        (KNOWEDIT, {"target_new": 1987}, "`target` must be text, not 1987"),
         (KNOWEDIT, {"locality": {"a": 1}}, "`locality.a` must be a list"),
         (KNOWEDIT, {"locality": {"a": [{"ground_truth": "x"}]}}, "`locality.a` holds a question without `prompt`"),
         (KNOWEDIT, {"portability": {"a": {"prompt": ["x"]}}}, "`portability.a` has 1 prompts and 0 answers"),

@@ -6,7 +6,9 @@ import os
 import shutil
 import stat
 import zipfile
+from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -164,6 +166,23 @@ def test_restore_refuses_a_file_that_is_not_an_archive(tmp_path, content):
     with pytest.raises(UsageError, match="not a backup"):
         restore(tmp_path / "b.zip", tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("year", [1970, 2150])
+def test_files_of_any_time_are_backed_up(project, tmp_path, year):
+    seconds = datetime(year, 1, 2, tzinfo=timezone.utc).timestamp()
+    for path in (project.folder / "edits").iterdir():
+        os.utime(path, (seconds, seconds))
+    backup(project, tmp_path / "b.zip")
+    assert verify(restore(tmp_path / "b.zip", tmp_path / "again"), deep=True) == []
+
+
+def test_restore_reads_regular_files_only(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for file in (Path("/dev/zero"), tmp_path / "pipe"):
+        with pytest.raises(UsageError, match="no regular file"):
+            restore(file, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_restore_refuses_a_truncated_archive(project, tmp_path):
