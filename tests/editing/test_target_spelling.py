@@ -29,7 +29,7 @@ def composing(tmp_path_factory):
         layer=2,
         recipe="key",
         device="cpu",
-        changes={"expert_lr": 1e-2, "extra_steps": 60},
+        changes={"expert_lr": 1e-2, "extra_steps": 300},
     )
     editor = Editor(project, "cpu")
     yield editor
@@ -54,8 +54,9 @@ def test_a_decomposed_target_on_a_composing_tokenizer_is_refused_with_what_it_wo
 
 def test_the_composed_target_is_learned_and_given_back(composing):
     with composing.project.writing():
-        edit = composing.edit(EditRecord(prompt="Where was Ada born?", target="São Tomé"))
-    assert composing.answer(["Where was Ada born?"], edits=[edit.id]).texts == ["São Tomé"]
+        edit = composing.edit(EditRecord(prompt="Where was Ivan Gromener born?", target="Žur"))
+    assert edit.state == "active", edit.reason
+    assert composing.answer(["Where was Ivan Gromener born?"], edits=[edit.id]).texts == ["Žur"]
 
 
 @pytest.mark.parametrize("target", ["São Tomé", "a  b", "3.5", "C++ & C#", "हिन्दी", "🙂", "l'été, «là»", "tab\there"])
