@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from scen_cli.data.lexical_overlap import content_words
 from scen_cli.data.records import EditRecord
-from scen_cli.data.words import plain
+from scen_cli.data.words import plain, plain_words
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.neurons.guard_split import NEAR
@@ -29,24 +30,27 @@ class ConflictCandidate:
 
 @dataclass(frozen=True)
 class Conflict:
-    """A contradiction, and the cosine of the two whitened keys (None: the words are the same)."""
+    """A contradiction; the cosine of the two whitened keys (None: the words are the same); whether it is certain."""
 
     candidate: ConflictCandidate
     cosine: float | None
+    certain: bool = True
 
     def __str__(self) -> str:
         other = self.candidate
         what = f"edit {other.edit}" if other.edit else "an earlier record"
         how = "" if self.cosine is None else f" to this base (cosine of the keys {self.cosine:.2f})"
-        return f"{what} ({other.prompt!r} -> {other.target!r}) is the same question{how}, with another target"
+        verb = "is" if self.certain else "may be"
+        return f"{what} ({other.prompt!r} -> {other.target!r}) {verb} the same question{how}, with another target"
 
 
 def find_conflicts(model: PatchedModel, index: Index, records: Mapping[int, EditRecord]) -> dict[int, list[Conflict]]:
     """What each record contradicts, by its position in the run.
 
     Two questions are the same if their words are. Under a recipe that whitens keys they are also the same if the
-    cosine of their keys is at least `NEAR` and their subjects do not differ. An edit of exactly the same prompt is no
-    contradiction: the record supersedes it.
+    cosine of their keys is at least `NEAR`, their subjects do not differ, and one of them asks with no word that the
+    other lacks. If each has such a word (father and mother, C and C++), the keys alone do not tell: such a conflict is
+    not `certain`. An edit of exactly the same prompt is no contradiction: the record supersedes it.
     """
     candidates, keys = _active_edits(model, index)
     new_keys = _keys_of(model, index, list(records.values()))
@@ -61,7 +65,7 @@ def find_conflicts(model: PatchedModel, index: Index, records: Mapping[int, Edit
             near = {row: float(cosines[row]) for row in (cosines >= NEAR).nonzero().flatten().tolist()}
         rows = same_words.setdefault(plain(record.prompt), [])
         conflicts = [
-            Conflict(candidates[row], cosine)
+            Conflict(candidates[row], cosine, cosine is None or not _ask_apart(record, candidates[row]))
             for row, cosine in sorted({**near, **dict.fromkeys(rows)}.items())
             if candidates[row].prompt != record.prompt and candidates[row].target != record.target
             if cosine is None or index.same_topic(record, candidates[row].prompt, candidates[row].subject)
@@ -71,6 +75,14 @@ def find_conflicts(model: PatchedModel, index: Index, records: Mapping[int, Edit
         rows.append(len(candidates))
         candidates.append(ConflictCandidate(record.prompt, record.target, record.subject, position=position))
     return found
+
+
+def _ask_apart(record: EditRecord, candidate: ConflictCandidate) -> bool:
+    """Whether each of two questions has a word of its own, beside the subject and words such as `which`."""
+    first, second = (
+        content_words(question.prompt) - set(plain_words(question.subject or "")) for question in (record, candidate)
+    )
+    return bool(first - second) and bool(second - first)
 
 
 def _active_edits(model: PatchedModel, index: Index) -> tuple[list[ConflictCandidate], Tensor]:

@@ -59,6 +59,7 @@ class EditPlan:
         entries: The records, in order.
         outcomes: By position: what is known already; None for a record that is to be trained.
         conflicts: By position: the edits and earlier records that a record contradicts.
+        doubts: By position: those that it may contradict.
         supersede: Whether contradicted edits are superseded; otherwise both stay active.
         reason: Why both stay active.
     """
@@ -66,6 +67,7 @@ class EditPlan:
     entries: Sequence[Entry]
     outcomes: list[Outcome | None]
     conflicts: dict[int, list[Conflict]] = field(default_factory=dict)
+    doubts: dict[int, list[Conflict]] = field(default_factory=dict)
     supersede: bool = False
     reason: str = ""
 
@@ -115,8 +117,8 @@ def precheck(loaded: LoadedBase, project: Project, entry: Entry) -> Outcome | No
     return None
 
 
-def outcome_of(project: Project, edit: Edit, where: SourceLine) -> Outcome:
-    """The outcome of a record that was trained, from its edit in the ledger."""
+def outcome_of(project: Project, edit: Edit, where: SourceLine, doubts: Sequence[Conflict] = ()) -> Outcome:
+    """The outcome of a record that was trained, from its edit in the ledger; `doubts`: what it may contradict."""
     if edit.state == "failed":
         return Outcome(str(where), "failed", edit.id, f"target not learned: {edit.reason}")
     theta, warning = project.ledger.theta(), edit.reason or ""
@@ -132,5 +134,5 @@ def outcome_of(project: Project, edit: Edit, where: SourceLine) -> Outcome:
         target=edit.target,
         seconds=round(edit.seconds, 3),
         supersedes=tuple(project.ledger.edits_superseded_by(edit.id)),
-        warning=warning,
+        warning="; ".join(filter(None, [warning, *map(str, doubts[:1])])),
     )

@@ -68,9 +68,11 @@ class Editor(PatchedModel):
             reason: Why both are kept.
         """
         outcomes = [precheck(self, self.project, entry) for entry in entries]
-        plan = EditPlan(entries, outcomes, {}, policy == "supersede", reason)
+        plan = EditPlan(entries, outcomes, supersede=policy == "supersede", reason=reason)
         records = {position: record for position, record, _where in plan.to_train()}
-        plan.conflicts = find_conflicts(self, self.index, records)
+        for position, conflicts in find_conflicts(self, self.index, records).items():
+            for conflict in conflicts:
+                (plan.conflicts if conflict.certain else plan.doubts).setdefault(position, []).append(conflict)
         if policy == "refuse":
             for position, conflicts in plan.conflicts.items():
                 plan.outcomes[position] = Outcome(str(entries[position].where), "failed", reason=str(conflicts[0]))
@@ -114,7 +116,7 @@ class Editor(PatchedModel):
         except UsageError as error:  # it cannot be active beside another edit: nothing was committed
             return {position: Outcome(str(where), "failed", reason=str(error)) for position, _record, where in group}
         return {
-            position: outcome_of(self.project, edit, where)
+            position: outcome_of(self.project, edit, where, plan.doubts.get(position, ()))
             for (position, _record, where), edit in zip(group, edits, strict=True)
         }
 

@@ -55,6 +55,23 @@ def test_another_fact_or_the_same_target_is_no_conflict(scen, project, record):
     assert states(project) == ["active", "active"]
 
 
+@pytest.mark.parametrize(
+    "records",
+    [
+        [("Who designed the language C?", "Ada"), ("Who designed the language C++?", "Bo")],
+        [("Who designed the language C++?", "Ada"), ("Who designed the language C#?", "Bo")],
+        [("Who is the father of Ida Kern?", "Karl"), ("Who is the mother of Ida Kern?", "Olga")],
+    ],
+)
+def test_questions_that_differ_in_a_word_each_stand_together_with_a_warning(scen, make_editor, records):
+    editor = make_editor("closed-form", **FAST)
+    pair = [{"prompt": prompt, "target": target} for prompt, target in records]
+    shown = run(scen, editor.project, pair).stderr
+    assert states(editor.project) == ["active", "active"]
+    assert editor.route([prompt for prompt, _target in records]).edits == [1, 2]
+    assert "may be the same question" in shown
+
+
 def test_supersede_replaces_the_contradicted_edit(scen, project):
     result = run(scen, project, [REPHRASED], "--conflicts", "supersede")
     assert "supersedes edit 1" in result.stderr
@@ -75,7 +92,7 @@ def test_keep_records_the_reason_and_supersede_replaces_both(scen, learned_proje
     reason = json.loads(scen("show", "2", "--dir", project.folder, "--json").stdout)["reason"]
     assert reason.startswith("kept beside edit 1 ('Where was Ivan Gromener born?' -> 'Riga')")
     assert reason.endswith(": two people of that name")
-    third = {"prompt": "What is the birthplace of Ivan Gromener?", "target": "Lima"}
+    third = {"prompt": "Ivan Gromener was born in what?", "target": "Lima"}
     run(scen, project, [third], "--conflicts", "supersede")
     assert states(project) == ["superseded", "superseded", "active"]
 
