@@ -21,6 +21,7 @@ from scen_cli.errors import ScenError, UsageError
 from scen_cli.model.device import device_of
 from scen_cli.model.digest import digest_of
 from scen_cli.model.gguf_base import converted_folder
+from scen_cli.model.known_bases import DEMO as DEMO
 from scen_cli.model.known_bases import KNOWN, KnownBase
 from scen_cli.model.quantization import loading_options
 
@@ -154,14 +155,25 @@ def _check_kernels(model: PreTrainedModel, quantize: str) -> None:
 
 
 def check_files(name: str, folder: Path) -> None:
-    """Refuse a checkpoint whose index points outside its folder, or whose config claims far more weights than it has.
+    """Refuse a folder that is no checkpoint of a base, whose index points outside it, or whose config claims far more
+    weights than it has.
 
-    transformers would allocate the claimed sizes before it compares them with the weights. What else is missing,
-    transformers itself reports.
+    transformers would load an adapter beside the weights if PEFT is installed, and not otherwise. It would allocate the
+    claimed sizes before it compares them with the weights. What else is missing, transformers itself reports.
 
     Raises:
         UsageError: The checkpoint is refused.
     """
+    if (folder / "adapter_config.json").exists():
+        raise UsageError(
+            f"`{name}` holds a PEFT adapter (`adapter_config.json`): with it, the base is another model",
+            hint="merge it into the base (`merge_and_unload()` of PEFT), or move `adapter_*` to a folder of its own",
+        )
+    if "scen" in _read(folder / "config.json"):
+        raise UsageError(
+            f"`{name}` is an export of scen: its edits would be hidden in the base of a new project",
+            hint="edit the project that it was exported from, or start from that project's base",
+        )
     for file in folder.glob("*.safetensors"):
         if not file.is_file():  # reading a pipe would block
             raise UsageError(f"`{name}` cannot be loaded: `{file.name}` is not a file")
@@ -177,6 +189,16 @@ def check_files(name: str, folder: Path) -> None:
         others = [_size(sizes, "vocab_size"), _size(sizes, "intermediate_size", "n_inner")]
         if layers > tensors or any(width * other > _PACKED * values for other in others):
             raise UsageError(f"`{name}` cannot be loaded: its config claims far more weights than there are")
+
+
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Raise `UsageError` if a weight is infinite or no number: answers would be empty, and keys would say nothing."""
+    for weight, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
+            raise UsageError(
+                f"`{name}` cannot be edited: its weight `{weight}` holds values that are not finite",
+                hint="its file is damaged, or was converted wrongly: download or convert it again",
+            )
 
 
 def needs_code(folder: Path) -> bool:

@@ -221,7 +221,9 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
     if form == "chat":
         # The end token that the chat template puts after an answer (`<end_of_turn>`, `<|eot_id|>`).
         closing = tokenizer(_text_after_answer(tokenizer), add_special_tokens=False).input_ids
-        end = closing[0] if closing and closing[0] in ends else end
+        if closing and (closing[0] in ends or closing[0] in tokenizer.all_special_ids):
+            end = closing[0]
+            ends = [*ends, *({end} - set(ends))]  # a generation config may lack it: answers would run on
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if end is None or not 0 <= end < vocabulary:
         raise UsageError(

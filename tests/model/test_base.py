@@ -142,17 +142,20 @@ class TestTemplates:
         tokenizer.chat_template = "<s>{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
         template = make_template(tokenizer, demo_base.model, "chat")
         assert tokenizer.decode(template.prompt_ids("Who?")) == "<s>[INST]Who?[/INST]"
-        assert tokenizer.decode(template.target_ids("Who?", "Riga")) == "Riga</s>"
+        assert tokenizer.decode(template.target_ids("Who?", "Riga")) == "Riga[/INST]"
 
-    def test_chat_ends_a_target_as_the_template_closes_a_turn(self, tmp_path):
+    @pytest.mark.parametrize("ends", [[2, 4], 2])  # some generation configs lack the template's own end token
+    def test_chat_ends_a_target_as_the_template_closes_a_turn(self, tmp_path, ends):
         base = load_base(str(save_tiny(tmp_path / "base", *DENSE["llama"])), device="cpu")
-        base.model.generation_config.eos_token_id = [2, 4]
+        base.model.generation_config.eos_token_id = ends
         base.tokenizer.chat_template = (
             "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}[/INST]{% endif %}{% endfor %}"
         )
         assert base.tokenizer.convert_tokens_to_ids("[/INST]") == 4
         template = make_template(base.tokenizer, base.model, "chat")
         assert template.target_ids("Who?", "Riga")[-1] == 4
+        assert template.end_ids == (2, 4)
+        assert template.answer([*base.tokenizer("Riga", add_special_tokens=False).input_ids, 4, 7]) == "Riga"
 
     def test_a_tokenizer_that_closes_every_text_itself(self, demo_base):
         from tokenizers.processors import TemplateProcessing

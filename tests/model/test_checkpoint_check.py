@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from scen_cli.editing.create_project import new_project
 from scen_cli.errors import UsageError
+from scen_cli.export.transformers_folder import export_checkpoint
 from scen_cli.model.base import check_files, load_base
 from scen_cli.model.known_bases import DEMO
 from scen_cli.model.template import make_template
@@ -34,6 +37,34 @@ def test_an_index_that_points_outside_the_folder_is_rejected(folder, file_name):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file_name}}))
     with pytest.raises(UsageError, match="outside its folder"):
         check_files("it", folder)
+
+
+def test_an_adapter_beside_the_weights_or_alone_is_refused_by_name(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds a PEFT adapter"):
+        load_base(str(folder), device="cpu")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").unlink()
+    with pytest.raises(UsageError, match="holds a PEFT adapter"):
+        load_base(str(folder), device="cpu")
+
+
+def test_an_export_of_scen_is_no_base(edited, tmp_path):
+    for patch_only in (False, True):
+        folder = tmp_path / f"export-{patch_only}"
+        export_checkpoint(edited, folder, patch_only=patch_only)
+        with pytest.raises(UsageError, match="is an export of scen"):
+            load_base(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_found_when_a_project_is_made(folder, tmp_path, value):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"model\.layers\.1\.mlp\.up_proj\.weight` holds values that are not finite"):
+        new_project(tmp_path / "p", str(folder), layer=2, recipe="key", device="cpu")
+    assert not (tmp_path / "p").exists()
 
 
 def test_missing_weights_are_an_error(folder):
