@@ -9,6 +9,7 @@ from typing import Any
 
 from scen_cli.errors import UsageError
 from scen_cli.model.base import DTYPES, Base, check_finite, commit_of, files_stamp, load_base, pick_device
+from scen_cli.model.chat_template import date_for
 from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer, find_layer
 from scen_cli.model.generation import Progress, no_progress
@@ -93,7 +94,8 @@ class BaseOptions:
         check_finite(self.model, base.model)
         edited = find_layer(base.model, layer, self.target_module)
         form = self.template or known.template
-        template = make_template(base.tokenizer, base.model, form)
+        day = date_for(base.tokenizer, form)
+        template = make_template(base.tokenizer, base.model, form, day)
         is_local = self.model not in KNOWN and Path(self.model).expanduser().exists()
         source = source_of(base.folder)
         settings = {
@@ -112,6 +114,7 @@ class BaseOptions:
             "gguf_file": self.gguf_file,
             "gguf_sha256": source.sha256 if source else None,
             "template": form,
+            "template_date": day,
             "seed": self.seed,
         }
         return CheckedBase(base, edited, template, settings)

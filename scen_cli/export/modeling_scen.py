@@ -136,6 +136,7 @@ class ScenForCausalLM(LlamaForCausalLM):
         projection, down_proj = (self.get_submodule(settings[name]) for name in ("module", "key_module"))
         fields = dict(settings["key_config"])  # JSON has lists where `KeyConfig` has tuples and a set
         fields |= {name: tuple(fields[name]) for name in ("start", "opening", "closing", "mask")}
+        fields["turns"] = tuple((tuple(turn), tuple(glue)) for turn, glue in fields["turns"])
         key_config = KeyConfig(**{**fields, "sentence_ends": frozenset(fields["sentence_ends"])})
         routing = Routing(settings["theta"], settings["cosine"], key_config, settings["own_activation_floor"])
         self._patch = Patch(projection, down_proj, bank, routing)

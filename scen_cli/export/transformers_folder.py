@@ -24,6 +24,7 @@ from scen_cli.export.model_card import write_card
 from scen_cli.export.output_files import cast_file, new_folder
 from scen_cli.export.router import exportable_patch, router_of
 from scen_cli.model.base import DTYPES, load_base
+from scen_cli.model.chat_template import chat_template_of
 from scen_cli.model.known_bases import hub_name
 from scen_cli.model.quantization import is_whole, quantization
 
@@ -147,6 +148,8 @@ def save_tokenizer_and_generation(patched: PatchedModel, draft: Path) -> None:
         max_new_tokens=patched.longest_answer(),
     ).save_pretrained(draft)
     tokenizer = copy.deepcopy(patched.base.tokenizer)
+    if patched.template.day is not None:
+        tokenizer.chat_template = chat_template_of(tokenizer, patched.template.day)
     tokenizer.padding_side = "left"  # `generate` continues each row at its right end
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

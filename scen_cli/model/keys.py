@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 # The tokens of a subject in a prompt: first, last + 1, and whether the mask takes their place; otherwise nothing does.
 Span = tuple[int, int, bool]
+# Tokens before a user's turn, and its glue: tokens to put between the template's opening and the turn's tokens.
+Turn = tuple[tuple[int, ...], tuple[int, ...]]
 MIN_SENTENCE = 3  # tokens; a shorter rest is a punctuation mark or a space after the last sentence
 
 
@@ -26,7 +28,8 @@ class KeyConfig:
         pooling: `last`: the key at the last token, as in the paper. `mean`: the mean over all tokens but the first.
         segments: Also read the key of the prompt's last turn and of its last sentence, each as if asked alone.
         start: Token ids at the start of every sequence.
-        opening: Token ids that the template puts before a prompt.
+        opening: Token ids that the template puts before a prompt: its own system prompt among them, if it has one.
+        turns: What may stand before the last user's turn of a conversation; empty: `opening` alone.
         closing: Token ids that the template puts after a prompt.
         sentence_ends: Token ids that end a sentence.
         mask: Token ids that replace the subject where the key of an edit with a subject is read: such a key tells what
@@ -40,14 +43,16 @@ class KeyConfig:
     closing: tuple[int, ...] = ()
     sentence_ends: frozenset[int] = frozenset()
     mask: tuple[int, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
     def segments_of(self, tokens: list[int]) -> list[list[int]]:
         """The full sequence, then those of its segments that differ from it: last turn, last sentence."""
         end = len(tokens) - len(self.closing)
-        begin = end_of_last(self.opening, tokens) if self.opening else len(self.start)
-        if not self.segments or begin is None or tuple(tokens[end:]) != self.closing:
+        found = self._last_turn(tokens[:end])
+        if not self.segments or found is None or tuple(tokens[end:]) != self.closing:
             return [tokens]
-        turn = tokens[begin:end]
+        begin, glue = found
+        turn = [*glue, *tokens[begin:end]]
 
         def in_template(text: list[int]) -> list[int]:
             return [*self.start, *self.opening, *text, *self.closing]
@@ -57,6 +62,14 @@ class KeyConfig:
         if ends:
             candidates.append(in_template(turn[ends[-1] + 1 :]))
         return [segment for index, segment in enumerate(candidates) if segment not in candidates[:index]]
+
+    def _last_turn(self, tokens: list[int]) -> tuple[int, tuple[int, ...]] | None:
+        """Where the last user's turn begins, and its glue; None if no turn begins as the template opens one."""
+        if not self.opening:
+            return len(self.start), ()
+        turns = self.turns or ((self.opening, ()),)
+        places = [(end_of_last(turn, tokens), glue) for turn, glue in turns]
+        return max(((place, glue) for place, glue in places if place), default=None)
 
     def masked_segments_of(self, tokens: list[int], spans: Sequence[Span]) -> list[list[int]]:
         """`segments_of` with the subject masked at these spans.

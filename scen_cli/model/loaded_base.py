@@ -56,7 +56,9 @@ class LoadedBase:
         self.base, self.model = base, base.model
         try:
             self.edited = find_layer(self.model, settings["layer"], settings["target_module"], _key_layer(settings))
-            self.template = make_template(self.base.tokenizer, self.model, settings["template"])
+            self.template = make_template(
+                self.base.tokenizer, self.model, settings["template"], settings.get("template_date")
+            )
         except UsageError as error:  # they did fit when the project was created
             raise DamageFound(f"the project's settings do not fit its base: {error}", VERIFY_HINT) from error
         if self.edited.ffn_width != settings["ffn_width"]:

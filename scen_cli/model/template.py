@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -11,7 +11,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from scen_cli.errors import UsageError
-from scen_cli.model.keys import Span
+from scen_cli.model.chat_template import chat_template_of
+from scen_cli.model.keys import Span, Turn
 from scen_cli.model.subject_filter import SubjectFilter
 from scen_cli.model.token_pieces import pieces_of
 
@@ -39,12 +40,14 @@ class Frame:
 
     Attributes:
         start: Token ids at the start of every sequence.
-        opening: Token ids before the prompt.
+        opening: Token ids before a single prompt: a system prompt that the template writes by itself among them.
+        turns: Token ids one of which stand before the last user's turn of every conversation, as `KeyConfig` has them.
         closing: Token ids after the prompt.
     """
 
     start: tuple[int, ...]
     opening: tuple[int, ...]
+    turns: tuple[Turn, ...]
     closing: tuple[int, ...]
 
     def extract_prompt(self, tokens: list[int], end_ids: tuple[int, ...]) -> list[int]:
@@ -76,12 +79,14 @@ class Template:
         form: A string with `{prompt}` in it; `none`: the prompt alone; `chat`: the tokenizer's chat template.
         end_id: The token that ends a target.
         end_ids: The tokens that end an answer.
+        day: The date that the chat template writes, in ISO form; None: it writes none, or today's.
     """
 
     tokenizer: PreTrainedTokenizerBase
     form: str
     end_id: int
     end_ids: tuple[int, ...]
+    day: str | None = None
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt in the template, with the tokenizer's start token if it adds one."""
@@ -124,9 +129,12 @@ class Template:
         return ids
 
     def _chat_ids(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        messages = [{"role": role, "content": text} for role, text in turns]
+        messages = [{"role": role, "content": text.strip() if role == "user" else text} for role, text in turns]
+        source = chat_template_of(self.tokenizer, self.day)
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                messages, chat_template=source, tokenize=False, add_generation_prompt=True
+            )
         except TemplateError as error:  # an unknown role, or a wrong order of roles
             raise UsageError(f"the chat template refuses these turns: {error}") from error
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -160,7 +168,37 @@ class Template:
         before = _common_prefix(rows)
         closing = _common_prefix([row[::-1] for row in rows])[::-1]
         start = before[:1] if before and before[0] == self.tokenizer.bos_token_id else []
-        return Frame(tuple(start), tuple(before[len(start) :]), tuple(closing))
+        opening = before[len(start) :]
+        turns = dict.fromkeys(turn for turn in self._turns(opening) if turn[0])
+        return Frame(tuple(start), tuple(opening), tuple(turns), tuple(closing))
+
+    def _turns(self, opening: list[int]) -> Iterator[Turn]:
+        """What stands before the last prompt of a conversation, whatever was said before it: alone, behind a client's
+        own system prompt, behind earlier turns."""
+        yield tuple(opening), ()
+        alone = [self.prompt_ids(probe) for probe in _PROBES]
+        for role in ("system", "assistant"):
+            before = []
+            for said in ("Be kind.", "7 of them"):  # only what does not depend on it is the template's
+                earlier = [("system", said)] if role == "system" else [("user", "Who?"), ("assistant", said)]
+                try:
+                    rows = [self.conversation_ids([*earlier, ("user", probe)]) for probe in _PROBES]
+                except UsageError:  # a template without system prompts
+                    break
+                before.append(_common_prefix(rows))
+            else:
+                turn = _common_prefix([tokens[::-1] for tokens in before])[::-1]
+                yield tuple(turn), self._glue(alone[0], rows[0][len(before[-1]) :])
+
+    def _glue(self, alone: list[int], behind: list[int]) -> tuple[int, ...]:
+        """Tokens between the opening and a prompt's tokens as they are in a conversation: a space, if the opening ends
+        with one and what stands before a later prompt does not."""
+        places = [place for place in range(len(alone)) if alone[place : place + len(behind)] == behind]
+        start = len(_common_prefix([self.prompt_ids(probe) for probe in _PROBES]))
+        if places:
+            return tuple(alone[start : places[-1]])
+        vocabulary = self.tokenizer.get_vocab()
+        return tuple(vocabulary[space] for space in ("Ġ", "▁") if space in vocabulary)
 
     @cached_property
     def pieces(self) -> list[bytes]:
@@ -198,13 +236,16 @@ def _common_prefix(rows: list[list[int]]) -> list[int]:
     return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
 
 
-def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, form: str) -> Template:
+def make_template(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, form: str, day: str | None = None
+) -> Template:
     """Make a template: check its form against the tokenizer, and find the base's end token.
 
     Args:
         tokenizer: The base's tokenizer.
         model: The base; its generation config names the end tokens.
         form: As in `Template`.
+        day: As in `Template`.
 
     Raises:
         UsageError: The form has no `{prompt}`, the chat template is missing or fails, or there is no end token.
@@ -230,7 +271,7 @@ def make_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, fo
             f"the base cannot produce an end token (its id is {end}, its outputs are 0 to {vocabulary - 1})",
             hint="set `eos_token_id` in the base's generation_config.json",
         )
-    return Template(tokenizer, form, int(end), tuple(ends))
+    return Template(tokenizer, form, int(end), tuple(ends), day)
 
 
 def _text_after_answer(tokenizer: PreTrainedTokenizerBase) -> str:

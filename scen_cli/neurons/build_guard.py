@@ -40,7 +40,7 @@ def key_config_of(template: Template, recipe: Recipe) -> KeyConfig:
         return KeyConfig(recipe.key_pooling, mask=template.mask_ids() if recipe.masks_subjects else ())
     frame, mask = template.frame(), template.mask_ids() if recipe.masks_subjects else ()
     ends = template.sentence_ends()
-    return KeyConfig(recipe.key_pooling, True, frame.start, frame.opening, frame.closing, ends, mask)
+    return KeyConfig(recipe.key_pooling, True, frame.start, frame.opening, frame.closing, ends, mask, frame.turns)
 
 
 def make_guard(
