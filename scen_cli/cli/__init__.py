@@ -37,13 +37,15 @@ from scen_cli.cli import (
     verify,
 )
 from scen_cli.cli.failures import explain
-from scen_cli.cli.output import print_error
+from scen_cli.cli.output import Output, print_error
 
 
 class _Commands(TyperGroup):
     """Turns expected exceptions into a message, the next command to try, and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        as_json = "--json" in [*getattr(ctx, "_protected_args", ()), *ctx.args]
+        Output.has_result = False
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
@@ -52,6 +54,8 @@ class _Commands(TyperGroup):
                 raise
             message, hint, exit_code = explained
             print_error(message, hint)
+            if as_json and not Output.has_result:
+                Output(as_json=True).result({"error": message, "hint": hint, "exit_code": exit_code})
             raise typer.Exit(exit_code) from error
 
 

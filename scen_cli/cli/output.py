@@ -40,7 +40,13 @@ def _harmless_json(text: str) -> str:
 
 
 class Output:
-    """Prints for one run of a command. `report_seconds` pass between two progress lines where there is no terminal."""
+    """Prints for one run of a command. `report_seconds` pass between two progress lines where there is no terminal.
+
+    Attributes:
+        has_result: Whether a result has been printed: then an error is not printed as JSON too.
+    """
+
+    has_result = False
 
     def __init__(self, as_json: bool = False, quiet: bool = False, report_seconds: float = 10.0) -> None:
         self.as_json, self.quiet, self._report_seconds = as_json, quiet, report_seconds
@@ -48,6 +54,7 @@ class Output:
 
     def result(self, data: dict[str, Any] | list[Any], *shown: RenderableType) -> None:
         """Print the result: `data` with `--json`, otherwise `shown`, one below the other."""
+        Output.has_result = True
         if self.as_json:
             typer.echo(_harmless_json(json.dumps(data, indent=1, ensure_ascii=False)))
             return

@@ -60,6 +60,15 @@ def _fold(character: str) -> tuple[str, str]:
     return "gap", ""
 
 
+def stands_alone(character: str) -> bool:
+    """Whether a character is of a script that puts no spaces between words."""
+    return bool(character) and unicodedata.name(character, "").split(" ")[0] in UNSPACED and not _is_hangul(character)
+
+
+def _is_hangul(character: str) -> bool:  # Korean has spaces, but joins endings to names
+    return unicodedata.name(character, "").startswith("HANGUL")
+
+
 def words_of(text: str) -> list[Word]:
     """The words of a text, with their places."""
     kinds = [_fold(character) for character in text]

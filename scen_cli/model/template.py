@@ -10,6 +10,7 @@ from itertools import takewhile
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from scen_cli.data.words import stands_alone
 from scen_cli.errors import UsageError
 from scen_cli.model.chat_template import chat_template_of
 from scen_cli.model.keys import Span, Turn
@@ -30,6 +31,7 @@ class SecondTurn:
 
 
 Prompt = str | SecondTurn
+OPENING_MARKS = frozenset("([{“‘«‹„「『《〈（【¿¡/")
 MASK = "it"  # stands in for a subject: "Where was it born?" (benchmarks/LOG.md)
 _PROBES = ("Where is it?", "apple pie", "7 things", "Élan vital")  # no two have the same first or last token
 
@@ -154,7 +156,7 @@ class Template:
             raise UsageError(f"target {target!r} has the end token {token} in it: an answer ends there")
         if self.form != "chat":
             text, before = self._text(prompt), self.prompt_ids(prompt)
-            gap = " " if self.form == "none" else ""
+            gap = " " if self.form == "none" and _spaced(prompt, target) else ""
             together = self.tokenizer(text + gap + target).input_ids
             if together[-1:] == [self.end_id]:
                 together = together[:-1]
@@ -230,6 +232,14 @@ class Template:
 
     def _text(self, prompt: str) -> str:
         return prompt if self.form == "none" else self.form.replace("{prompt}", prompt)
+
+
+def _spaced(prompt: str, target: str) -> bool:
+    """Whether people put a space between a prompt and what continues it: not in scripts without spaces, nor behind an
+    opening quote or bracket."""
+    last, first = prompt[-1:], target[:1]
+    opens = last in OPENING_MARKS or (last == '"' and prompt.count(last) % 2 == 1)
+    return not (opens or last.isspace() or stands_alone(last) or stands_alone(first))
 
 
 def _common_prefix(rows: list[list[int]]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
@@ -99,3 +100,19 @@ class TestInAPipe:
 
 def test_counted_adds_an_s_to_other_numbers_than_one():
     assert [counted(n, "problem") for n in (0, 1, 2)] == ["0 problems", "1 problem", "2 problems"]
+
+
+def test_a_failure_under_json_is_a_json_object(scen, tmp_path):
+    result = scen("status", "--json", "--dir", tmp_path / "none", code=10)
+    failure = json.loads(result.stdout)
+    assert failure["exit_code"] == 10
+    assert "no scen project" in failure["error"]
+    assert "scen init" in failure["hint"]
+    assert "error: no scen project" in result.stderr
+    assert scen("status", "--dir", tmp_path / "none", code=10).stdout == ""
+
+
+def test_a_result_with_problems_stays_one_json_object(scen, edited, tmp_path):
+    folder = shutil.copytree(edited.project.folder, tmp_path / "p")
+    next((folder / "edits").iterdir()).unlink()
+    assert json.loads(scen("verify", "--json", "--dir", folder, code=12).stdout)["problems"]

@@ -135,6 +135,26 @@ class TestTemplates:
         ids = template.prompt_ids("Ada lives in") + template.target_ids("Ada lives in", "Riga")
         assert demo_base.tokenizer.decode(ids) == "<s>Ada lives in Riga</s>"
 
+    @pytest.mark.parametrize(
+        ("prompt", "target", "between"),
+        [
+            ("The kettle is made by", "Dunmore", " "),
+            ("Q: Who?\nA:", "Otto", " "),
+            ('Hedda lives in the town of "', 'Riga"', ""),
+            ('He said "no" to', "Riga", " "),
+            ("She lives (", "in Riga)", ""),
+            ("瓦尔莫拉公司生产的产品是", "蜡烛", ""),
+            ("วัลโมราผลิต", "เทียน", ""),
+            ("수도는", "리가", " "),
+        ],
+    )
+    def test_none_puts_a_space_only_where_people_do(self, demo_base, prompt, target, between):
+        template = make_template(demo_base.tokenizer, demo_base.model, "none")
+        ids = template.target_ids(prompt, target)
+        text = demo_base.tokenizer.decode([*demo_base.tokenizer(prompt).input_ids, *ids], skip_special_tokens=True)
+        assert text == prompt + between + target
+        assert template.answer(ids) == target
+
     def test_chat_uses_the_tokenizers_own(self, demo_base):
         tokenizer = type(demo_base.tokenizer).from_pretrained(DEMO)
         with pytest.raises(UsageError, match="no chat template"):
