@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from scen_cli.model.base import Base
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.generation import Progress, no_progress
-from scen_cli.model.keys import KeyConfig, padded, pool_keys, read_input
+from scen_cli.model.keys import KeyConfig, padded, pool_keys, read_input, rope_boundary
 
 BATCH = 64  # prompts in one forward pass
 MIN_OPENING = 8  # tokens; a shorter opening is not worth a cache
@@ -36,12 +36,12 @@ def read_segment_keys(
         segments = key_config.segments_of(list(sequence))[1:]
         owners += [owner] * len(segments)
         parts += segments
-    opening = _opening(parts) if key_config.pooling == "last" else []
+    boundary = rope_boundary(base.model)
+    opening = _opening(parts) if key_config.pooling == "last" and boundary is None else []
     past = _past(base, opening)
     keys = torch.empty(len(parts), edited.ffn_width)
-    order = sorted(range(len(parts)), key=lambda index: len(parts[index]))
-    for start in range(0, len(order), BATCH):
-        batch = order[start : start + BATCH]
+    done = 0
+    for batch in _batches([len(part) for part in parts], boundary):
         ids, mask = (tensor.to(base.device) for tensor in padded([parts[index][len(opening) :] for index in batch], 0))
         repeated = copy.deepcopy(past)
         if repeated is not None:
@@ -49,8 +49,18 @@ def read_segment_keys(
             mask = torch.cat([mask.new_ones(len(batch), len(opening)), mask], dim=1)
         hidden = read_input(base.model, edited.down_proj, ids, mask, repeated)
         keys[batch] = pool_keys(hidden, mask[:, len(opening) :], key_config.pooling).cpu()
-        progress(start + len(batch), len(order))
+        done += len(batch)
+        progress(done, len(parts))
     return keys, torch.tensor(owners)
+
+
+def _batches(lengths: Sequence[int], boundary: int | None) -> Iterator[list[int]]:
+    """Indices of sequences of similar length. Those beyond the boundary (`rope_boundary`) stand alone."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    short = [index for index in order if boundary is None or lengths[index] <= boundary]
+    for start in range(0, len(short), BATCH):
+        yield short[start : start + BATCH]
+    yield from ([index] for index in order[len(short) :])
 
 
 def _opening(sequences: Sequence[Sequence[int]]) -> list[int]:

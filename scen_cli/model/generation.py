@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scen_cli.model.base import Base
-from scen_cli.model.keys import padded
+from scen_cli.model.keys import padded, rope_boundary
 from scen_cli.model.template import Template
 
 MAX_NEW_TOKENS = 50
@@ -78,9 +78,11 @@ def generate_answers(
     pad_id = pad_token_id(base, template)
     defaults = {"do_sample": False, "pad_token_id": pad_id, "eos_token_id": list(template.end_ids)}
     generated: list[list[int]] = [[]] * len(rows)
-    short = [0 < left < max_new_tokens for left in room]
+    boundary = rope_boundary(base.model)
+    crosses = [boundary is not None and len(row) + max_new_tokens > boundary for row in rows]
+    alone = [0 < left < max_new_tokens or crossing for left, crossing in zip(room, crosses, strict=True)]
     asked = [index for index, left in enumerate(room) if left > 0]
-    for batch in answer_batches(asked, [len(row) for row in rows], short, edits or [None] * len(rows), edits_per_batch):
+    for batch in answer_batches(asked, [len(row) for row in rows], alone, edits or [None] * len(rows), edits_per_batch):
         ids, mask = (tensor.to(base.device) for tensor in padded([rows[index] for index in batch], pad_id))
         out = generate(batch, ids, mask, {**defaults, "max_new_tokens": room[batch[0]], **options})
         for index, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
@@ -95,8 +97,8 @@ def answer_batches(
     edits: Sequence[int | None],
     edits_per_batch: int,
 ) -> Iterator[list[int]]:
-    """Rows in batches of at most `BATCH`, sorted by edit and then by length. Rows whose context leaves less room
-    than the others' stand `alone`."""
+    """Rows in batches of at most `BATCH`, sorted by edit and then by length. Some stand `alone`: rows whose context
+    leaves less room than the others', and rows that would change the others' position embeddings."""
     yield from ([index] for index in indices if alone[index])
     batch: list[int] = []
     in_batch: set[int] = set()

@@ -156,7 +156,23 @@ def read_keys(
     model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: str = "last"
 ) -> Tensor:
     """Run the layers up to `down_proj` and return the keys (rows, h), float32."""
+    lengths, boundary = attention_mask.sum(dim=1), rope_boundary(model)
+    if len(input_ids) > 1 and boundary is not None and int(lengths.max()) > boundary:
+        tokens = [torch.tensor([row], device=input_ids.device) for row in real_tokens(input_ids, attention_mask)]
+        return torch.cat([read_keys(model, down_proj, row, torch.ones_like(row), pooling) for row in tokens])
     return pool_keys(read_input(model, down_proj, input_ids, attention_mask), attention_mask, pooling)
+
+
+def rope_boundary(model: nn.Module) -> int | None:
+    """The length from which a sequence changes the position embeddings of its whole batch; None if none does.
+
+    `longrope` (Phi-3) has two sets of factors. The longest sequence of a batch chooses the set for all of it.
+    """
+    config = getattr(model, "config", None)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
 
 
 def read_segments(
