@@ -52,7 +52,7 @@ def evaluate(
         editor: The project, loaded. Without SCEN's routing, only the paper's three figures are measured.
         suite: Edits with their rephrases, and locality prompts.
         decoding: `greedy`, or `paper` (4 beams, repetition penalty 1.1).
-        quick: Only the paper's figures.
+        quick: Only the paper's figures, and no answers that no edit can have changed.
         progress: Called with the number of prompts that were routed or answered, and of all that are known so far.
 
     Returns:
@@ -80,7 +80,7 @@ def evaluate(
         if not quick:
             probes += _further_probes(generator, scored, locality, claimed)
         asked = [probe for probe in probes if editor.fits(probe.prompt)]
-        samples = answer_probes(generator, asked)
+        samples = answer_probes(generator, asked, quick)
         figures = figures_of(samples)
         figures["generality-given-expert"] = _given_expert(generator, asked)
         figures |= sentence_figures(asked, samples, _targets(edits))

@@ -174,8 +174,11 @@ def further_probes(scored: Sequence[Scored], earlier_turn: tuple[str, str]) -> I
             yield Probe("robustness", prompt, item.record.target, kind, item.edit)
 
 
-def answer_probes(generator: CachedGenerator, probes: Sequence[Probe]) -> list[Sample]:
-    """Route and answer every probe, by the patched model and by the base."""
+def answer_probes(generator: CachedGenerator, probes: Sequence[Probe], quick: bool = False) -> list[Sample]:
+    """Route and answer every probe, by the patched model and by the base.
+
+    `quick`: prompts that must not change and are routed to no edit get no answer. The base gives it, twice the same.
+    """
     prompts = [probe.prompt for probe in probes]
     routed = generator.route(prompts)
     activations = [activation for _expert, activation in generator.strongest(prompts)]
@@ -183,10 +186,19 @@ def answer_probes(generator: CachedGenerator, probes: Sequence[Probe]) -> list[S
         probe.tokens_needed(activation, generator.patch.theta)
         for probe, activation in zip(probes, activations, strict=True)
     ]
-    base = generator.texts(prompts, [None] * len(prompts), limits)
-    patched = generator.texts(prompts, routed, limits)
+    asked = [
+        number
+        for number, (probe, expert) in enumerate(zip(probes, routed, strict=True))
+        if not quick or probe.target is not None or expert is not None
+    ]
+    wanted = [limits[number] for number in asked]
+    base, patched = (
+        dict(zip(asked, generator.texts([prompts[n] for n in asked], experts, wanted), strict=True))
+        for experts in ([None] * len(asked), [routed[number] for number in asked])
+    )
     samples = []
-    for probe, of_base, answer, expert in zip(probes, base, patched, routed, strict=True):
+    for number, (probe, expert) in enumerate(zip(probes, routed, strict=True)):
+        of_base, answer = base.get(number, ""), patched.get(number, "")
         expected = (probe.edit.expert or probe.edit.id) if probe.edit and probe.target is not None else None
         samples.append(probe.sample(of_base, answer, expected, expert))
     return samples

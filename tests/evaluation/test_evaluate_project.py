@@ -183,3 +183,13 @@ def test_a_rephrase_of_an_edit_that_is_not_in_the_suite_is_no_locality_prompt(ma
     prompts = [demo_edits()[1].rephrases[0], right_facts()[0].phrasings[0]]
     found = evaluate(editor, Suite("s", demo_edits()[:1], prompts), quick=True)
     assert found.figures["locality"].patched.total == 1
+
+
+def test_quick_gives_the_same_figures_without_answers_that_cannot_have_changed(edited):
+    suite = Suite("s", demo_edits()[:10], load_suite("demo").locality[:40])
+    quick, full = evaluate(edited, suite, quick=True), evaluate(edited, suite)
+    assert {name: full.figures[name] for name in quick.figures} == quick.figures
+    untouched = [sample for sample in quick.samples if sample.role == "locality" and sample.routed_edit is None]
+    assert len(untouched) > 20
+    assert {(sample.base, sample.patched, sample.right) for sample in untouched} == {("", "", True)}
+    assert all(sample.base and sample.patched for sample in quick.samples if sample.role == "reliability")
