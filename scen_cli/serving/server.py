@@ -16,6 +16,7 @@ from scen_cli.model.known_bases import hub_name
 from scen_cli.serving.answer_source import LocalAnswerSource
 from scen_cli.serving.app import App, Metrics, ServerOptions
 from scen_cli.serving.batch_runners import BatchGenerator, BatchRouter
+from scen_cli.serving.connections import LimitedConnection
 from scen_cli.serving.request_queue import RequestQueue
 from scen_cli.serving.vllm_answers import VllmAnswerSource
 
@@ -70,6 +71,10 @@ def run(app: App, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C; then accept no more requests and answer the accepted ones."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops, then sends the signal again to this handler
     config = uvicorn.Config(
-        app.asgi(), log_level="warning", timeout_graceful_shutdown=int(app.options.timeout) + 1, server_header=False
+        app.asgi(),
+        http=LimitedConnection,
+        log_level="warning",
+        timeout_graceful_shutdown=int(app.options.timeout) + 1,
+        server_header=False,
     )
     uvicorn.Server(config).run(sockets=[listener])

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 import httpx
 import uvicorn
 
+from scen_cli.serving.connections import LimitedConnection
+
 
 @contextmanager
 def running(asgi_app) -> Iterator[str]:
     """Serve an ASGI application inside this block; yields its address."""
-    server = uvicorn.Server(uvicorn.Config(asgi_app, port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(asgi_app, port=0, http=LimitedConnection, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
