@@ -16,7 +16,7 @@ from scen_cli.model.known_bases import hub_name
 from scen_cli.serving.answer_source import LocalAnswerSource
 from scen_cli.serving.app import App, Metrics, ServerOptions
 from scen_cli.serving.batch_runners import BatchGenerator, BatchRouter
-from scen_cli.serving.connections import LimitedConnection
+from scen_cli.serving.connections import SPARE_DESCRIPTORS, LimitedConnection
 from scen_cli.serving.request_queue import RequestQueue
 from scen_cli.serving.vllm_answers import VllmAnswerSource
 
@@ -73,6 +73,7 @@ def run(app: App, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app.asgi(),
         http=LimitedConnection,
+        backlog=SPARE_DESCRIPTORS // 2,  # asyncio accepts so many before it looks at the first
         log_level="warning",
         timeout_graceful_shutdown=int(app.options.timeout) + 1,
         server_header=False,
