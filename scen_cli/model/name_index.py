@@ -136,14 +136,18 @@ def _parts(
     """The places of a name's words, near each other; None if they are far apart, or have too many errors."""
     anchor = min(content, key=lambda word: len(positions[word]))
     for centre in positions[anchor]:
-        chosen = {min(positions[word], key=lambda index: abs(index - centre)) for word in content}
+        chosen = [min(positions[word], key=lambda index: abs(index - centre)) for word in content]
+        if len({*chosen}) < len(content) or max(chosen) - min(chosen) >= len(content) + BETWEEN + 2:
+            continue
+        places = _joined(sorted(chosen), text)
         errors = [text[index] for index in chosen if text[index] not in content]
-        if len(chosen) < len(content) or max(chosen) - min(chosen) >= len(content) + BETWEEN + 2 or len(errors) > 1:
-            continue
-        if len(content) == 1 and errors and not _is_surely(content[0], errors[0]):
-            continue
-        if len(content) > 1 or errors:
-            return _joined(sorted(chosen), text)
+        in_one_piece = len(places) == 1 and chosen == sorted(chosen)
+        if len(content) == 1:
+            wanted = bool(errors) and _is_surely(content[0], errors[0])
+        else:  # errors, or parts in any order, but not both
+            wanted = not errors or (len(errors) == 1 and in_one_piece)
+        if wanted:
+            return places
     return None
 
 

@@ -22,6 +22,7 @@ FOUND = [
 ]
 NOT_FOUND = [
     ("Slovakia", "What is the capital of Slovenia?"),
+    ("United Nations", "Is the united states a country or nation?"),
     ("Niger", "What is the capital of Nigeria?"),
     ("Republic of Niger", "What is the capital of the Republic of Nigeria?"),
     ("Dominica", "What is the capital of the Dominican Republic?"),
