@@ -157,7 +157,7 @@ RECIPES: dict[str, Recipe] = {
     "closed-form": Recipe(
         name="closed-form",
         index="closed-form",
-        **{**_CALIBRATED, "theta": 0.05, "mask_subject": True, "same_subject": 0.03},
+        **{**_CALIBRATED, "theta": 0.05, "mask_subject": True, "same_subject": 0.04},
     ),
     "joint": Recipe(name="joint", index="joint", **_CALIBRATED),
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from scen_cli.data.lexical_overlap import content_words
 
+STATEMENTS = ("The {relation} of {subject} is", "{subject}, whose {relation} is", "{subject} has the {relation}")
 BANK = Path(__file__).with_suffix(".json")
 
 
@@ -38,6 +39,18 @@ def relation_questions(seed: int) -> list[tuple[str, str, str, str]]:
         for relation in kind["relations"]
         for question in relation["questions"]
         for subject in [rng.choice(kind["subjects"])]
+    ]
+
+
+def relation_statements(seed: int) -> list[tuple[str, str, str, str]]:
+    """(kind, relation, subject, text): statements to complete, made from the names of the relations."""
+    rng = random.Random(seed)
+    return [
+        (name, relation["name"], subject, form.format(relation=relation["name"], subject=subject))
+        for name, kind in _kinds().items()
+        for relation in kind["relations"]
+        for subject in [rng.choice(kind["subjects"])]
+        for form in STATEMENTS
     ]
 
 

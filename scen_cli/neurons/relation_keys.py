@@ -7,13 +7,13 @@ keys are says where theta must lie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from scen_cli.data.question_bank import relation_questions
+from scen_cli.data.question_bank import relation_questions, relation_statements
 from scen_cli.model.base import Base
 from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.model.ffn import EditedLayer
@@ -34,24 +34,35 @@ class RelationKeys:
         keys: (n, h), float32.
         kinds: The kind of subject of each question.
         relations: Its relation.
+        statements: Keys of statements to complete, (m, h), float32: "The mother of it is".
+        stated: The kind of subject of each statement, and its relation.
     """
 
     keys: Tensor
     kinds: list[str]
     relations: list[str]
+    statements: Tensor
+    stated: list[tuple[str, str]]
 
     def whitening(self, only: Sequence[int] | None = None) -> Whitening:
         """Whitening by what differs between wordings: the within-class covariance, relations being the classes.
 
+        The questions of a relation and its statements are two classes: what tells one form from the other stays.
+
         Args:
             only: The numbers of the relations that count (`_rows_by_relation`); None for all.
         """
-        keys = self.keys.double()
+        keys = torch.cat([self.keys, self.statements]).double()
         mean = keys.mean(dim=0)
         unit = nn.functional.normalize(keys - mean, dim=1)
-        classes = list(self._rows_by_relation().values())
-        chosen = classes if only is None else [classes[number] for number in only]
-        within = torch.cat([unit[rows] - unit[rows].mean(dim=0) for rows in chosen])
+        relations = self._rows_by_relation()
+        stated: dict[tuple[str, str], list[int]] = {}
+        for row, name in enumerate(self.stated, len(self.keys)):
+            stated.setdefault(name, []).append(row)
+        names = list(relations)
+        chosen = names if only is None else [names[number] for number in only]
+        classes = [rows for name in chosen for rows in (relations[name], stated.get(name, [])) if rows]
+        within = torch.cat([unit[rows] - unit[rows].mean(dim=0) for rows in classes])
         _left, singular, axes = torch.linalg.svd(within / len(within) ** 0.5, full_matrices=False)
         variances = singular**2
         floor = SHRINKAGE * variances[0]
@@ -94,13 +105,22 @@ class RelationKeys:
 def relation_keys(
     base: Base, template: Template, edited: EditedLayer, key_config: KeyConfig, progress: Progress = no_progress
 ) -> RelationKeys:
-    """Read the keys of every wording in the question bank, with the subject masked."""
-    tokens, kinds, relations = [], [], []
-    for kind, relation, subject, question in relation_questions(seed=0):
-        ids = template.prompt_ids(question)
-        if masked := key_config.masked_segments_of(ids, template.spans_of([subject], ids)):
-            tokens.append(masked[0])
-            kinds.append(kind)
-            relations.append(relation)
+    """Read the keys of every wording in the question bank, and of statements, with the subject masked."""
+
+    def masked(texts: Sequence[tuple[str, str, str, str]]) -> Iterator[tuple[tuple[str, str], list[int]]]:
+        for kind, relation, subject, text in texts:
+            ids = template.prompt_ids(text)
+            if segments := key_config.masked_segments_of(ids, template.spans_of([subject], ids)):
+                yield (kind, relation), segments[0]
+
+    asked, stated = (list(masked(texts)) for texts in (relation_questions(seed=0), relation_statements(seed=0)))
+    tokens = [ids for _name, ids in [*asked, *stated]]
     keys, _owners = read_segment_keys(base, edited, tokens, replace(key_config, segments=False), progress)
-    return RelationKeys(keys, kinds, relations)
+    names = [name for name, _ids in asked]
+    return RelationKeys(
+        keys[: len(asked)],
+        [kind for kind, _relation in names],
+        [relation for _kind, relation in names],
+        keys[len(asked) :],
+        [name for name, _ids in stated],
+    )
