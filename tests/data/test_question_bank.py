@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import scen_cli.data
+from scen_cli.data.question_bank import relation_questions, relation_statements
 
 KINDS = ["person", "place", "work", "organisation", "species", "product"]
 TEXT = (Path(scen_cli.data.__file__).parent / "question_bank.json").read_text(encoding="utf-8")
@@ -71,3 +72,13 @@ def test_subjects_stand_at_the_start_and_at_the_end_of_questions(kind):
     questions = [question for relation in BANK[kind]["relations"] for question in relation["questions"]]
     assert sum(question.removeprefix("The ").startswith("{subject}") for question in questions) >= 20
     assert sum(question.endswith(("{subject}", "{subject}?")) for question in questions) >= 20
+
+
+def test_statements_name_their_relation_and_subject_and_depend_on_the_seed_alone():
+    statements = relation_statements(0)
+    assert statements == relation_statements(0)
+    assert {(kind, relation) for kind, relation, _subject, _text in statements} == {
+        (kind, relation) for kind, relation, _subject, _text in relation_questions(0)
+    }
+    assert all(relation in text and subject in text for _kind, relation, subject, text in statements)
+    assert len({text for *_rest, text in statements}) == len(statements)
