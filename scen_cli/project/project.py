@@ -95,6 +95,7 @@ class Project:
         disk.make_folder(folder / "edits")
         draft = folder / f"{LEDGER}.{os.getpid()}.new"
         draft.unlink(missing_ok=True)  # left by a killed process of the same number
+        draft.touch()  # SQLite would take away a group's right to write, which the other files have
         ledger = Ledger(draft, author)
         try:
             with ledger.change("init", **settings) as payload:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import sqlite3
 
 import numpy as np
@@ -309,3 +310,16 @@ def test_a_changed_neuron_is_damage_of_its_edit(project):
     assert (problem.where, problem.edit, problem.kind) == (edit.file, 1, "damage")
     with writing(project):
         assert repair(project) == []
+
+
+def test_all_files_have_the_rights_that_the_users_mask_leaves(tmp_path):
+    mask = os.umask(0o002)
+    try:
+        project = Project.create(tmp_path / "shared", SETTINGS, 0.8)
+        with project.writing():
+            commit(project, "Who?")
+    finally:
+        os.umask(mask)
+    files = [path for path in project.folder.rglob("*") if path.is_file() and "lock" not in path.name]
+    assert len(files) >= 4
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o664"}
