@@ -68,6 +68,8 @@ def _refuse_links(folder: Path) -> None:
 
 def in_use(folder: Path) -> bool:
     """Whether a process holds a project's lock right now."""
+    if (folder / LOCK).is_symlink():  # no lock of scen's; opening it could change the file that it leads to
+        return False
     try:
         with FileLock(folder / LOCK, timeout=0):
             return False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from scen_cli.data.suites import demo_edits
 from scen_cli.editing.create_project import new_project
+from scen_cli.project.check import verify
 from scen_cli.project.project import Project
 from tests.cli.records import RECORDS, lines
 
@@ -141,3 +143,12 @@ def test_records_without_a_subject_are_told_what_they_miss(scen, tmp_path, demo_
     assert "the edit has no `subject`" in scen("edit", *first, "--keep-going", *at).stderr
     named = scen("edit", *second, "--subject", str(demo_edits()[1].subject), "--keep-going", *at)
     assert "subject" not in named.stderr
+
+
+def test_a_file_name_that_is_not_utf8_is_recorded_readably(scen, make_editor, tmp_path):
+    project = make_editor("key", expert_steps=1, require_learned=False).project
+    file = tmp_path / os.fsdecode(b"na\xefve.jsonl")
+    file.write_text(json.dumps({"prompt": "Who is it?", "target": "Kenya"}))
+    assert "1 edited" in scen("edit", file, "--dir", project.folder, "--device", "cpu").stdout
+    assert project.ledger.edits()[0].source.endswith("na\\udcefve.jsonl")
+    assert verify(project, deep=True) == []

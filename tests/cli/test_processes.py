@@ -38,6 +38,12 @@ def test_python_m_scen_cli():
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("scen ")
 
 
+def test_a_closed_standard_output_stops_no_command(edited):
+    command = f"{sys.executable} -m scen_cli status --dir {edited.project.folder} >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_ledger_commands_need_no_torch(edited):
     code = (
         "import sys; from scen_cli.cli import app\n"
