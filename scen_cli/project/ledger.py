@@ -62,7 +62,7 @@ class Ledger(LedgerQueries):
                     hint="open the project, or a copy of it, in a folder that you can write to",
                 ) from error
             raise  # locked, or a full disk: the file is not damaged
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite quotes damaged text in its messages
             raise DamageFound(f"`{path.name}` is not a readable ledger: {error}", hint=VERIFY_HINT) from error
 
     def _migrate(self) -> bool:

@@ -91,7 +91,13 @@ class LedgerQueries:
     def active_subject_names(self) -> dict[int, list[str]]:
         """The names by which prompts are routed to each active edit; none if its prompt does not name its subject."""
         rows = self.db.execute("select id, subject_names from edits where state = 'active'").fetchall()
-        return {edit: decoded(f"`subject_names` of edit {edit}", names) for edit, names in rows}
+        return {edit: self._names(edit, text) for edit, text in rows}
+
+    def _names(self, edit: int, text: Any) -> list[str]:
+        names = decoded(f"`subject_names` of edit {edit}", text)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise unreadable(f"`subject_names` of edit {edit}", "it is no list of texts")
+        return names
 
     def min_own_activation(self) -> float | None:
         """The lowest activation of an active edit's neuron on its own key; None if no edit is active."""
