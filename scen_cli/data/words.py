@@ -19,8 +19,8 @@ INSIDE_WORDS = frozenset("#&_@%")  # punctuation that belongs to names: C#, R&B
 OUTSIDE_WORDS = frozenset("<>|~^=¨¸")  # symbols that people write around words
 ACCENTS = ("\u0300", "\u036f")  # the combining marks of Latin, Greek and Cyrillic
 INVISIBLE = frozenset("\u200b\u200c\u200d\u2060\ufe0e\ufe0f\ufeff\u00ad")
-# Scripts that put no spaces between words: each character is a word.
-UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "HANGUL")
+# Scripts that put no spaces between words, and Korean, which joins endings to names: each character is a word.
+UNSPACED = frozenset(("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "HANGUL"))
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _fold(character: str) -> tuple[str, str]:
     folded = "".join(c for c in decomposed if not ACCENTS[0] <= c <= ACCENTS[1])
     if category[0] == "M":
         return "mark", folded
-    if category in ("Sc", "So") or unicodedata.name(character, "").split(" ")[0] in UNSPACED:
+    if category in ("Sc", "So") or _script(character) in UNSPACED:
         return "alone", folded
     if (category[0] in "LNS" and character not in OUTSIDE_WORDS) or character in INSIDE_WORDS:
         return "word", folded
@@ -62,11 +62,12 @@ def _fold(character: str) -> tuple[str, str]:
 
 def stands_alone(character: str) -> bool:
     """Whether a character is of a script that puts no spaces between words."""
-    return bool(character) and unicodedata.name(character, "").split(" ")[0] in UNSPACED and not _is_hangul(character)
+    return bool(character) and _script(character) in UNSPACED - {"HANGUL"}  # Korean has spaces
 
 
-def _is_hangul(character: str) -> bool:  # Korean has spaces, but joins endings to names
-    return unicodedata.name(character, "").startswith("HANGUL")
+def _script(character: str) -> str:
+    """The first word of a character's name, which is its script for most."""
+    return unicodedata.name(character, "").split(" ")[0]
 
 
 def words_of(text: str) -> list[Word]:

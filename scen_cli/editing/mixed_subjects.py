@@ -42,7 +42,10 @@ def _check_prompts_of(
     model: PatchedModel, index: Index, expert: int, subject: str, neuron: Tensor, bias: float
 ) -> None:
     """Raise `UsageError` if the neuron of a new edit is too strong on a prompt of an expert without a subject."""
+    named = NameIndex([[subject]])
     for prompt, _no_subject in index.match_keys[expert]:
+        if not named.find(plain_words(prompt)):  # most prompts: they need not be tokenised
+            continue
         key = _masked_key(model, index, prompt, subject)
         if key is not None and _activation(index, key, neuron) - bias >= min(index.activations_of_expert(expert)):
             reject(index, expert)

@@ -130,12 +130,15 @@ class Template:
             ids += self.target_ids(question, answer) if answer is not None else []
         return ids
 
+    @cached_property
+    def _chat_source(self) -> str:
+        return chat_template_of(self.tokenizer, self.day)
+
     def _chat_ids(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         messages = [{"role": role, "content": text.strip() if role == "user" else text} for role, text in turns]
-        source = chat_template_of(self.tokenizer, self.day)
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, chat_template=source, tokenize=False, add_generation_prompt=True
+                messages, chat_template=self._chat_source, tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:  # an unknown role, or a wrong order of roles
             raise UsageError(f"the chat template refuses these turns: {error}") from error
