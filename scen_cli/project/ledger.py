@@ -11,6 +11,7 @@ import json
 import shutil
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
@@ -21,7 +22,7 @@ from sqlite_utils import Database
 
 from scen_cli._version import __version__
 from scen_cli.errors import VERIFY_HINT, DamageFound, ScenError, UsageError
-from scen_cli.project.disk import connect
+from scen_cli.project.disk import Connection, connect
 from scen_cli.project.event_log import digest_of_row, digest_of_rows, event_hash
 from scen_cli.project.ledger_queries import LedgerQueries
 from scen_cli.project.ledger_rows import Threshold, unreadable
@@ -30,8 +31,17 @@ from scen_cli.project.schema import migrations, refuse_other_tables, refuse_trig
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
 
+class _OfThread(threading.local):
+    """This thread's connection to a ledger. A transaction belongs to its connection: threads that shared one would see
+    each other's uncommitted rows, and the end of one's reading would undo another's change."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = connect(path, BUSY_SECONDS)
+        self.db = Database(self.connection, execute_plugins=False)
+
+
 class Ledger(LedgerQueries):
-    """Reads and changes a project's `scen.db`."""
+    """Reads and changes a project's `scen.db`. Several threads may use it at once."""
 
     def __init__(self, path: Path, author: str | None = None) -> None:
         """Open the ledger and apply pending migrations.
@@ -48,8 +58,7 @@ class Ledger(LedgerQueries):
         self._author = author
         self.event_notes: dict[str, Any] = {}  # added to the detail of every event while it is set
         try:
-            self._connection = connect(path, BUSY_SECONDS)
-            self.db = Database(self._connection, execute_plugins=False)
+            self._of_thread = _OfThread(path)
             refuse_triggers_and_views(self.db)
             self.migrated = self._migrate()
             refuse_other_tables(self.db)
@@ -98,7 +107,16 @@ class Ledger(LedgerQueries):
             "evaluations": {str(row["id"]): digest_of_rows([row]) for row in self.db["evaluations"].rows},
         }
 
+    @property
+    def db(self) -> Database:
+        return self._of_thread.db
+
+    @property
+    def _connection(self) -> Connection:
+        return self._of_thread.connection
+
     def close(self) -> None:
+        """Close this thread's connection; those of other threads close when these end."""
         self._connection.close()
 
     @contextmanager

@@ -20,7 +20,10 @@ OPTIONAL: dict[str, type] = {"quantize": str, "device_map": str}  # how the base
 class LedgerQueries:
     """The queries of `Ledger`. All of them raise `DamageFound` for a row that cannot be read."""
 
-    db: Database
+    @property
+    def db(self) -> Database:
+        """The database."""
+        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         return {row["name"]: decoded(f"setting `{row['name']}`", row["value"]) for row in self.db["settings"].rows}

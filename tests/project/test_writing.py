@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from scen_cli.project.ledger_rows import Threshold
 from scen_cli.project.method_batches import commit_batch, revert_batch
 from scen_cli.project.new_edits import TrainedEdit, TrainingStats
 from scen_cli.project.project import Project
+from tests.conftest import writing
 from tests.project.test_project import SETTINGS, D, H, commit
 
 EDIT = TrainedEdit(EditRecord(prompt="Where?", target="Oslo"), SourceLine("a.jsonl", 1), True, 0.9)
@@ -69,3 +72,17 @@ def test_writing_cannot_be_entered_twice(project):
 def test_a_write_inside_writing_succeeds(project, write):
     with project.writing():
         WRITES[write](project)
+
+
+def test_threads_see_and_end_only_their_own_transactions(project):
+    """A change that one thread has not committed is neither seen nor undone by another thread's reading."""
+    before = project.ledger.last_change()
+    with ThreadPoolExecutor(1) as thread, writing(project), project.ledger.change("calibrate"):
+        project.ledger.set_threshold(Threshold(0.7, "hand", now()))
+        assert thread.submit(_read, project).result() == (before, 0.65)
+    assert _read(project) == (before + 1, 0.7)
+
+
+def _read(project):
+    with project.ledger.reading():
+        return project.ledger.last_change(), project.ledger.theta()
