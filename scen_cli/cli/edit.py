@@ -50,7 +50,9 @@ def edit(
     train_rephrases: Annotated[
         int, typer.Option(min=0, help="Train on each record's first N rephrases too; these are not scored.")
     ] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Experts trained together: faster on a GPU, the same edits.")] = 1,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Experts trained together: faster on a GPU, equal but for rounding.")
+    ] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Training processes, one for each GPU: the same edits.")] = 1,
     engine: Annotated[
         str, typer.Option(help="With --workers: processes, or ray (of the cluster that RAY_ADDRESS names).")

@@ -69,6 +69,9 @@ def _event(path: str, number: int, item: Any) -> LogEvent:
         ids = [detail.get(name, []) for name in ("supersedes", "together")]
         if not all(isinstance(edits, list) and all(isinstance(other, int) for other in edits) for edits in ids):
             raise ValueError("names edits by something else than numbers")
+        batch = detail.get("batch", [0, 1])
+        if not isinstance(batch, list) or [type(number) for number in batch] != [int, int]:
+            raise ValueError("has a `batch` that is not an index and a size")
         if item["kind"] in ("edit", "edit-failed") and (record is None or edit is None):
             raise ValueError("is of an edit, but has no record")
     except ValueError as error:

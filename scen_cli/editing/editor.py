@@ -141,10 +141,10 @@ class Editor(PatchedModel):
         Raises:
             UsageError: A record can never be trained, or cannot be active beside another edit.
         """
-        started = time.perf_counter()
         older = list(superseding) or [()] * len(records)
         superseded = [self._superseded_experts(record, ids) for (record, _), ids in zip(records, older, strict=True)]
-        expert = (fitted or self.fit([[record for record, _where in records]])[0]).fit
+        fitted = fitted or self.fit([[record for record, _where in records]])[0]
+        expert, started = fitted.fit, time.perf_counter()
         seed = int(self.project.settings["seed"]) + self.project.ledger.next_edit_id()
         reasons = [
             self._why_not_learned(expert, self.tokenize_edit(record), wrong)
@@ -172,8 +172,8 @@ class Editor(PatchedModel):
                 records, active, reasons, older, self._names_of([record for record, _where in records]), strict=True
             )
         ]
-        seconds = time.perf_counter() - started + (fitted.seconds if fitted else 0.0)
-        stats = TrainingStats(seed, seconds, expert.losses, neuron.fit.losses if neuron else [])
+        seconds = time.perf_counter() - started + fitted.seconds
+        stats = TrainingStats(seed, seconds, expert.losses, neuron.fit.losses if neuron else [], fitted.batch)
         return self._commit(trained, stats, expert, neuron, leaving)
 
     def _commit(

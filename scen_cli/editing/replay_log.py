@@ -6,7 +6,7 @@ because an edit depends on the edits before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from scen_cli.data.log_events import LogEvent
@@ -14,6 +14,7 @@ from scen_cli.editing.edit_plan import Outcome, outcome_of
 from scen_cli.editing.editor import Editor
 from scen_cli.editing.revert_edits import revert_edits
 from scen_cli.errors import UsageError
+from scen_cli.experts.fit_records import FittedExpert
 from scen_cli.project.ledger_rows import Threshold
 
 COMPARED = ("weights_digest", "layer", "target_module", "template", "recipe", "seed", "dtype", "quantize")
@@ -33,6 +34,11 @@ def differences(editor: Editor, events: Sequence[LogEvent]) -> list[str]:
     logged_guards = [event.detail.get("rows") for event in events if event.kind == "guard"]
     if logged_guards and logged_guards[-1] != (settings.get("guard") or {}).get("rows"):
         reasons.append("the guard's prompts differ: give `scen init --guard` the same file")
+    steps = [step for step in _steps(events) if step[0].kind in _EDITS]
+    if incomplete := sum(_size(step) > 1 for step in steps) - sum(map(len, _batches(steps))):
+        reasons.append(
+            f"{incomplete} experts were trained in batches with records that are not in the log: they are trained alone"
+        )
     if any(event.kind == "compress" for event in events):
         reasons.append("compressed experts are full ones again: run `scen compress` afterwards")
     return reasons
@@ -56,13 +62,14 @@ def replay(editor: Editor, events: Sequence[LogEvent]) -> Iterator[list[Outcome]
     last = max((position for position, event in enumerate(events) if event.hash in done), default=-1)
     ahead = {event.hash for event in events[last + 1 :]}
     new_ids: dict[int, int | None] = {}  # by id in the log; None for an edit that could not be made
+    steps = _steps(events)
+    experts = _LoggedBatches(editor, [step for step in steps if step[0].kind in _EDITS])
     try:
-        for (kind, _), group in groupby(events, key=_group_key):
-            entries = list(group)
-            entry = entries[-1].hash
+        for entries in steps:
+            kind, entry = entries[0].kind, entries[-1].hash
             ledger.event_notes = {"replayed": [log, entry]}
-            if kind == "edit":
-                outcomes = _skip(entries, done[entry]) if entry in done else _train(editor, entries, new_ids)
+            if kind in _EDITS:
+                outcomes = _skip(entries, done[entry]) if entry in done else _train(editor, entries, new_ids, experts)
                 new_ids |= {event.edit or 0: outcome.edit for event, outcome in zip(entries, outcomes, strict=True)}
                 yield outcomes
             elif kind == "revert" and entry in ahead:
@@ -83,11 +90,55 @@ def _replayed_before(editor: Editor, log: str) -> dict[str, list[int]]:
     return found
 
 
-def _group_key(event: LogEvent) -> tuple[str, object]:
-    """Entries with the same key were one step: edits trained together, or edits reverted at once."""
-    kind = "edit" if event.kind == "edit-failed" else event.kind
-    together = event.detail.get("together")
-    return kind, tuple(together) if isinstance(together, list) else event.where.line
+_EDITS = ("edit", "edit-failed")
+Step = list[LogEvent]  # entries that were one change: edits that share an expert, or edits reverted at once
+
+
+def _steps(events: Sequence[LogEvent]) -> list[Step]:
+    def key(event: LogEvent) -> tuple[str, object]:
+        together = event.detail.get("together")
+        kind = "edit" if event.kind in _EDITS else event.kind
+        return kind, tuple(together) if isinstance(together, list) else event.where.line
+
+    return [list(group) for _key, group in groupby(events, key=key)]
+
+
+def _index(step: Step) -> int:
+    return int(step[0].detail.get("batch", (0, 1))[0])
+
+
+def _size(step: Step) -> int:
+    return int(step[0].detail.get("batch", (0, 1))[1])
+
+
+def _batches(steps: Iterable[Step]) -> list[list[Step]]:
+    """The batches of several experts that stand in the log as a whole."""
+    batches: list[list[Step]] = []
+    for step in steps:
+        if _index(step) == 0:
+            batches.append([])
+        if batches and _index(step) == len(batches[-1]):
+            batches[-1].append(step)
+    return [batch for batch in batches if len(batch) > 1 and all(_size(step) == len(batch) for step in batch)]
+
+
+class _LoggedBatches:
+    """Trains experts in the batches in which the log's were trained: the last digits depend on it."""
+
+    def __init__(self, editor: Editor, steps: Sequence[Step]) -> None:
+        self._editor = editor
+        self._batch_of = {step[-1].hash: batch for batch in _batches(steps) for step in batch}
+        self._fitted: tuple[list[Step], list[FittedExpert]] = ([], [])
+
+    def expert(self, step: Step) -> FittedExpert | None:
+        """The expert of a step, if it was trained in a batch; None: train it alone."""
+        batch = self._batch_of.get(step[-1].hash)
+        if batch is None:
+            return None
+        if self._fitted[0] is not batch:
+            groups = [[event.record for event in one if event.record is not None] for one in batch]
+            self._fitted = batch, self._editor.fit(groups)
+        return self._fitted[1][_index(step)]
 
 
 def _skip(events: Sequence[LogEvent], edits: Sequence[int]) -> list[Outcome]:
@@ -98,14 +149,14 @@ def _skip(events: Sequence[LogEvent], edits: Sequence[int]) -> list[Outcome]:
     return [Outcome(str(event.where), "skipped", edit, f"already edit {edit}") for event, edit in pairs]
 
 
-def _train(editor: Editor, events: Sequence[LogEvent], new_ids: Mapping[int, int | None]) -> list[Outcome]:
+def _train(editor: Editor, events: Step, new_ids: Mapping[int, int | None], experts: _LoggedBatches) -> list[Outcome]:
     records = [(event.record, event.where) for event in events if event.record is not None]
     active = set(editor.project.ledger.active_experts())
     logged = [event.detail.get("supersedes") or [] for event in events]
     superseding = [tuple(sorted({new_ids.get(older) or 0 for older in ids} & active)) for ids in logged]
     note = next((event.note for event in events if event.note), "")
     try:
-        edits = editor.edit_group(records, superseding, note)
+        edits = editor.edit_group(records, superseding, note, experts.expert(events))
     except UsageError as error:
         return [Outcome(str(where), "failed", reason=str(error)) for _record, where in records]
     pairs = zip(edits, records, strict=True)

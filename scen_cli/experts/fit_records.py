@@ -59,10 +59,17 @@ Group = list[EditRecord]  # records that share an expert; one as a rule
 
 @dataclass(frozen=True)
 class FittedExpert:
-    """The expert of a group of records, and the training time in seconds."""
+    """The expert of a group of records.
+
+    Attributes:
+        fit: The expert and its losses.
+        seconds: The training time.
+        batch: Its index among the experts that were trained with it, and their number. The last digits depend on them.
+    """
 
     fit: ExpertFit
     seconds: float
+    batch: tuple[int, int] = (0, 1)
 
 
 # Trains batches of groups, in this process or in workers, and yields the experts of each batch in order.
@@ -77,7 +84,8 @@ def fit(loaded: LoadedBase, groups: Sequence[Group], recipe: Recipe) -> list[Fit
     """
     started = time.perf_counter()
     fits = fit_experts(loaded.model, loaded.edited, [_task(loaded, group, recipe) for group in groups], recipe)
-    return [FittedExpert(fit, (time.perf_counter() - started) / len(groups)) for fit in fits]
+    seconds, size = (time.perf_counter() - started) / len(groups), len(groups)
+    return [FittedExpert(fit, seconds, (index, size)) for index, fit in enumerate(fits)]
 
 
 def _task(loaded: LoadedBase, group: Group, recipe: Recipe) -> ExpertTask:
@@ -125,7 +133,7 @@ def experts_to_bytes(experts: Sequence[FittedExpert]) -> bytes:
         parts = {"full": expert} if isinstance(expert, Tensor) else {"a": expert.a, "b": expert.b}
         tensors |= {f"{index}.{name}": part.detach().cpu().contiguous() for name, part in parts.items()}
         status = {"losses": fit.losses, "wrong_tokens": fit.wrong_tokens, "logit_margin": fit.logit_margin}
-        metadata.append({"fit": status, "seconds": fitted.seconds})
+        metadata.append({"fit": status, "seconds": fitted.seconds, "batch": fitted.batch})
     text = json.dumps(metadata).encode()
     return bytes(save({**tensors, _METADATA: torch.frombuffer(bytearray(text), dtype=torch.uint8)}))
 
@@ -137,7 +145,7 @@ def experts_from_bytes(data: bytes) -> list[FittedExpert]:
     for index, entry in enumerate(json.loads(bytes(tensors[_METADATA].tolist()))):
         full = tensors.get(f"{index}.full")
         expert = LowRank(tensors[f"{index}.a"], tensors[f"{index}.b"]) if full is None else full
-        experts.append(FittedExpert(ExpertFit(expert, **entry["fit"]), entry["seconds"]))
+        experts.append(FittedExpert(ExpertFit(expert, **entry["fit"]), entry["seconds"], tuple(entry["batch"])))
     return experts
 
 

@@ -16,12 +16,14 @@ from scen_cli.project.ledger_rows import Edit, Threshold
 
 @dataclass(frozen=True)
 class TrainingStats:
-    """How an expert and its neuron were trained: seed, wall time in seconds, and the loss of each step."""
+    """How an expert and its neuron were trained: seed, wall time in seconds, the loss of each step, and the expert's
+    index in the batch that it was trained in, with the batch's size."""
 
     seed: int
     seconds: float
     expert_losses: list[float] = field(default_factory=list)
     neuron_losses: list[float] = field(default_factory=list)
+    batch: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ def insert_edits(
                 payload["recipe"] = settings["recipe"].get("name")
                 if len(ids) > 1:
                     payload["together"] = ids
+                if training.batch != (0, 1):
+                    payload["batch"] = training.batch
                 if threshold is not None and active:
                     payload |= ledger.set_threshold(threshold)
                     threshold = None

@@ -120,6 +120,35 @@ def test_an_interrupted_replay_continues(scen, at, tmp_path, demo_base):
     assert state_of(tmp_path / "again") == state_of(at[1])
 
 
+def test_replay_trains_batches_as_they_were(scen, new_at, tmp_path, demo_base):
+    """Experts of a batch differ in their last digits from experts that were trained alone."""
+    at, again, alone = new_at(), new_at(), new_at()
+    scen("edit", "--suite", "demo", "--first", "6", "--batch", "4", *at)
+    scen("edit", "--suite", "demo", "--first", "6", *alone)
+    files = [[edit.sha256 for edit in Project(project[1]).ledger.edits()] for project in (at, alone)]
+    assert files[0] != files[1]
+
+    (tmp_path / "log.json").write_text(log_of(scen, at))
+    events, _items = split_log(str(tmp_path / "log.json"))
+    first = Editor(Project(again[1]), base=demo_base)  # stops in the middle of the first batch
+    with first.project.writing():
+        steps = replay(first, events)
+        assert [next(steps)[0].outcome for _ in range(2)] == ["edited"] * 2
+    first.detach()
+    result = scen("edit", "-", *again, stdin=log_of(scen, at))
+    assert "may differ" not in result.stderr
+    assert state_of(again[1]) == state_of(at[1])
+
+
+def test_replay_warns_of_batches_that_are_not_whole_in_the_log(scen, new_at):
+    at, again = new_at(), new_at()
+    scen("edit", "--suite", "demo", "--first", "4", "--batch", "4", *at)
+    events = [event for event in json.loads(log_of(scen, at)) if event["edit"] != 2]
+    result = scen("edit", "-", *again, stdin=json.dumps(events))
+    assert "3 experts were trained in batches with records that are not in the log" in result.stderr
+    assert len(Project(again[1]).ledger.active_experts()) == 3
+
+
 def test_replay_trains_edits_of_one_expert_together_even_if_one_failed(scen, tmp_path):
     at, again = ("--dir", tmp_path / "p"), ("--dir", tmp_path / "again")
     options = ("--recipe", "key", "--set", "edits_per_expert=2", "--set", "require_learned=true")
@@ -160,6 +189,7 @@ def test_replay_warns_of_other_settings(scen, at, tmp_path):
         (lambda events: events[1]["record"].update(target=3), "`target` must be text"),
         (lambda events: events[1]["detail"].update(supersedes=5), "names edits by something else than numbers"),
         (lambda events: events[1]["detail"].update(together=[[1]]), "names edits by something else than numbers"),
+        (lambda events: events[1]["detail"].update(batch=[1]), "has a `batch` that is not an index and a size"),
     ],
 )
 def test_a_malformed_log_is_refused(scen, at, tmp_path, change, message):
