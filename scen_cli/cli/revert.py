@@ -43,7 +43,7 @@ def revert(
         reverted.append({"edit": edit.id, "state": edit.state, "reactivated": back})
         again = f"; edit {', '.join(map(str, back))}, which it had superseded, is active again" if back else ""
         lines.append(f"edit {edit.id} reverted: {edit.prompt} -> {edit.target}; {active} active edits{again}")
-    if note := project.ledger.changes()[-1]["detail"].get("note"):
+    if note := next(project.ledger.newest_changes())["detail"].get("note"):
         out.warn(note)
     if new_theta != theta:
         lines.append(f"theta is {new_theta:.4f} (it was {theta:.4f})")

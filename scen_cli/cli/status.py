@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from scen_cli.cli.loaders import HERE, Dir, open_project
 from scen_cli.cli.output import Json, Output, Quiet, counted, table
@@ -17,21 +18,28 @@ if TYPE_CHECKING:
 
 
 STATES = ("active", "superseded", "reverted", "failed")
+LISTED = 100  # edits; a longer list takes seconds to print
 
 
-def status(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Show the project's base and recipe, and every edit with its state.
+def status(
+    all_edits: Annotated[bool, typer.Option("--all", help=f"List all edits, not only the last {LISTED}.")] = False,
+    dir: Dir = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show the project's base and recipe, and its edits with their states.
 
     Example: scen status
     """
     from scen_cli.project.method_state import state_setting
 
     project = open_project(dir)
-    edits = project.ledger.edits()
+    counts = project.ledger.state_counts()
+    edits = project.ledger.edits() if all_edits else project.ledger.newest_edits(LISTED)
     settings, theta = project.settings, project.ledger.theta()
-    states = {state: sum(edit.state == state for edit in edits) for state in STATES}
+    states = {state: counts.get(state, 0) for state in STATES}
     method_file = state_setting(project.ledger)
-    size = sum(edit.size or 0 for edit in edits) + (int(method_file["size"]) if method_file else 0)
+    size = project.ledger.edit_bytes() + (int(method_file["size"]) if method_file else 0)
     recipe = f"{settings['recipe']['name']}, theta {theta}"
     choice = settings.get("layer_choice")
     head = [
@@ -51,11 +59,14 @@ def status(dir: Dir = HERE, as_json: Json = False, quiet: Quiet = False) -> None
         "theta": theta,
         "states": states,
         "bytes": size,
+        "older_edits": sum(counts.values()) - len(edits),
         "edits": [{"id": e.id, "state": e.state, "prompt": e.prompt, "target": e.target} for e in edits],
     }
-    shown = [table(("", ""), head)]
+    shown: list[RenderableType] = [table(("", ""), head)]
     if rows:
         shown.append(table(("edit#", "state", "prompt", "target"), rows))
+    if older := sum(counts.values()) - len(edits):
+        shown.append(f"and {counted(older, 'older edit')}: `scen status --all` lists them")
     Output(as_json, quiet).result(data, *shown)
 
 

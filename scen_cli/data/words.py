@@ -104,6 +104,7 @@ def plain_words(text: str) -> tuple[str, ...]:
     return tuple(word.text for word in words_of(text))
 
 
+@lru_cache(100_000)  # the prompts and subjects of a large project are compared several times each
 def plain(text: str) -> str:
     """A text as its words alone, with a space between them. Texts that mean the same are equal in this form."""
     return " ".join(plain_words(text))

@@ -57,8 +57,7 @@ def find_confusions(project: Project, top: int) -> Confusions:
     if not index.experts:
         return Confusions(theta, [], [], [], misrouted[:top], never_routed[:top])
     on_keys = index.activations_on_keys()  # (keys, experts)
-    row_of = {expert: row for row, expert in enumerate(index.experts)}
-    own_rows = torch.tensor([row_of[expert] for expert in index.expert_of_key])
+    own_rows = torch.tensor([index.row_of[expert] for expert in index.expert_of_key])
     own = on_keys[torch.arange(len(own_rows)), own_rows]
     strongest, others = on_keys.scatter(1, own_rows[:, None], -torch.inf).max(dim=1)
     pairs = [

@@ -41,7 +41,7 @@ def revert_edits(project: Project, *edit_ids: int) -> list[Edit]:
 def _threshold_before(project: Project, edit_ids: set[int]) -> Threshold | None:
     """The threshold before these edits were made; None if anything else has changed since."""
     history, left = project.ledger.thresholds(), set(edit_ids)
-    for event in reversed(project.ledger.changes()):
+    for event in project.ledger.newest_changes():
         if not left:
             return history[0]
         if event["kind"] == "edit-failed":

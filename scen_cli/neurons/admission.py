@@ -241,9 +241,9 @@ def check_no_collision(index: Index, reactivated: Sequence[Edit]) -> None:
     """Raise `UsageError` if a reactivated edit collides with an active one: its prompt would route to the other."""
     own = index.own_activations.all()[:, 0]
     for edit in reactivated:
-        if edit.expert not in index.experts:
+        if edit.expert not in index.row_of:
             continue
-        row = index.experts.index(edit.expert)
+        row = index.row_of[edit.expert]
         activations = index.activations_on_keys()
         is_own_key = torch.tensor([expert == edit.expert for expert in index.expert_of_key])
         on_own_keys = activations[is_own_key].clone()  # `BLOCKED` on neurons that do not compete
@@ -288,9 +288,7 @@ def _excess(index: Index, edit: Edit, other: _ExpertKeys) -> float:
 
     It is near 0 if these keys set the bias of this expert, and clearly negative if they do not matter.
     """
-    if edit.id in index.experts:
-        neuron = index.neurons.all()[index.experts.index(edit.id)]
-    else:
-        neuron = _stored_neuron(index, edit)
+    row = index.row_of.get(edit.id)
+    neuron = _stored_neuron(index, edit) if row is None else index.neurons.all()[row]
     on_others = index.unbiased_activations(other.keys, neuron[None])[:, 0] - (edit.bias or 0.0)
     return float((on_others - other.own).max()) + MARGIN

@@ -76,9 +76,13 @@ class GuardSplit:
         if self._masks_subjects and len(match_keys) == 1 and match_keys[0][1]:
             # The guard's keys were read with nothing masked: they say nothing of a neuron of a masked key.
             return torch.full((len(self.prompts),), BLOCKED)
-        largest = max_per_prompt(activations[:, None], self._prompt_of_key, len(self.prompts))[:, 0]
-        if self._subject_filter and len(match_keys) == 1 and (subject := match_keys[0][1]):
-            largest = largest.masked_fill(~self._prompts_naming(subject), BLOCKED)
+        only = match_keys[0][1] if self._subject_filter and len(match_keys) == 1 else None
+        named = self._prompts_naming(only) if only else torch.ones(len(self.prompts), dtype=torch.bool)
+        if named.any():
+            largest = max_per_prompt(activations[:, None], self._prompt_of_key, len(self.prompts))[:, 0]
+            largest = largest.masked_fill(~named, BLOCKED)
+        else:
+            largest = torch.full((len(self.prompts),), BLOCKED)
         near = largest >= NEAR
         for prompt, subject in match_keys:
             excluded = torch.zeros(len(self.prompts), dtype=torch.bool)

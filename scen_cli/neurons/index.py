@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from scen_cli.neurons.guard_split import GuardSplit, MatchKey, match_key
 from scen_cli.neurons.neuron_fit import NeuronFit
 from scen_cli.project.guard import Guard
 from scen_cli.project.ledger import now
-from scen_cli.project.ledger_rows import Edit, Threshold
+from scen_cli.project.ledger_rows import Threshold
 from scen_cli.project.project import Project
 from scen_cli.recipe import stored_recipe
 
@@ -66,6 +67,7 @@ class Index:
 
     Attributes:
         experts: The expert of each row of W_merge, (t,).
+        row_of: The row of each expert.
         subjects: The subject of each expert as `plain` has it, (t,); empty if it has none (`subject_of`).
         neurons: W_merge, normalised, (t, h).
         biases: The bias of each neuron, (t,).
@@ -99,6 +101,7 @@ class Index:
         if merged.damaged:  # without its key, nobody can check that a new neuron leaves a damaged edit its prompt
             raise DamageFound(next(iter(merged.damaged.values())), hint=VERIFY_HINT)
         self.experts: list[int] = []
+        self.row_of: dict[int, int] = {}
         self.subjects: list[str] = []
         self.biases: list[float] = []
         self.expert_of_key: list[int] = []
@@ -112,7 +115,7 @@ class Index:
             self.match_keys[expert_of[edit.id]].append(match_key(edit))
         neurons = normalize_neurons(torch.from_numpy(merged.neurons), self.recipe.cosine)
         on_guard = self.unbiased_activations(self.calibration_split.keys, neurons)
-        self._load_keys([edits.get(expert) or self.project.find(expert) for expert in merged.experts])
+        self._load_keys(dict(zip(merged.experts, merged.keys_by_row(), strict=True)))
         for row, (expert, bias) in enumerate(zip(merged.experts, merged.biases.tolist(), strict=True)):
             on_prompts = self.calibration_split.max_per_prompt(on_guard[:, row], self.match_keys[expert]) - bias
             self._append(expert, neurons[row], bias, on_prompts)
@@ -141,10 +144,8 @@ class Index:
 
     def set_biases(self, biases: Mapping[int, tuple[float, float]]) -> None:
         """Replace biases, in memory alone. `biases`: (bias, activation) by expert; inactive experts are ignored."""
-        for expert, (bias, _activation) in biases.items():
-            if expert not in self.experts:
-                continue
-            row = self.experts.index(expert)
+        for expert in biases.keys() & self.row_of:
+            bias, row = biases[expert][0], self.row_of[expert]
             decrease = self.biases[row] - bias
             self.biases[row] = bias
             self.on_guard.all()[row] += decrease
@@ -198,8 +199,7 @@ class Index:
             return activations
         number_of = {name: number for number, name in enumerate(dict.fromkeys(self.subjects))}
         of_expert = torch.tensor([number_of[name] for name in self.subjects], dtype=torch.long)
-        row_of = {expert: row for row, expert in enumerate(self.experts)}
-        of_key = of_expert[[row_of[expert] for expert in self.expert_of_key]]
+        of_key = of_expert[[self.row_of[expert] for expert in self.expert_of_key]]
         return activations.masked_fill(of_key[:, None] != of_expert, BLOCKED)
 
     def keys_of_experts(self, experts: Tensor) -> Tensor:
@@ -297,15 +297,15 @@ class Index:
     def _split(self, guard: Guard | None, name: str) -> GuardSplit:
         return GuardSplit(guard, name, self.width, self.recipe, self.prepare_keys)
 
-    def _load_keys(self, edits: Sequence[Edit]) -> None:
-        """Read and prepare the keys of these experts (by their first edits), except those already in memory."""
-        new = [edit for edit in edits if edit.id not in self._prepared_keys]
+    def _load_keys(self, keys: Mapping[int, np.ndarray]) -> None:
+        """Prepare the keys of experts, except those already in memory."""
+        new = {expert: torch.from_numpy(rows) for expert, rows in keys.items() if expert not in self._prepared_keys}
         if new:
-            keys = [torch.from_numpy(self.project.files.keys(edit)) for edit in new]
-            prepared = self.prepare_keys(torch.cat(keys)).split([len(rows) for rows in keys])
-            self._prepared_keys.update(zip((edit.id for edit in new), prepared, strict=True))
+            prepared = self.prepare_keys(torch.cat(list(new.values()))).split([len(rows) for rows in new.values()])
+            self._prepared_keys.update(zip(new, prepared, strict=True))
 
     def _append(self, expert: int, neuron: Tensor, bias: float, on_guard: Tensor) -> None:
+        self.row_of[expert] = len(self.experts)
         self.experts.append(expert)
         self.subjects.append(plain(self.subject_of(expert) or ""))
         self.biases.append(bias)

@@ -136,14 +136,14 @@ def merged_problems(project: Project, deep: bool) -> list[Problem]:
     if not path.is_file():
         return [Problem(MERGED, "is not a file")]
     try:
-        experts, _neurons = w_merge.read_merged(project.folder)
+        cached = w_merge.read_merged(project.ledger, project.files)
     except DamageFound as error:
         return [Problem(MERGED, str(error), kind="cache")]
-    if experts != sorted(set(project.ledger.active_experts().values())) and not deep:
+    if not deep and not w_merge.is_current(cached, project.ledger):
         return []
     merged = w_merge.w_merge_of_files(project.ledger, project.files)
     if merged.damaged:
         files = {edit.id: edit.file for edit in project.ledger.edits()}
         return [Problem(files.get(expert) or LEDGER, what, expert) for expert, what in merged.damaged.items()]
-    intact = path.read_bytes() == w_merge.merged_content(merged.experts, merged.neurons)
+    intact = path.read_bytes() == w_merge.merged_content(merged)
     return [] if intact else [Problem(MERGED, "is not what the edit files give", kind="cache")]

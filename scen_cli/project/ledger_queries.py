@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from sqlite_utils import Database
@@ -47,6 +48,19 @@ class LedgerQueries:
         where = f"state in ({','.join('?' * len(states))})" if states else None
         return [_edit(row) for row in self.db["edits"].rows_where(where, states, order_by="id")]
 
+    def newest_edits(self, count: int) -> list[Edit]:
+        """The last `count` edits, in the order they were made."""
+        rows = self.db["edits"].rows_where(order_by="id desc", limit=count)
+        return [_edit(row) for row in rows][::-1]
+
+    def state_counts(self) -> dict[str, int]:
+        """How many edits are in each state."""
+        return dict(self.db.execute("select state, count(*) from edits group by state").fetchall())
+
+    def edit_bytes(self) -> int:
+        """The size of all edit files."""
+        return int(self.db.execute("select total(size) from edits where typeof(size) = 'integer'").fetchone()[0])
+
     def edit(self, edit_id: int) -> Edit | None:
         return next((_edit(row) for row in self.db["edits"].rows_where("id = ?", [edit_id])), None)
 
@@ -82,6 +96,11 @@ class LedgerQueries:
     def active_experts(self) -> dict[int, int]:
         """The expert of each active edit: {edit: expert}, in order of the edits."""
         return dict(self.db.execute("select id, expert from edits where state = 'active' order by id").fetchall())
+
+    def active_index_sums(self) -> dict[int, str]:
+        """`index_sha256` of each active expert: {expert: sum}, in order of the experts."""
+        query = "select id, index_sha256 from edits where id in (select expert from edits where state = 'active')"
+        return {expert: str(found) for expert, found in self.db.execute(f"{query} order by id").fetchall()}
 
     def active_biases(self) -> dict[int, float]:
         """The bias of each active expert's neuron: {expert: bias}."""
@@ -158,7 +177,12 @@ class LedgerQueries:
 
     def changes(self) -> list[dict[str, Any]]:
         """The event that made the project, and the events that may change an answer, in order."""
-        return [_event(row) for row in self.db["events"].rows_where(f"kind in ('init', {CHANGES})", order_by="id")]
+        return list(self.newest_changes())[::-1]
+
+    def newest_changes(self) -> Iterator[dict[str, Any]]:
+        """As `changes`, the newest first. Only what the caller takes is read."""
+        for row in self.db["events"].rows_where(f"kind in ('init', {CHANGES})", order_by="id desc"):
+            yield _event(row)
 
     def last_change(self) -> int:
         """Id of the newest event that may change an answer; 0 if there is none."""

@@ -151,7 +151,7 @@ class Project:
                 if self.neurons_changed:
                     # W_merge is a cache: if it cannot be written, readers use the edit files.
                     with suppress(DamageFound, OSError):
-                        self.merge()
+                        self.merge(reuse=True)
                 self.is_writing = False
                 if not older:
                     with suppress(OSError):  # the commits are on disk; `verify --deep` says that the seal is old
@@ -223,8 +223,11 @@ class Project:
         """An edit by its id. Raises `UsageError` if there is none."""
         return self.ledger.find(edit_id)
 
-    def merge(self) -> StoredFile:
+    def merge(self, reuse: bool = False) -> StoredFile:
         """Rebuild `merged.safetensors` from the edit files (equation 9).
+
+        Args:
+            reuse: Take the rows of edits that stay active from the file, if it is intact.
 
         Raises:
             UsageError: The project edits by another method than SCEN: it has no neurons.
@@ -233,7 +236,7 @@ class Project:
             raise UsageError(f"this project edits by `{self.method}`: there are no neurons to merge")
         self.check_writing()
         self.neurons_changed = False
-        return w_merge.rebuild_w_merge(self.ledger, self.files)
+        return w_merge.rebuild_w_merge(self.ledger, self.files, reuse)
 
     def w_merge(self) -> MergedNeurons:
         """W_merge of the active edits."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from scen_cli.project.ledger import Ledger
 from scen_cli.project.tensor_files import StoredFile, metadata, read_tensors, tensor_bytes
 
 MERGED = "merged.safetensors"
-MERGED_FORMAT = "scen-merged-1"
+MERGED_FORMAT = "scen-merged-2"
+TENSORS = ("edits", "sums", "neurons", "keys", "key_counts", "refitted")
+SUM = 64  # bytes of a sha256 in hexadecimal
 
 
 @dataclass(frozen=True)
@@ -25,42 +27,80 @@ class MergedNeurons:
 
     Attributes:
         experts: The expert of each row: the id of the first edit that has it.
+        sums: The `index_sha256` of each row's edit, as text, (t, 64), uint8.
         neurons: W_merge (t, h), float32.
+        keys: The keys of each row's edits, one after the other, (n, h), float32.
+        key_counts: How many keys each row has, (t,), int64.
+        refitted: How many neurons later edits refitted, (1,), int64.
         biases: (t,), float32.
         damaged: Active experts without a row, because their files are damaged, and what is wrong with each.
     """
 
     experts: list[int]
+    sums: np.ndarray
     neurons: np.ndarray
+    keys: np.ndarray
+    key_counts: np.ndarray
+    refitted: np.ndarray
     biases: np.ndarray
     damaged: dict[int, str] = field(default_factory=dict)
 
+    def keys_by_row(self) -> list[np.ndarray]:
+        """The keys (n, h) of each row."""
+        ends = self.key_counts.cumsum().tolist()
+        return [self.keys[end - count : end] for end, count in zip(ends, self.key_counts.tolist(), strict=True)]
 
-def rebuild_w_merge(ledger: Ledger, files: EditFiles) -> StoredFile:
-    """Rebuild `merged.safetensors` from the edit files. Raises `DamageFound` if one of them is damaged."""
-    merged = w_merge_of_files(ledger, files)
+
+def rebuild_w_merge(ledger: Ledger, files: EditFiles, reuse: bool = False) -> StoredFile:
+    """Rebuild `merged.safetensors` from the edit files.
+
+    Args:
+        ledger: The ledger.
+        files: The edit files.
+        reuse: Take the rows of edits that stay active from the cache, if it is intact: not all files are read.
+
+    Raises:
+        DamageFound: An edit file is damaged.
+    """
+    merged = load_w_merge(ledger, files) if reuse else w_merge_of_files(ledger, files)
     if merged.damaged:
         raise DamageFound("\n".join(merged.damaged.values()), hint="run `scen verify` for details")
-    content = merged_content(merged.experts, merged.neurons)
+    content = merged_content(merged)
     write_durably(files.folder / MERGED, content)
     return StoredFile(MERGED, hashlib.sha256(content).hexdigest(), len(content))
 
 
 def load_w_merge(ledger: Ledger, files: EditFiles) -> MergedNeurons:
-    """W_merge of the active edits: from the cache if it is intact and current, else from the edit files."""
+    """W_merge of the active edits: from the cache, as far as it is intact and current, else from the edit files."""
+    cached = None
     with suppress(DamageFound):
-        experts, neurons = read_merged(files.folder)
-        fits = neurons.dtype == np.float32 and neurons.shape == (len(experts), files.width)
-        if fits and experts == sorted(set(ledger.active_experts().values())):
-            return MergedNeurons(experts, neurons, _biases(ledger, experts))
-    return w_merge_of_files(ledger, files)
+        cached = read_merged(ledger, files)
+    if cached is not None and is_current(cached, ledger):
+        return cached
+    return w_merge_of_files(ledger, files, cached)
 
 
-def w_merge_of_files(ledger: Ledger, files: EditFiles) -> MergedNeurons:
-    """W_merge from the edit files. A neuron that later edits refitted is that of the newest active one of them."""
+def is_current(merged: MergedNeurons, ledger: Ledger) -> bool:
+    """Whether the rows are those of the active edits."""
+    sums = ledger.active_index_sums()
+    return merged.experts == list(sums) and np.array_equal(merged.sums, _as_bytes(list(sums.values())))
+
+
+def w_merge_of_files(ledger: Ledger, files: EditFiles, cached: MergedNeurons | None = None) -> MergedNeurons:
+    """W_merge from the edit files. A neuron that later edits refitted is that of the newest active one of them.
+
+    Rows that `cached` has are taken from there, unless it has refitted neurons: an edit that refitted one may be active
+    no more.
+    """
     rows: dict[int, np.ndarray] = {}
+    keys: dict[int, np.ndarray] = {}
     damaged: dict[int, str] = {}
+    refits, sums = 0, ledger.active_index_sums()
+    known = _known_rows(cached, sums) if cached and not cached.refitted[0] else {}
     for expert in sorted(set(ledger.active_experts().values())):
+        if expert in known:
+            rows[expert], keys[expert] = known[expert]
+            continue
         try:
             edit = ledger.edit(expert)
             if edit is None:
@@ -69,30 +109,67 @@ def w_merge_of_files(ledger: Ledger, files: EditFiles) -> MergedNeurons:
         except DamageFound as error:
             damaged[expert] = str(error)
             continue
-        rows[expert] = arrays["neuron"]
+        rows[expert], keys[expert] = arrays["neuron"], np.atleast_2d(arrays["key"])
         refitted = zip(arrays["refitted_of"].tolist(), arrays["refitted"], strict=True)
+        refits += len(arrays["refitted"])
         rows.update({int(other): neuron for other, neuron in refitted if int(other) in rows})
-    neurons = np.stack(list(rows.values())) if rows else np.empty((0, files.width), np.float32)
-    return MergedNeurons(list(rows), neurons, _biases(ledger, list(rows)), damaged)
+    none = np.empty((0, files.width), np.float32)
+    return MergedNeurons(
+        list(rows),
+        _as_bytes([sums[expert] for expert in rows]),
+        np.stack(list(rows.values())) if rows else none,
+        np.concatenate(list(keys.values())) if keys else none,
+        np.array([len(own) for own in keys.values()], np.int64),
+        np.array([refits], np.int64),
+        _biases(ledger, list(rows)),
+        damaged,
+    )
 
 
-def merged_content(experts: list[int], neurons: np.ndarray) -> bytes:
-    """The bytes of `merged.safetensors`: W_merge (t, h), the expert of each row, and the sha256 of both."""
-    arrays = {"neurons": np.ascontiguousarray(neurons), "edits": np.asarray(experts, dtype=np.int64)}
-    sha256 = _digest(arrays["edits"], arrays["neurons"])
-    return tensor_bytes(arrays, {"format": MERGED_FORMAT, "sha256": sha256})
+def _known_rows(cached: MergedNeurons, sums: Mapping[int, str]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """The neuron and keys of the cached experts that the ledger still has: {expert: (neuron, keys)}."""
+    cached_sums = [bytes(row).decode("latin-1") for row in cached.sums]
+    rows = zip(cached.experts, cached_sums, cached.neurons, cached.keys_by_row(), strict=True)
+    return {expert: (neuron, keys) for expert, found, neuron, keys in rows if sums.get(expert) == found}
 
 
-def read_merged(folder: Path) -> tuple[list[int], np.ndarray]:
-    """The expert of each row, and W_merge. Raises `DamageFound` if the file does not match its own sha256."""
-    experts, neurons = read_tensors(folder, MERGED, ("edits", "neurons"))
-    if metadata(folder, MERGED).get("sha256") != _digest(experts, neurons):
+def _as_bytes(sums: Sequence[str]) -> np.ndarray:
+    """Texts as rows of 64 bytes; longer ones, which scen does not write, are cut and fit no file."""
+    text = b"".join(found.encode()[:SUM].ljust(SUM) for found in sums)
+    return np.frombuffer(text, np.uint8).reshape(len(sums), SUM)
+
+
+def merged_content(merged: MergedNeurons) -> bytes:
+    """The bytes of `merged.safetensors`: the tensors, and the sha256 of all."""
+    arrays = {
+        "edits": np.asarray(merged.experts, np.int64),
+        **{name: np.ascontiguousarray(getattr(merged, name)) for name in TENSORS[1:]},
+    }
+    return tensor_bytes(arrays, {"format": MERGED_FORMAT, "sha256": _digest(list(arrays.values()))})
+
+
+def read_merged(ledger: Ledger, files: EditFiles) -> MergedNeurons:
+    """The cache, which may be out of date. Raises `DamageFound` if it does not match its own sha256, or its rows are
+    not those of this project."""
+    arrays = read_tensors(files.folder, MERGED, TENSORS)
+    if metadata(files.folder, MERGED).get("sha256") != _digest(arrays):
         raise DamageFound(f"`{MERGED}` is not what was written", hint="`scen merge` rebuilds it")
-    return experts.tolist(), neurons
+    experts, sums, neurons, keys, key_counts, refitted = arrays
+    rows, width = len(experts), files.width
+    shapes = [array.shape for array in arrays[1:]]
+    expected = [(rows, SUM), (rows, width), (int(key_counts.sum()), width), (rows,), (1,)]
+    if shapes != expected or {neurons.dtype, keys.dtype} != {np.dtype(np.float32)}:
+        raise DamageFound(f"`{MERGED}` is not of this project", hint="`scen merge` rebuilds it")
+    biases = _biases(ledger, experts.tolist())
+    return MergedNeurons(experts.tolist(), sums, neurons, keys, key_counts, refitted, biases)
 
 
-def _digest(experts: np.ndarray, neurons: np.ndarray) -> str:
-    return hashlib.sha256(experts.tobytes() + f"{list(neurons.shape)}".encode() + neurons.tobytes()).hexdigest()
+def _digest(arrays: list[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{list(array.shape)}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _biases(ledger: Ledger, experts: list[int]) -> np.ndarray:

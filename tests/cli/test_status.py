@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+from scen_cli.project.project import Project
 from tests.cli.records import RECORDS
+from tests.project.test_project import SETTINGS, commit
 
 
 def test_status_log_and_show(scen, edited_at):
@@ -16,6 +18,18 @@ def test_status_log_and_show(scen, edited_at):
     assert len(shown["expert_losses"]) == 10
     assert shown["expert_losses"][-1] < shown["expert_losses"][0]
     assert "there is no edit 99" in scen("show", "99", *edited_at, code=2).stderr
+
+
+def test_status_lists_the_last_edits_and_counts_all(scen, tmp_path):
+    project = Project.create(tmp_path / "p", {**SETTINGS, "recipe": {"name": "key"}}, theta=0.65)
+    for number in range(102):
+        commit(project, f"Who {number}?", number=number)
+    status = json.loads(scen("status", "--dir", project.folder, "--json").stdout)
+    assert [edit["id"] for edit in status["edits"]] == list(range(3, 103))
+    assert (status["states"]["active"], status["older_edits"]) == (102, 2)
+    assert status["bytes"] == sum(path.stat().st_size for path in (project.folder / "edits").iterdir())
+    assert "and 2 older edits: `scen status --all` lists them" in scen("status", "--dir", project.folder).stdout
+    assert len(json.loads(scen("status", "--all", "--dir", project.folder, "--json").stdout)["edits"]) == 102
 
 
 def test_show_prints_losses_and_supersedes(scen, at):

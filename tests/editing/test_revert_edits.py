@@ -127,6 +127,7 @@ class TestTheta:
         editor = make_editor("closed-form", **FAST)
         edit_all(editor, RECORDS[:4])
         (editor.project.folder / editor.project.find(3).file).write_bytes(b"")
+        (editor.project.folder / "merged.safetensors").unlink()
         theta = editor.project.ledger.theta()
         assert revert(editor.project, 1)[0].state == "reverted"
         assert editor.project.ledger.theta() == theta

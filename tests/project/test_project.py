@@ -323,3 +323,30 @@ def test_all_files_have_the_rights_that_the_users_mask_leaves(tmp_path):
     files = [path for path in project.folder.rglob("*") if path.is_file() and "lock" not in path.name]
     assert len(files) >= 4
     assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o664"}
+
+
+def test_rows_of_edits_that_stay_are_taken_from_the_cache(project):
+    """`writing` reads no file of an edit that was there before; `merge` reads all, and finds the damage."""
+    first = commit(project, "Who?", number=1)[0]
+    with writing(project):
+        project.merge()
+    (project.folder / first.file).write_bytes(b"junk")
+    with project.writing():
+        commit(project, "Where?", number=2)
+    assert project.w_merge().damaged == {}
+    assert project.w_merge().experts == [1, 2]
+    with writing(project), pytest.raises(DamageFound, match="000001"):
+        project.merge()
+
+
+def test_a_cached_row_of_another_edit_with_the_same_id_is_not_used(project):
+    first, other = commit(project, "Who?", number=1)[1], commit(project, "Where?", number=2)[1]
+    with writing(project):
+        project.merge()
+        project.ledger.db.execute("update edits set file = (select file from edits where id = 1) where id = 2")
+        project.ledger.db.execute(
+            "update edits set index_sha256 = (select index_sha256 from edits where id = 1) where id = 2"
+        )
+    neurons = project.w_merge().neurons
+    assert np.array_equal(neurons, np.stack([first.neuron, first.neuron]))
+    assert not np.array_equal(first.neuron, other.neuron)
