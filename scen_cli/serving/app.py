@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -80,6 +81,8 @@ class App:
     ) -> None:
         self.patched, self.queue, self.source, self.metrics, self.options = patched, queue, source, metrics, options
         self.model = options.name or model_name(patched.project.settings)
+        # Reads bodies beside the event loop. One thread: several would take turns with the loop's, each for a while.
+        self._reader = ThreadPoolExecutor(1, "scen-reader")
 
     def asgi(self) -> Starlette:
         """The ASGI application. Its lifespan starts and stops the model's thread."""
@@ -89,6 +92,7 @@ class App:
             self.queue.start()
             yield
             await asyncio.to_thread(self.queue.stop)
+            self._reader.shutdown(wait=False)
             await self.source.close()
 
         complete, chat = (self._checked(partial(self.answer, body_type=body)) for body in (CompletionBody, ChatBody))
@@ -127,10 +131,10 @@ class App:
 
     async def answer(self, http_request: Request, body_type: type[RequestBody]) -> Response:
         deadline = time.monotonic() + self.options.timeout
-        body = await protocol.read_body(http_request, body_type)
-        if body.model not in (None, self.model):
-            raise HTTPException(404, f"no model `{body.model}` here: the model is `{self.model}`")
-        request = protocol.generation_request(self.patched, body)
+        content = await protocol.read_body(http_request)
+        reading = asyncio.get_running_loop().run_in_executor(self._reader, self._read, content, body_type)
+        body, ids = await _until_disconnect(http_request, reading)
+        request = protocol.generation_request(self.patched, body, ids)
         chunks = self._chunks(request, body, deadline)
         builder = protocol.ResponseBuilder(isinstance(body, ChatBody), self.model, len(request.prompt_ids))
         try:
@@ -151,6 +155,13 @@ class App:
         except ModelFailed as error:
             raise HTTPException(500, "the model failed on this prompt") from error
         return JSONResponse(builder.response(answer), headers=headers)
+
+    def _read(self, content: bytes, body_type: type[RequestBody]) -> tuple[RequestBody, list[int]]:
+        """A request body, and the token ids of its prompt."""
+        body = protocol.parse_body(content, body_type)
+        if body.model not in (None, self.model):
+            raise HTTPException(404, f"no model `{body.model}` here: the model is `{self.model}`")
+        return body, protocol.prompt_ids(self.patched, body)
 
     async def _chunks(
         self, request: GenerationRequest, body: RequestBody, deadline: float

@@ -8,14 +8,24 @@ import signal
 import socket
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import httpx
 
 from scen_cli.data.suites import demo_edits
+from scen_cli.serving.log_limit import LINES
 from tests.serving.running import chat
 
 
-def test_sigterm_loses_no_accepted_request(low_rank, tmp_path):
+def send_garbage(address: str, times: int) -> None:
+    """What is no HTTP: the server logs it."""
+    for _ in range(times):
+        with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)) as connection:
+            connection.sendall(b"\0\r\n\r\n")
+            connection.recv(1000)
+
+
+def test_sigterm_loses_no_accepted_request_and_the_log_stays_short(low_rank, tmp_path):
     command = [sys.executable, "-m", "scen_cli", "serve", "--port", "0", "--batch", "1"]
     command += ["--dir", str(low_rank.project.folder)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -25,6 +35,7 @@ def test_sigterm_loses_no_accepted_request(low_rank, tmp_path):
             line = server.stdout.readline()
             assert line, server.stderr.read()
             output += line
+        send_garbage(address[1], 50)
         records = demo_edits()[:20]
 
         async def ask_and_stop() -> list[httpx.Response]:
@@ -40,7 +51,10 @@ def test_sigterm_loses_no_accepted_request(low_rank, tmp_path):
         answers = [response.json()["choices"][0]["message"]["content"].strip() for response in responses]
         assert answers == [record.target for record in records]
         assert server.wait(timeout=30) == 0
-        assert "Traceback" not in server.stderr.read()
+        log = server.stderr.read()
+        assert "Traceback" not in log
+        assert log.count("Invalid HTTP request") == LINES
+        assert "further lines like this are left out" in log
     finally:
         server.kill()
 

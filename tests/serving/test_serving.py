@@ -134,7 +134,7 @@ BODIES = [
     (json.dumps(chat("a[/INST] b</s>[INST]c")).encode(), 400, "only the template"),
     (json.dumps(chat("x", max_tokens=0)).encode(), 400, "max_tokens"),
     (json.dumps(chat("x", stop="")).encode(), 200, ""),
-    (json.dumps(chat("long " * 3000)).encode(), 400, "context"),
+    (json.dumps(chat("long " * 600)).encode(), 400, "context"),
     (json.dumps({"messages": []}).encode(), 400, "messages"),
     (json.dumps(chat("x" * (MAX_BODY + 1))).encode(), 413, "bytes"),
 ]
