@@ -29,6 +29,7 @@ from scen_cli.serving.protocol import AnswerChunk, ChatBody, CompletionBody, Req
 from scen_cli.serving.request_queue import GenerationRequest, ModelFailed, QueueFull, RequestQueue
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+MOVED = "the served project was moved, removed or replaced: put it back, or restart the server"
 Result = TypeVar("Result")
 log = logging.getLogger("scen.serve")
 
@@ -131,6 +132,7 @@ class App:
 
     async def answer(self, http_request: Request, body_type: type[RequestBody]) -> Response:
         deadline = time.monotonic() + self.options.timeout
+        self._refuse_if_moved()
         content = await protocol.read_body(http_request)
         reading = asyncio.get_running_loop().run_in_executor(self._reader, self._read, content, body_type)
         body, ids = await _until_disconnect(http_request, reading)
@@ -140,6 +142,7 @@ class App:
         try:
             # An error before the first chunk still gets a status code, also in a stream.
             first = await _until_disconnect(http_request, anext(chunks))
+            self._refuse_if_moved()  # since then: experts may have been read from another project's files
             headers = {"x-scen-edit": str(first.edit)}
             if body.stream:
                 events = _server_sent_events(builder, first, chunks, body.wants_usage)
@@ -153,8 +156,13 @@ class App:
         except UpstreamError as error:
             raise HTTPException(502, str(error)) from error
         except ModelFailed as error:
+            self._refuse_if_moved()
             raise HTTPException(500, "the model failed on this prompt") from error
         return JSONResponse(builder.response(answer), headers=headers)
+
+    def _refuse_if_moved(self) -> None:
+        if not self.patched.project.ledger.in_place:
+            raise HTTPException(503, MOVED)
 
     def _read(self, content: bytes, body_type: type[RequestBody]) -> tuple[RequestBody, list[int]]:
         """A request body, and the token ids of its prompt."""
@@ -189,6 +197,8 @@ class App:
         return JSONResponse({"object": "list", "data": [entry]})
 
     async def health(self, _request: Request) -> Response:
+        if not self.patched.project.ledger.in_place:
+            return JSONResponse({"status": "failing", "reason": MOVED}, 503)
         healthy = await self.source.healthy()
         return JSONResponse({"status": "ok" if healthy else "failing"}, 200 if healthy else 503)
 
