@@ -18,6 +18,14 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="SCEN_API_KEY", help="What clients must show.", show_default="none")
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name of this server that `Host` may have.", show_default="local names and --host"),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A web site whose pages may ask, e.g. http://localhost:3000.", show_default="none"),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model.", show_default="as its base")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Prompts answered together, at most.")] = 32,
     max_queue: Annotated[int, typer.Option(min=1, help="The most prompts in the queue; more get status 429.")] = 256,
@@ -64,9 +72,11 @@ def serve(
         ) from error
     editor = open_editor(dir, device, out)
     from scen_cli.serving.app import ServerOptions
+    from scen_cli.serving.origin_guard import hosts_of
     from scen_cli.serving.server import listen, local_app, run, vllm_app
 
-    options = ServerOptions(name, api_key, timeout, batch, max_queue)
+    hosts, origins = hosts_of(host, allowed_host or ()), tuple(allow_origin or ())
+    options = ServerOptions(name, api_key, timeout, batch, max_queue, hosts, origins)
     if vllm and adapters:
         app = vllm_app(editor, options, vllm, adapters, base_model=vllm_model, api_key=vllm_key)
     else:

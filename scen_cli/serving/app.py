@@ -25,6 +25,7 @@ from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.report.markdown import model_name
 from scen_cli.serving import protocol
 from scen_cli.serving.answer_source import AnswerSource, UpstreamError
+from scen_cli.serving.origin_guard import LOCAL_HOSTS, guards
 from scen_cli.serving.protocol import AnswerChunk, ChatBody, CompletionBody, RequestBody
 from scen_cli.serving.request_queue import GenerationRequest, ModelFailed, QueueFull, RequestQueue
 
@@ -65,6 +66,8 @@ class ServerOptions:
         timeout: Seconds for one answer.
         max_batch: The most prompts in a batch.
         max_queue: The most prompts in the queue; more get status 429.
+        hosts: What clients may call this server in `Host`, with or without a port; `*`: anything.
+        origins: Origins whose web pages may ask, besides this server's own; `*`: all.
     """
 
     name: str | None = None
@@ -72,6 +75,8 @@ class ServerOptions:
     timeout: float = 60.0
     max_batch: int = 32
     max_queue: int = 256
+    hosts: tuple[str, ...] = LOCAL_HOSTS
+    origins: tuple[str, ...] = ()
 
 
 class App:
@@ -105,6 +110,7 @@ class App:
                 Route("/health", self.health),
                 Route("/metrics", self.show_metrics),
             ],
+            middleware=guards(self.options.hosts, self.options.origins),
             exception_handlers={HTTPException: _http_error, Exception: _internal_error},
             lifespan=lifespan,
         )

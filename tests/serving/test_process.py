@@ -25,9 +25,9 @@ def send_garbage(address: str, times: int) -> None:
             connection.recv(1000)
 
 
-def test_sigterm_loses_no_accepted_request_and_the_log_stays_short(low_rank, tmp_path):
+def test_sigterm_loses_no_accepted_request_and_the_log_stays_short(low_rank):
     command = [sys.executable, "-m", "scen_cli", "serve", "--port", "0", "--batch", "1"]
-    command += ["--dir", str(low_rank.project.folder)]
+    command += ["--dir", str(low_rank.project.folder), "--allowed-host", "scen.example", "--allow-origin", "http://a"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         output = ""
@@ -36,6 +36,10 @@ def test_sigterm_loses_no_accepted_request_and_the_log_stays_short(low_rank, tmp
             assert line, server.stderr.read()
             output += line
         send_garbage(address[1], 50)
+        for host, status in (("scen.example", 200), ("127.0.0.1", 200), ("other.example", 400)):
+            health = httpx.get(f"{address[1]}/health", headers={"host": host, "origin": "http://a"})
+            assert health.status_code == status
+            assert health.headers.get("access-control-allow-origin") == ("http://a" if status == 200 else None)
         records = demo_edits()[:20]
 
         async def ask_and_stop() -> list[httpx.Response]:
