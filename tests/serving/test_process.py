@@ -68,5 +68,24 @@ def test_wrong_options_fail_before_the_server_starts(scen, low_rank):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert "cannot listen on" in scen("serve", "--dir", folder, "--port", port, code=2).stderr
-    assert "is empty" in scen("serve", "--dir", folder, "--api-key", "", code=2).stderr
     assert "go together" in scen("serve", "--dir", folder, "--vllm", "http://localhost:1", code=2).stderr
+
+
+def test_the_api_key_comes_from_a_file_or_the_environment(scen, low_rank, tmp_path, monkeypatch):
+    at, file = ("--dir", str(low_rank.project.folder), "--port", "0"), tmp_path / "key"
+    served = []
+    monkeypatch.setattr("scen_cli.serving.server.run", lambda app, _listener: served.append(app.options.api_key))
+    file.write_text("schlüssel\n", encoding="utf-8")
+    assert "ps" not in scen("serve", *at, "--api-key-file", file).stderr
+    assert "see the key of `--api-key` in `ps`" in scen("serve", *at, "--api-key", "shown").stderr
+    monkeypatch.setenv("SCEN_API_KEY", "variable")
+    assert "ps" not in scen("serve", *at).stderr
+    assert served == ["schlüssel", "shown", "variable"]
+    assert "two API keys" in scen("serve", *at, "--api-key-file", file, code=2).stderr
+    monkeypatch.delenv("SCEN_API_KEY")
+    assert "is empty" in scen("serve", *at, "--api-key", "", code=2).stderr
+    file.write_bytes(b"\n")
+    assert "is empty" in scen("serve", *at, "--api-key-file", file, code=2).stderr
+    for content in (b"\xff", None):
+        file.unlink() if content is None else file.write_bytes(content)
+        assert "cannot read an API key" in scen("serve", *at, "--api-key-file", file, code=2).stderr
