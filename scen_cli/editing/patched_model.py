@@ -105,13 +105,14 @@ class PatchedModel(LoadedProject):
         return self.template.spans_of(names, ids)
 
     def patch(self) -> ProjectPatch:
-        """The active edits, attached to the base; rebuilt when the ledger has changed."""
+        """The active edits, attached to the base; rebuilt when the ledger has changed or a damaged file is repaired."""
         snapshot = _snapshot.get()
         if snapshot is not None and snapshot[0] is self:
             return snapshot[1]
         with self._lock:
             change, theta = self.project.ledger.last_change(), self.project.ledger.theta()
-            if self._patch is None or (change, theta) != (self._patch.last_change, self._patch.theta):
+            current = self._patch is not None and (change, theta) == (self._patch.last_change, self._patch.theta)
+            if self._patch is None or not current or self._patch.is_outdated():
                 self.detach()
                 # Only closed-form neurons keep their weights, so that their own activations are a lower bound.
                 fixed = self.recipe.index == "closed-form"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from scen_cli.project.project import Project
 from scen_cli.recipe import HIGHEST_RANK
 
 CACHE_BYTES = 4 << 30  # full experts kept in memory while a patch is in use
+RETRY_SECONDS = 5.0  # until a damaged file is read again: somebody may have repaired it
 
 Warn = Callable[[str], None]
 
@@ -61,6 +64,9 @@ class ProjectPatch(Patch):
             names = {} if pieces is None else project.ledger.active_subject_names()
         self.edits, self.damaged, self.expert_of = merged.experts, merged.damaged, expert_of
         self.longest_answer: int | None = None  # in tokens; computed at the first use
+        self._next_look = time.monotonic() + RETRY_SECONDS
+        # A closure over `project`: a copied model copies its hooks, but not what they call.
+        self._is_repaired = lambda expert: _can_read(project, expert)
         row_of_expert = {expert: row for row, expert in enumerate(merged.experts)}
         self._row_of = {edit: row_of_expert[expert] for edit, expert in expert_of.items() if expert in row_of_expert}
         for expert, error in merged.damaged.items():
@@ -82,6 +88,13 @@ class ProjectPatch(Patch):
     def theta(self) -> float:
         return self.routing.theta
 
+    def is_outdated(self) -> bool:
+        """Whether an edit of `damaged` has been repaired. Looks every `RETRY_SECONDS`, otherwise it says no."""
+        if not self.damaged or time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + RETRY_SECONDS
+        return any(map(self._is_repaired, self.damaged))
+
     def rows_of(self, edits: Sequence[int | None]) -> Tensor:
         """The choice (rows of W_merge, or `BASE`) for these edits.
 
@@ -101,6 +114,15 @@ class ProjectPatch(Patch):
         return [None if row == BASE else self.edits[row] for row in choice.tolist()]
 
 
+def _can_read(project: Project, expert: int) -> bool:
+    """Whether an expert's neuron can be read from its file."""
+    try:
+        project.files.index(project.find(expert))
+    except (DamageFound, UsageError):  # `UsageError`: there is no such edit
+        return False
+    return True
+
+
 def _subject_names(
     experts: Sequence[int], expert_of: Mapping[int, int], names: Mapping[int, list[str]]
 ) -> list[list[str]]:
@@ -116,7 +138,7 @@ class StoredExpertStack(ExpertStack):
     """The experts of a project, read from their files when they are first needed.
 
     Low-rank experts stay in memory; of full ones the last few do. An expert whose file is damaged is quarantined: the
-    base answers its prompts.
+    base answers its prompts, until the file is repaired.
     """
 
     def __init__(
@@ -131,28 +153,35 @@ class StoredExpertStack(ExpertStack):
             a, b = (torch.empty(int(ranks.sum()), width, dtype=torch.float16, device=device) for width in (h, d))
         self.at_once = max(1, CACHE_BYTES // (d * h * 4))
         self._experts, self._loaded, self._shape, self._warn = experts, [False] * len(experts), (d, h), warn
-        self.quarantined: set[int] = set()  # rows
+        self._quarantined: dict[int, float] = {}  # rows, and when each file is read again
         for row in (~valid).nonzero().flatten().tolist():
-            self._quarantine(row, "the ledger records an impossible rank")
-        # Closures over `project`: a copied model copies its hooks, but not what they call.
+            self._quarantine(row, "the ledger records an impossible rank", math.inf)
+        # Closures over `project`, as above.
         self._read = lambda row: project.expert(experts[row])
         full = lru_cache(self.at_once)(lambda row: _full_expert(project.expert(experts[row]), edited).to(device))
         super().__init__(a, b, ranks, full)
 
     def fetch(self, choice: Tensor) -> Tensor:
         for row in set(choice.tolist()) - {BASE}:
-            if row not in self.quarantined:
-                try:
-                    self._load(row)
-                except DamageFound as error:
-                    self._quarantine(row, str(error))
-            if row in self.quarantined:
+            if not self._can_load(row):
                 choice = torch.where(choice == row, BASE, choice)
         return choice
 
-    def _quarantine(self, row: int, why: str) -> None:
-        self.quarantined.add(row)
-        self._warn(f"edit {self._experts[row]} is damaged and quarantined, the base answers for it: {why}")
+    def _can_load(self, row: int) -> bool:
+        if time.monotonic() < self._quarantined.get(row, 0):
+            return False
+        try:
+            self._load(row)
+        except DamageFound as error:
+            self._quarantine(row, str(error), time.monotonic() + RETRY_SECONDS)
+            return False
+        self._quarantined.pop(row, None)
+        return True
+
+    def _quarantine(self, row: int, why: str, until: float) -> None:
+        if row not in self._quarantined:
+            self._warn(f"edit {self._experts[row]} is damaged and quarantined, the base answers for it: {why}")
+        self._quarantined[row] = until
 
     def _load(self, row: int) -> None:
         """Load an expert. Raises `DamageFound` if its file is not what the ledger records."""

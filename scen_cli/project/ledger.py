@@ -35,8 +35,10 @@ class _OfThread(threading.local):
     """This thread's connection to a ledger. A transaction belongs to its connection: threads that shared one would see
     each other's uncommitted rows, and the end of one's reading would undo another's change."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, identity: tuple[int, int] | None) -> None:
         self.connection = connect(path, BUSY_SECONDS)
+        if _identity(path) != identity:  # another thread opened it earlier
+            raise ScenError(f"`{path}` is not the file that was opened: the project was moved or replaced")
         self.db = Database(self.connection, execute_plugins=False)
 
 
@@ -55,10 +57,10 @@ class Ledger(LedgerQueries):
             UsageError: A newer scen wrote it.
             ScenError: A migration is pending, and the folder is read-only.
         """
-        self._author = author
+        self._author, self._path, self._identity = author, path, _identity(path)
         self.event_notes: dict[str, Any] = {}  # added to the detail of every event while it is set
         try:
-            self._of_thread = _OfThread(path)
+            self._of_thread = _OfThread(path, self._identity)
             refuse_triggers_and_views(self.db)
             self.migrated = self._migrate()
             refuse_other_tables(self.db)
@@ -115,6 +117,11 @@ class Ledger(LedgerQueries):
     def _connection(self) -> Connection:
         return self._of_thread.connection
 
+    @property
+    def in_place(self) -> bool:
+        """Whether its path still leads to the opened file: not after the project was moved, removed or replaced."""
+        return _identity(self._path) == self._identity
+
     def close(self) -> None:
         """Close this thread's connection; those of other threads close when these end."""
         self._connection.close()
@@ -160,6 +167,15 @@ class Ledger(LedgerQueries):
         signed = {**detail, **self.event_notes, "author": self._author, "version": __version__}
         event = {"created": now(), "kind": kind, "edit": edit, "detail": json.dumps(signed, sort_keys=True)}
         self.db["events"].insert({**event, "hash": event_hash(self.head(), event)})
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What no other file has while this one is open; None if there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def now() -> str:

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +25,12 @@ from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.report.markdown import model_name
 from scen_cli.serving import protocol
 from scen_cli.serving.answer_source import AnswerSource, UpstreamError
+from scen_cli.serving.origin_guard import LOCAL_HOSTS, guards
 from scen_cli.serving.protocol import AnswerChunk, ChatBody, CompletionBody, RequestBody
 from scen_cli.serving.request_queue import GenerationRequest, ModelFailed, QueueFull, RequestQueue
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+MOVED = "the served project was moved, removed or replaced: put it back, or restart the server"
 Result = TypeVar("Result")
 log = logging.getLogger("scen.serve")
 
@@ -63,6 +66,8 @@ class ServerOptions:
         timeout: Seconds for one answer.
         max_batch: The most prompts in a batch.
         max_queue: The most prompts in the queue; more get status 429.
+        hosts: What clients may call this server in `Host`, with or without a port; `*`: anything.
+        origins: Origins whose web pages may ask, besides this server's own; `*`: all.
     """
 
     name: str | None = None
@@ -70,6 +75,8 @@ class ServerOptions:
     timeout: float = 60.0
     max_batch: int = 32
     max_queue: int = 256
+    hosts: tuple[str, ...] = LOCAL_HOSTS
+    origins: tuple[str, ...] = ()
 
 
 class App:
@@ -80,6 +87,8 @@ class App:
     ) -> None:
         self.patched, self.queue, self.source, self.metrics, self.options = patched, queue, source, metrics, options
         self.model = options.name or model_name(patched.project.settings)
+        # Reads bodies beside the event loop. One thread: several would take turns with the loop's, each for a while.
+        self._reader = ThreadPoolExecutor(1, "scen-reader")
 
     def asgi(self) -> Starlette:
         """The ASGI application. Its lifespan starts and stops the model's thread."""
@@ -89,6 +98,7 @@ class App:
             self.queue.start()
             yield
             await asyncio.to_thread(self.queue.stop)
+            self._reader.shutdown(wait=False)
             await self.source.close()
 
         complete, chat = (self._checked(partial(self.answer, body_type=body)) for body in (CompletionBody, ChatBody))
@@ -100,6 +110,7 @@ class App:
                 Route("/health", self.health),
                 Route("/metrics", self.show_metrics),
             ],
+            middleware=guards(self.options.hosts, self.options.origins),
             exception_handlers={HTTPException: _http_error, Exception: _internal_error},
             lifespan=lifespan,
         )
@@ -127,15 +138,17 @@ class App:
 
     async def answer(self, http_request: Request, body_type: type[RequestBody]) -> Response:
         deadline = time.monotonic() + self.options.timeout
-        body = await protocol.read_body(http_request, body_type)
-        if body.model not in (None, self.model):
-            raise HTTPException(404, f"no model `{body.model}` here: the model is `{self.model}`")
-        request = protocol.generation_request(self.patched, body)
+        self._refuse_if_moved()
+        content = await protocol.read_body(http_request)
+        reading = asyncio.get_running_loop().run_in_executor(self._reader, self._read, content, body_type)
+        body, ids = await _until_disconnect(http_request, reading)
+        request = protocol.generation_request(self.patched, body, ids)
         chunks = self._chunks(request, body, deadline)
         builder = protocol.ResponseBuilder(isinstance(body, ChatBody), self.model, len(request.prompt_ids))
         try:
             # An error before the first chunk still gets a status code, also in a stream.
             first = await _until_disconnect(http_request, anext(chunks))
+            self._refuse_if_moved()  # since then: experts may have been read from another project's files
             headers = {"x-scen-edit": str(first.edit)}
             if body.stream:
                 events = _server_sent_events(builder, first, chunks, body.wants_usage)
@@ -149,8 +162,20 @@ class App:
         except UpstreamError as error:
             raise HTTPException(502, str(error)) from error
         except ModelFailed as error:
+            self._refuse_if_moved()
             raise HTTPException(500, "the model failed on this prompt") from error
         return JSONResponse(builder.response(answer), headers=headers)
+
+    def _refuse_if_moved(self) -> None:
+        if not self.patched.project.ledger.in_place:
+            raise HTTPException(503, MOVED)
+
+    def _read(self, content: bytes, body_type: type[RequestBody]) -> tuple[RequestBody, list[int]]:
+        """A request body, and the token ids of its prompt."""
+        body = protocol.parse_body(content, body_type)
+        if body.model not in (None, self.model):
+            raise HTTPException(404, f"no model `{body.model}` here: the model is `{self.model}`")
+        return body, protocol.prompt_ids(self.patched, body)
 
     async def _chunks(
         self, request: GenerationRequest, body: RequestBody, deadline: float
@@ -178,6 +203,8 @@ class App:
         return JSONResponse({"object": "list", "data": [entry]})
 
     async def health(self, _request: Request) -> Response:
+        if not self.patched.project.ledger.in_place:
+            return JSONResponse({"status": "failing", "reason": MOVED}, 503)
         healthy = await self.source.healthy()
         return JSONResponse({"status": "ok" if healthy else "failing"}, 200 if healthy else 503)
 

@@ -1,6 +1,6 @@
 """Request and response bodies: the part of OpenAI's completions and chat completions APIs that is supported.
 
-`read_body` and `generation_request` make a `GenerationRequest` of an HTTP request.
+`read_body`, `parse_body`, `prompt_ids` and `generation_request` make a `GenerationRequest` of an HTTP request.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import UsageError
 from scen_cli.serving.request_queue import GenerationRequest, SamplingParams
 
+MAX_BODY = 1 << 20  # bytes
+MAX_MESSAGES = 512
+MAX_CHARACTERS_PER_TOKEN = 16  # of a whole prompt: text has about 4
 MAX_STOP_LENGTH = 100  # characters
 MIN_TEMPERATURE = 1e-3  # logits divided by a smaller temperature overflow
 
@@ -98,7 +101,7 @@ class Message(BaseModel):
 class ChatBody(_Body):
     """`POST /v1/chat/completions`: a conversation, written with the project's template."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     tools: list[Any] | None = Field(None, max_length=0)
     functions: list[Any] | None = Field(None, max_length=0)
@@ -161,11 +164,8 @@ def error_body(message: str, type: str, code: int) -> dict[str, Any]:
     return {"error": {"message": message, "type": type, "code": code}}
 
 
-MAX_BODY = 1 << 20  # bytes
-
-
-async def read_body(http_request: Request, body_type: type[RequestBody]) -> RequestBody:
-    """Read and validate a request body. Raises `HTTPException` 400 or 413."""
+async def read_body(http_request: Request) -> bytes:
+    """Read a request body. Raises `HTTPException` 400 or 413."""
     content = bytearray()
     try:
         async for chunk in http_request.stream():
@@ -174,31 +174,50 @@ async def read_body(http_request: Request, body_type: type[RequestBody]) -> Requ
                 raise HTTPException(413, f"a request has at most {MAX_BODY} bytes")
     except ClientDisconnect as error:
         raise HTTPException(400, "the client disconnected") from error
+    return bytes(content)
+
+
+def parse_body(content: bytes, body_type: type[RequestBody]) -> RequestBody:
+    """Validate a request body. Raises `HTTPException` 400."""
     try:
-        return body_type.model_validate_json(bytes(content))
+        return body_type.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise HTTPException(400, f"{field}: {first['msg']}" if field else first["msg"]) from error
 
 
-def generation_request(patched: PatchedModel, body: RequestBody) -> GenerationRequest:
-    """Tokenise the prompt and compute how many tokens can follow it. Raises `HTTPException` 400."""
-    max_tokens = body.max_tokens
+def prompt_ids(patched: PatchedModel, body: RequestBody) -> list[int]:
+    """Tokenise the prompt. Raises `HTTPException` 400; a text that cannot fit the context is not tokenised."""
     try:
         if isinstance(body, ChatBody):
-            max_tokens = body.max_completion_tokens or max_tokens
-            ids = _conversation_ids(patched, [(turn.role, turn.text) for turn in body.messages])
+            turns: list[tuple[str, str]] = [(turn.role, turn.text) for turn in body.messages]
+            _check_length(patched, sum(len(text) for _role, text in turns))
+            ids = _conversation_ids(patched, turns)
         else:
+            if isinstance(body.prompt, str):
+                _check_length(patched, len(body.prompt))
             ids = _completion_ids(patched, body.prompt)
         patched.check_fits("the prompt", len(ids), 1)
     except UsageError as error:
         raise HTTPException(400, str(error)) from error
+    return ids
+
+
+def generation_request(patched: PatchedModel, body: RequestBody, ids: list[int]) -> GenerationRequest:
+    """Compute how many tokens can follow the prompt's `ids`. Call it in the event loop, which gets the events."""
+    max_tokens = (body.max_completion_tokens if isinstance(body, ChatBody) else None) or body.max_tokens
     context_left = patched.context - len(ids) if patched.context else None
     sampling = body.sampling
     # A seed sets the state of the random generator for the whole batch.
     run_alone = sampling.seed is not None
     return GenerationRequest(ids, max_tokens or 0, context_left, sampling, run_alone)
+
+
+def _check_length(patched: PatchedModel, characters: int) -> None:
+    """Raise `UsageError` if a prompt of so many characters cannot fit the context."""
+    if patched.context and characters > patched.context * MAX_CHARACTERS_PER_TOKEN:
+        raise UsageError(f"the prompt has {characters} characters; the base's context is {patched.context} tokens")
 
 
 def _conversation_ids(patched: PatchedModel, turns: list[tuple[str, str]]) -> list[int]:

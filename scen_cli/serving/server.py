@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from functools import partial
@@ -17,6 +18,7 @@ from scen_cli.serving.answer_source import LocalAnswerSource
 from scen_cli.serving.app import App, Metrics, ServerOptions
 from scen_cli.serving.batch_runners import BatchGenerator, BatchRouter
 from scen_cli.serving.connections import SPARE_DESCRIPTORS, LimitedConnection
+from scen_cli.serving.log_limit import LogLimit
 from scen_cli.serving.request_queue import RequestQueue
 from scen_cli.serving.vllm_answers import VllmAnswerSource
 
@@ -78,4 +80,6 @@ def run(app: App, listener: socket.socket) -> None:
         timeout_graceful_shutdown=int(app.options.timeout) + 1,
         server_header=False,
     )
+    for logger in ("uvicorn.error", "scen.serve"):
+        logging.getLogger(logger).addFilter(LogLimit())
     uvicorn.Server(config).run(sockets=[listener])

@@ -69,6 +69,33 @@ def test_a_damaged_expert_leaves_its_prompts_to_the_base(editor):
         assert editor.answer(PROMPTS).texts == answers.texts  # the warning is given once
 
 
+@pytest.mark.parametrize(("seconds", "answered_by"), [(0, 2), (1000, None)])
+def test_a_repaired_expert_is_read_again_after_some_seconds(editor, monkeypatch, seconds, answered_by):
+    monkeypatch.setattr("scen_cli.editing.project_patch.RETRY_SECONDS", seconds)
+    flip_bit(file_of(editor.project, 2))
+    with pytest.warns(Quarantined, match="edit 2"):
+        assert editor.answer(PROMPTS).edits == [1, None, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert editor.answer(PROMPTS).edits == [1, None, 3]  # it is still damaged: no second warning
+        flip_bit(file_of(editor.project, 2))
+        answers = editor.answer(PROMPTS)
+    assert answers.edits == [1, answered_by, 3]
+    assert (answers.texts[1] == RECORDS[1].target) is (answered_by == 2)
+
+
+@pytest.mark.parametrize(("seconds", "answered_by"), [(0, 2), (1000, None)])
+def test_prompts_are_routed_to_a_repaired_edit_after_some_seconds(editor, monkeypatch, seconds, answered_by):
+    monkeypatch.setattr("scen_cli.editing.project_patch.RETRY_SECONDS", seconds)
+    path = file_of(editor.project, 2)
+    content = path.read_bytes()
+    without_cache(editor)
+    with pytest.warns(Quarantined, match="no prompt is routed to it"):
+        assert editor.answer(PROMPTS).edits[1] is None
+    path.write_bytes(content)
+    assert editor.answer(PROMPTS).edits == [1, answered_by, 3]
+
+
 @pytest.mark.parametrize("damage", ["missing", "folder", "link", "pickle"])
 def test_any_other_file_in_place_of_an_edit_file_is_quarantined(editor, damage, tmp_path):
     path = file_of(editor.project, 2)
