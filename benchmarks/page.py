@@ -98,6 +98,10 @@ COLUMNS: dict[str, dict[str, str]] = {
         "then open to edit, s": "{open_to_edit:.2f}",
         "peak MB": "{peak_mb:.2f}",
     },
+    "growth": {
+        "edits": "{edits:,}",
+        **{f"{command}, CPU s": f"{{{command}:.1f}}" for command in ("status", "edit", "revert", "verify")},
+    },
     "expert_sweep": {
         "setting": "{settings}",
         "learned": "{learned}",

@@ -14,7 +14,8 @@ def explain(error: BaseException) -> tuple[str, str, int] | None:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted: everything committed so far is kept", "", 130
     if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-        return "another process is using the ledger", "wait for it to end, then run again", 11
+        hint = "wait for it to end, then run again; `--wait SECONDS` waits longer"
+        return "another process kept the ledger busy, by reading or writing: nothing was changed by this step", hint, 11
     if isinstance(error, sqlite3.OperationalError):
         return f"the ledger cannot be used: {error}", "is the folder writable and the disk not full?", 1
     if isinstance(error, sqlite3.DatabaseError):

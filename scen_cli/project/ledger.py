@@ -28,15 +28,15 @@ from scen_cli.project.ledger_queries import LedgerQueries
 from scen_cli.project.ledger_rows import Threshold, unreadable
 from scen_cli.project.schema import migrations, refuse_other_tables, refuse_triggers_and_views
 
-BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
+BUSY_SECONDS = 30.0  # how long to wait for another process's transaction at least
 
 
 class _OfThread(threading.local):
     """This thread's connection to a ledger. A transaction belongs to its connection: threads that shared one would see
     each other's uncommitted rows, and the end of one's reading would undo another's change."""
 
-    def __init__(self, path: Path, identity: tuple[int, int] | None) -> None:
-        self.connection = connect(path, BUSY_SECONDS)
+    def __init__(self, path: Path, identity: tuple[int, int] | None, busy_seconds: float) -> None:
+        self.connection = connect(path, busy_seconds)
         if _identity(path) != identity:  # another thread opened it earlier
             raise ScenError(f"`{path}` is not the file that was opened: the project was moved or replaced")
         self.db = Database(self.connection, execute_plugins=False)
@@ -45,22 +45,23 @@ class _OfThread(threading.local):
 class Ledger(LedgerQueries):
     """Reads and changes a project's `scen.db`. Several threads may use it at once."""
 
-    def __init__(self, path: Path, author: str | None = None) -> None:
+    def __init__(self, path: Path, author: str | None = None, wait: float = 0.0) -> None:
         """Open the ledger and apply pending migrations.
 
         Args:
             path: The database file.
             author: Who makes the changes; None for git's user or the login.
+            wait: Seconds to wait for other processes, if more than `BUSY_SECONDS`.
 
         Raises:
             DamageFound: The file is not a ledger that scen wrote.
             UsageError: A newer scen wrote it.
-            ScenError: A migration is pending, and the folder is read-only.
+            ScenError: A migration is pending or a change was interrupted, and the folder is read-only.
         """
         self._author, self._path, self._identity = author, path, _identity(path)
         self.event_notes: dict[str, Any] = {}  # added to the detail of every event while it is set
         try:
-            self._of_thread = _OfThread(path, self._identity)
+            self._of_thread = _OfThread(path, self._identity, max(BUSY_SECONDS, wait))
             refuse_triggers_and_views(self.db)
             self.migrated = self._migrate()
             refuse_other_tables(self.db)
@@ -68,9 +69,12 @@ class Ledger(LedgerQueries):
             if "no such" in str(error) or "duplicate" in str(error):
                 raise unreadable("its tables", error) from error
             if "readonly" in str(error):
+                interrupted = path.with_name(f"{path.name}-journal").exists()
                 raise ScenError(
-                    "this project must be migrated to this version's format, and its folder is read-only",
-                    hint="open the project, or a copy of it, in a folder that you can write to",
+                    "a change to this project was interrupted and must be undone first, and its folder is read-only"
+                    if interrupted
+                    else "this project must be migrated to this version's format, and its folder is read-only",
+                    hint="open the project, or a copy of it, in a folder that you can write to: `scen status` does it",
                 ) from error
             raise  # locked, or a full disk: the file is not damaged
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite quotes damaged text in its messages

@@ -37,6 +37,7 @@ NOT_SEALED = "is not the ledger that was sealed, nor a later state of it: an old
 def locked(folder: Path, wait: float = MIN_WAIT) -> Iterator[None]:
     """Hold a project's lock. Waits up to `wait` seconds for it, then raises `ProjectLocked`, which names the holder."""
     _refuse_links(folder)
+    _check_access(folder)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=max(wait, MIN_WAIT))
@@ -64,6 +65,16 @@ def _refuse_links(folder: Path) -> None:
             f"`{ledger}` is shared with another folder by a hard link: a change would be made in both",
             hint=f"in the folder that you want to change: `cp {LEDGER} copy && mv copy {LEDGER}`",
         )
+
+
+def _check_access(folder: Path) -> None:
+    """Raise `UsageError` if this user may not change the project: told before anything is trained."""
+    for path in (folder, folder / LOCK, folder / LEDGER, folder / "edits"):
+        if path.exists() and not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise UsageError(
+                f"you may not write to `{path}`: nothing was changed",
+                hint=f"ask its owner for the right to write: `chmod -R g+w {folder}` gives it to the folder's group",
+            )
 
 
 def in_use(folder: Path) -> bool:

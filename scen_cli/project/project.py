@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,7 +60,7 @@ class Project:
         if not (self.folder / LEDGER).is_file() or (self.folder / LEDGER).is_symlink():
             hint = "`scen init --model MODEL --layer N` makes one; `--dir DIR` opens one elsewhere"
             raise NoProject(f"no scen project in `{self.folder}`", hint=hint)
-        self.ledger = Ledger(self.folder / LEDGER, author)
+        self.ledger = Ledger(self.folder / LEDGER, author, wait)
         self.settings = read_settings(self.ledger)
         self.files = EditFiles(self.folder, self.settings["ffn_width"])
         if self.ledger.migrated:
@@ -188,9 +189,15 @@ class Project:
         if expert is None or tensors is None:
             return insert_edits(self.ledger, edits, training, [[]] * len(edits), None)
         rank = tensors.expert.rank if isinstance(tensors.expert, LowRankArrays) else 0
-        columns = {**vars(write_edit(self.folder, expert, tensors)), "expert": expert, "rank": rank, "bias": bias}
-        supersedes = [superseded_edits(self.ledger, edit) if edit.active else [] for edit in edits]
-        inserted = insert_edits(self.ledger, edits, training, supersedes, columns, threshold)
+        stored = write_edit(self.folder, expert, tensors)
+        columns = {**vars(stored), "expert": expert, "rank": rank, "bias": bias}
+        try:
+            supersedes = [superseded_edits(self.ledger, edit) if edit.active else [] for edit in edits]
+            inserted = insert_edits(self.ledger, edits, training, supersedes, columns, threshold)
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):  # nothing was committed; after other errors `verify` tells
+                disk.remove(self.folder / stored.file)
+            raise
         self.neurons_changed = True
         return inserted
 
