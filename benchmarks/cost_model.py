@@ -69,7 +69,7 @@ def bytes_per_edit(shape: Shape, rank: int) -> int:
     key = np.ones(shape.h, np.float32)
     expert = LowRankArrays(np.ones((rank, shape.h), np.float16), np.ones((shape.d, rank), np.float16))
     with tempfile.TemporaryDirectory() as folder:
-        return write_edit(Path(folder), 1, EditTensors(expert, key, key)).size
+        return write_edit(Path(folder), 1, EditTensors(expert, key, key), {}).size
 
 
 def routing_flops(shape: Shape, edits: int, axes: int = 500) -> float:

@@ -29,6 +29,7 @@ from scen_cli.cli import (
     export,
     init,
     merge,
+    rebuild,
     report,
     revert,
     serve,
@@ -103,6 +104,7 @@ app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
+app.command("rebuild")(rebuild.rebuild)
 app.command("cache")(cache.cache)
 app.command("gc")(backup.gc)
 app.add_typer(data.app, name="data")

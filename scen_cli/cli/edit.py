@@ -85,7 +85,7 @@ def edit(
         raise UsageError(f"a project that edits by `{project.method}` takes records as they are, in its own batches")
     if events:
         _check_replay(events, bool(first or for_scen))
-        _print_outcomes(project, replay_log(load_scen_editor(project, device, out), events, out), out)
+        print_outcomes(project, replay_log(load_scen_editor(project, device, out), events, out), out)
         return
     one = {"prompt": prompt, "target": target, "subject": subject}
     entries = _entries(file, items, one, suite, data)[:first]
@@ -95,7 +95,7 @@ def edit(
     editor = load_editor(project, device, out)
     with project.writing(), _training_workers(project, workers, engine, device) as fit_all:
         outcomes = run_edits(editor, entries, strict, out, conflicts, reason, batch, fit_all)
-    _print_outcomes(project, outcomes, out)
+    print_outcomes(project, outcomes, out)
 
 
 def _log_or_records(file: str | None) -> tuple[list[LogEvent], Iterator[tuple[int, object]] | None]:
@@ -193,7 +193,7 @@ def _training_workers(
     return WorkerPool(project.settings, workers, device)
 
 
-def _print_outcomes(project: Project, outcomes: list[Outcome], out: Output) -> None:
+def print_outcomes(project: Project, outcomes: list[Outcome], out: Output) -> None:
     counts = {kind: sum(outcome.outcome == kind for outcome in outcomes) for kind in ("edited", "skipped", "failed")}
     summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     active = len(project.ledger.active_prompts())

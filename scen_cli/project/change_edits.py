@@ -14,6 +14,7 @@ from scen_cli.project.disk import remove
 from scen_cli.project.edit_files import EditTensors, LowRankArrays, write_edit
 from scen_cli.project.ledger_rows import Edit, Threshold
 from scen_cli.project.project import Project
+from scen_cli.project.tensor_files import metadata
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def replace_experts(project: Project, experts: dict[int, LowRankArrays]) -> tupl
         index = project.files.index(edit)
         refitted = (index["refitted"], index["refitted_of"]) if len(index["refitted_of"]) else (None, None)
         tensors = EditTensors(expert, index["neuron"], index["key"], *refitted)
-        stored[edit.id] = write_edit(project.folder, edit.id, tensors)
+        header = metadata(project.folder, project.files.name(edit))
+        stored[edit.id] = write_edit(project.folder, edit.id, tensors, header)
     with ledger.db.atomic():
         for edit in ledger.edits():
             if edit.expert in stored:

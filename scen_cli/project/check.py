@@ -116,9 +116,10 @@ def ledger_problems(project: Project) -> list[Problem]:
 
 
 def repair(project: Project, deep: bool = False) -> list[str]:
-    """Remove stray files, and rebuild the merged neurons and the seal. Call inside `project.writing()`.
+    """Set stray files aside, and rebuild the merged neurons and the seal. Call inside `project.writing()`.
 
-    If anything is damaged, no file is removed: it may be the missing one. A damaged ledger is not sealed.
+    Stray edit files move to the folder `lost`: `scen rebuild` can make edits of them. If anything is damaged, no file
+    is touched: it may be the missing one. A damaged ledger is not sealed.
 
     Returns:
         What was done.
@@ -129,8 +130,12 @@ def repair(project: Project, deep: bool = False) -> list[str]:
     intact = not any(problem.kind == "damage" for problem in problems)
     for problem in problems:
         if problem.kind == "stray" and intact:
-            disk.remove(project.folder / problem.where)
-            done.append(f"removed `{problem.where}`, which {problem.what}")
+            if EDIT_FILE.fullmatch(problem.where):
+                _move_to_lost(project, problem.where)
+                done.append(f"moved `{problem.where}`, which {problem.what}, to `{LOST}/`")
+            else:
+                disk.remove(project.folder / problem.where)
+                done.append(f"removed `{problem.where}`, which {problem.what}")
         elif problem.kind == "cache" and intact:
             project.merge()
             done.append(f"rebuilt `{problem.where}`")
@@ -159,12 +164,15 @@ def accept_ledger(project: Project) -> list[str]:
     if problems:
         raise DamageFound(f"the ledger is not accepted: {problems[0]}", hint=VERIFY_HINT)
     lost = stray_files(project)
-    if lost:
-        disk.make_folder(project.folder / LOST)
     for name in lost:
-        disk.rename(project.folder / name, project.folder / LOST / Path(name).name)
+        _move_to_lost(project, name)
     seal(project.folder, project.ledger)
     return [f"moved `{name}`, which no row names, to `{LOST}/`" for name in lost] + [f"sealed `{LEDGER}` as it is"]
+
+
+def _move_to_lost(project: Project, name: str) -> None:
+    disk.make_folder(project.folder / LOST)
+    disk.rename(project.folder / name, project.folder / LOST / Path(name).name)
 
 
 def named_files(ledger: Ledger) -> dict[str, str]:

@@ -76,7 +76,7 @@ def _wrong_tensors(project: Project, edit: Edit, path: Path) -> str:
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         return f"cannot be read: {error}"
     header = metadata(project.folder, str(edit.file))
-    if header != {"format": FORMAT, "edit": edit.expert}:
+    if (header.get("format"), header.get("edit")) != (FORMAT, edit.expert):
         return f"its header is {header}"
     required = {"neuron", "key", *(("lora_A", "lora_B") if edit.rank else ("expert",))}
     if not required <= set(arrays) <= {*required, "refitted", "refitted_of"}:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from scen_cli.data.records import EditRecord
 from scen_cli.errors import VERIFY_HINT, DamageFound
 from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.tensor_files import RESTORE_HINT, StoredFile, checked_sum, read_tensors, write_tensors
 
 EDIT_FILE = re.compile(r"edits/\d{6,}-[0-9a-f]{8}\.safetensors")
+BASE_SETTINGS = ("weights_digest", "layer", "target_module")  # without these an expert means nothing
 FORMAT = "scen-edit-1"
 INDEX = ("neuron", "key", "refitted", "refitted_of")  # the tensors that routing needs
 DTYPES = {"refitted_of": np.int64, "lora_A": np.float16, "lora_B": np.float16}
@@ -54,8 +57,17 @@ class EditTensors:
     refitted_of: np.ndarray | None = None
 
 
-def write_edit(folder: Path, edit_id: int, tensors: EditTensors) -> StoredFile:
-    """Write `edits/<id>-<sha8>.safetensors` durably.
+def header_of(records: Sequence[EditRecord], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an edit file says of itself, so that `scen rebuild` can do without the ledger: its records and its base."""
+    fields = {"prompt", "target", "subject", "rephrases", "train_rephrases"}
+    return {
+        "records": [record.model_dump(mode="json", include=fields, exclude_defaults=True) for record in records],
+        "base": {name: settings.get(name) for name in BASE_SETTINGS},
+    }
+
+
+def write_edit(folder: Path, edit_id: int, tensors: EditTensors, header: Mapping[str, Any]) -> StoredFile:
+    """Write `edits/<id>-<sha8>.safetensors` durably, with this header (`header_of`).
 
     Raises:
         DamageFound: `edits` is a link. The file would be outside the project.
@@ -66,7 +78,7 @@ def write_edit(folder: Path, edit_id: int, tensors: EditTensors) -> StoredFile:
     if isinstance(tensors.expert, LowRankArrays):
         present |= vars(present.pop("expert"))
     arrays = {name: np.asarray(array, DTYPES.get(name, np.float32)) for name, array in present.items()}
-    stored = write_tensors(folder, f"edits/{edit_id:06d}", arrays, {"format": FORMAT, "edit": edit_id})
+    stored = write_tensors(folder, f"edits/{edit_id:06d}", arrays, {**header, "format": FORMAT, "edit": edit_id})
     return replace(stored, index_sha256=digest_of_index(arrays))
 
 

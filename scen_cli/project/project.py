@@ -24,7 +24,7 @@ import numpy as np
 
 from scen_cli.errors import DamageFound, NoProject, ProjectLocked, UsageError
 from scen_cli.project import disk, w_merge
-from scen_cli.project.edit_files import EditFiles, EditTensors, LowRankArrays, write_edit
+from scen_cli.project.edit_files import EditFiles, EditTensors, LowRankArrays, header_of, write_edit
 from scen_cli.project.event_log import digest_of_rows
 from scen_cli.project.guard import GUARD_FILE, Guard, NewGuard, put_guard, read_guard
 from scen_cli.project.ledger import Ledger, now
@@ -189,7 +189,8 @@ class Project:
         if expert is None or tensors is None:
             return insert_edits(self.ledger, edits, training, [[]] * len(edits), None)
         rank = tensors.expert.rank if isinstance(tensors.expert, LowRankArrays) else 0
-        stored = write_edit(self.folder, expert, tensors)
+        header = header_of([edit.record for edit in edits if edit.active], self.settings)
+        stored = write_edit(self.folder, expert, tensors, header)
         columns = {**vars(stored), "expert": expert, "rank": rank, "bias": bias}
         try:
             supersedes = [superseded_edits(self.ledger, edit) if edit.active else [] for edit in edits]

@@ -171,7 +171,7 @@ def test_an_expert_of_another_base_is_quarantined(make_editor):
     editor.detach()
     ones = LowRankArrays(np.ones((4, 9), np.float16), np.ones((5, 4), np.float16))
     index = editor.project.files.index(editor.project.find(2))
-    stored = write_edit(editor.project.folder, 2, EditTensors(ones, index["neuron"], index["key"]))
+    stored = write_edit(editor.project.folder, 2, EditTensors(ones, index["neuron"], index["key"]), {})
     row = {"file": stored.file, "sha256": stored.sha256, "size": stored.size, "index_sha256": stored.index_sha256}
     editor.project.ledger.db["edits"].update(2, row)
     with pytest.warns(Quarantined, match="does not have the rank that the ledger records, or the base's width"):

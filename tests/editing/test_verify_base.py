@@ -15,7 +15,7 @@ def test_key_problems_names_an_edit_whose_key_the_base_does_not_give(make_editor
     assert key_problems(editor) == []
     index = editor.project.files.index(editor.project.find(2))
     tensors = EditTensors(editor.project.expert(2), index["neuron"], index["key"] * 1.001)
-    stored = write_edit(editor.project.folder, 2, tensors)
+    stored = write_edit(editor.project.folder, 2, tensors, {})
     row = {"file": stored.file, "sha256": stored.sha256, "size": stored.size, "index_sha256": stored.index_sha256}
     editor.project.ledger.db["edits"].update(2, row)
     assert [problem.edit for problem in key_problems(editor)] == [2]

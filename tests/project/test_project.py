@@ -67,7 +67,7 @@ def test_a_committed_edit_reads_back_exactly(project):
 def test_a_transposed_expert_is_stored_in_its_logical_order(tmp_path):
     expert = np.arange(D * H, dtype=np.float32).reshape(H, D).T
     (tmp_path / "edits").mkdir()
-    stored = write_edit(tmp_path, 1, EditTensors(expert, np.zeros(H, np.float32), np.zeros(H, np.float32)))
+    stored = write_edit(tmp_path, 1, EditTensors(expert, np.zeros(H, np.float32), np.zeros(H, np.float32)), {})
     assert np.array_equal(read_tensors(tmp_path, stored.file, ("expert",))[0], expert)
 
 
