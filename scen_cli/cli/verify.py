@@ -58,7 +58,8 @@ def verify(
     if repair:
         with project.writing(even_if_older=True):
             repaired += check.repair(project, deep)
-    problems = check.verify(project, deep)
+    with out.counting("edit files") as progress:
+        problems = check.verify(project, deep, progress)
     ledger_is_sound = not any(problem.where == check.LEDGER for problem in problems)
     if (deep or behaviour) and ledger_is_sound and not project.method:
         problems += _problems_with_base(project, deep, behaviour, device, out)
@@ -79,7 +80,9 @@ def _problems_with_base(project: Project, deep: bool, behaviour: bool, device: s
     editor = load_scen_editor(project, device, out)
     from scen_cli.editing.verify_base import behaviour_problems, key_problems
 
-    return [*(key_problems(editor) if deep else []), *(behaviour_problems(editor) if behaviour else [])]
+    with out.counting("keys") as progress:
+        problems = key_problems(editor, progress) if deep else []
+    return [*problems, *(behaviour_problems(editor) if behaviour else [])]
 
 
 def _summary(deep: bool, behaviour: bool, has_keys: bool) -> str:

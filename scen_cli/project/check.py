@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from scen_cli.project.method_state import STATE_FILE, state_setting
 from scen_cli.project.project import Project
 from scen_cli.project.schema import schema_problems
 from scen_cli.project.w_merge import MERGED
+
+Progress = Callable[[int, int], None]  # called with how many are done, and the total
 
 MAX_TRIES = 5
 LOST = "lost"  # files of edits that an accepted ledger does not know
@@ -55,7 +58,7 @@ def _settings(ledger: Ledger) -> tuple[dict[str, Any], list[str]]:
     return settings, problems
 
 
-def verify(project: Project, deep: bool = False) -> list[Problem]:
+def verify(project: Project, deep: bool = False, progress: Progress | None = None) -> list[Problem]:
     """Compare the ledger with itself and with the files.
 
     What another process has not finished writing (stray files, the cache, the seal) is not a problem.
@@ -63,6 +66,7 @@ def verify(project: Project, deep: bool = False) -> list[Problem]:
     Args:
         project: The project.
         deep: Read every byte of the files and check their tensors; else only that they exist and have their size.
+        progress: Called with the number of edits checked so far, and of all.
 
     Returns:
         What is wrong; empty if nothing is.
@@ -70,7 +74,7 @@ def verify(project: Project, deep: bool = False) -> list[Problem]:
     for _ in range(MAX_TRIES):
         head = project.ledger.head()
         busy = _others_write(project)
-        problems = _verify(project, deep)
+        problems = _verify(project, deep, progress)
         busy = busy or _others_write(project)
         if not problems or project.ledger.head() == head:
             break  # else another process has changed the ledger during the check
@@ -81,11 +85,14 @@ def _others_write(project: Project) -> bool:
     return not project.is_writing and in_use(project.folder)
 
 
-def _verify(project: Project, deep: bool) -> list[Problem]:
+def _verify(project: Project, deep: bool, progress: Progress | None) -> list[Problem]:
     problems = ledger_problems(project)
     try:
         edits = project.ledger.edits()
-        problems += [problem for edit in edits for problem in edit_problems(project, edit, deep)]
+        for done, edit in enumerate(edits, start=1):
+            problems += edit_problems(project, edit, deep)
+            if progress:
+                progress(done, len(edits))
         problems += guard_problems(project, deep) + state_problems(project, deep)
         problems += [Problem(name, "belongs to nothing", kind="stray") for name in stray_files(project)]
         if not any(problem.kind == "damage" for problem in problems):
