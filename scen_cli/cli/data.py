@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NO_TARGET = re.compile("`target` is missing|is of none of the known forms")  # it may hold prompts alone
 MAX_EXAMPLES = 5  # of each finding
 
-File = Annotated[str, typer.Argument(help="JSONL or JSON; `-` is standard input.")]
+File = Annotated[str, typer.Argument(help="JSONL, JSON, CSV, Parquet or Arrow; `-` is standard input.")]
 
 app = typer.Typer(
     help="Inspect and convert data files, in any published form. Example: scen data inspect edits.jsonl",

@@ -37,7 +37,7 @@ def read_entries(path: str, items: Iterable[tuple[int, object]] | None = None) -
     It clashes if it has the same prompt (a repeat, or a contradiction if the target differs) or the same id.
 
     Args:
-        path: A JSONL or JSON file; `-` is standard input.
+        path: A JSONL, JSON, CSV, Parquet or Arrow file; `-` is standard input.
         items: What `read_items` yields for the file, if it has been read already.
 
     Raises:
