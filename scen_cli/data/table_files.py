@@ -26,7 +26,7 @@ TABLES = (".csv", ".parquet", ".arrow")
 LIST_FIELDS = frozenset(
     "rephrases train_rephrases truth portability locality answers rephrase rephrase_prompt ood_rephrase personas "
     "ground_truth target_new target_true target_old alt ans loc_ans mhop_ans A requested_rewrite questions "
-    "paraphrase_prompts neighborhood_prompts locality_ground_truth".split()
+    "paraphrase_prompts neighborhood_prompts locality_ground_truth other".split()
 )
 _BATCH = 1000  # rows in memory at a time
 # pandas' name of a CSV column without one, and the column in which it stores the row index: no part of a record.
