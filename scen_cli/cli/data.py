@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NO_TARGET = re.compile("`target` is missing|is of none of the known forms")  # it may hold prompts alone
 MAX_EXAMPLES = 5  # of each finding
 
-File = Annotated[str, typer.Argument(help="JSONL or JSON; `-` is standard input.")]
+File = Annotated[str, typer.Argument(help="JSONL, JSON, CSV, Parquet or Arrow; `-` is standard input.")]
 
 app = typer.Typer(
     help="Inspect and convert data files, in any published form. Example: scen data inspect edits.jsonl",
@@ -62,17 +62,21 @@ def convert(
 ) -> None:
     """Write a file of any known form as scen's own JSONL. Nothing is written if any record is wrong.
 
+    Fields that scen does not use are kept in `other`.
+
     Example: scen data convert zsre.json --out zsre.jsonl
     """
-    from scen_cli.data.entries import bad_lines, parse_file
+    from scen_cli.data.entries import bad_lines, empty_fields, parse_file
     from scen_cli.data.write_files import write_records
 
     entries = parse_file(file)
-    records = [entry.record for entry in entries if entry.record is not None]
-    if len(records) < len(entries):
+    if any(entry.record is None for entry in entries):
         raise UsageError(f"{bad_lines(entries)}\nnothing was written", hint="correct or remove these records")
-    write_records(out, records)
-    Output(as_json, quiet).result({"out": str(out), "records": len(records)}, f"{out}: {len(records)} records")
+    write_records(out, entries)
+    output = Output(as_json, quiet)
+    for line in empty_fields(entries):
+        output.note(line)
+    output.result({"out": str(out), "records": len(entries)}, f"{out}: {len(entries)} records")
 
 
 def _rows(found: Inspection) -> list[tuple[str, object]]:

@@ -27,7 +27,9 @@ POLICIES = ("refuse", "supersede", "keep")
 
 
 def edit(
-    file: Annotated[str | None, typer.Argument(help="JSONL or JSON of records; `-` is standard input.")] = None,
+    file: Annotated[
+        str | None, typer.Argument(help="JSONL, JSON, CSV, Parquet or Arrow; `-` is standard input.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="One edit: its prompt (with --target).")] = None,
     target: Annotated[str | None, typer.Option(help="One edit: its target (with --prompt).")] = None,
     subject: Annotated[

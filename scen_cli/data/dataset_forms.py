@@ -14,8 +14,8 @@
 | `scen-zsre` | `Q`, `A`, `rephrases` |
 | `scen-hallucination` | `text` (the passage so far), `labels` (its true next sentence), `concept` |
 
-Fields of the published forms that scen does not use are ignored. A field that it uses must be valid; an optional one
-may be empty.
+A field that scen uses must be valid; an optional one may be empty. Fields of the published forms that it does not use
+are kept beside the records, and `scen data convert` writes them as `other`, which scen's own form may have.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scen_cli.data.records import EditRecord, check_record, without_empty
+from scen_cli.data.unread_fields import Tracked, unread_fields
 
 Item = dict[str, Any]
 
@@ -41,25 +42,32 @@ class Parsed:
         form: Its form.
         records: The edits: one, but for `mquake`.
         empty: Optional fields that are empty, and were left out.
+        other: Fields that the records have no place for.
     """
 
     form: str
     records: list[EditRecord]
     empty: list[str]
+    other: Item
 
 
 def parse_records(item: object) -> Parsed:
     """The records of one decoded JSON value. Raises `ValueError`, which names the wrong field and says why."""
     if not isinstance(item, dict):
-        return Parsed("scen", [check_record(item)], [])  # which names the expected type
+        return Parsed("scen", [check_record(item)], [], {})  # which names the expected type
     form, read = _form_of(item)
+    tracked = Tracked(item)
     records: list[EditRecord] = []
     empty: dict[str, None] = {}
-    for found in read(item):
+    for found in read(tracked):
         fields, left_out = without_empty({name: value for name, value in found.items() if value is not None})
         records.append(check_record(fields))
         empty |= dict.fromkeys(left_out)
-    return Parsed(form, records, list(empty))
+    if form == "scen":
+        other = _object(item.get("other") or {}, "other")
+    else:
+        other = unread_fields(item, tracked, [record.as_json() for record in records])
+    return Parsed(form, records, list(empty), other)
 
 
 def _form_of(item: Item) -> tuple[str, Callable[[Item], Iterable[Item]]]:
@@ -77,7 +85,7 @@ def _form_of(item: Item) -> tuple[str, Callable[[Item], Iterable[Item]]]:
 
 
 def _scen(item: Item) -> Iterator[Item]:
-    yield item
+    yield {name: value for name, value in item.items() if name != "other"}
 
 
 def _knowedit(item: Item) -> Iterator[Item]:
@@ -211,8 +219,9 @@ def _by_name(item: Item, field: str) -> Iterator[Item]:
     value = item.get(field)
     if isinstance(value, list):
         value = {"unnamed": value}
-    for name, questions in _object({} if value is None else value, field).items():
-        path = f"{field}.{name}"
+    named = _object({} if value is None else value, field)
+    for name in named:
+        path, questions = f"{field}.{name}", named[name]
         if isinstance(questions, dict):
             prompts, truths = (_texts(questions, column, path) for column in ("prompt", "ground_truth"))
             if len(prompts) != len(truths):

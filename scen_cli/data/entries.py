@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from scen_cli.data.dataset_forms import parse_records
 from scen_cli.data.json_stream import describe_error, read_items
@@ -22,6 +23,7 @@ class Entry:
         problem: Why there is none.
         form: Its form.
         empty: Optional fields that are empty, and were left out.
+        other: Fields that the record has no place for, unchanged; of several records, the first has them.
     """
 
     where: SourceLine
@@ -29,6 +31,12 @@ class Entry:
     problem: str = ""
     form: str = ""
     empty: tuple[str, ...] = ()
+    other: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The record and the other fields. Call only if there is a record."""
+        assert self.record is not None
+        return self.record.as_json() | ({"other": self.other} if self.other else {})
 
 
 def read_entries(path: str, items: Iterable[tuple[int, object]] | None = None) -> list[Entry]:
@@ -37,7 +45,7 @@ def read_entries(path: str, items: Iterable[tuple[int, object]] | None = None) -
     It clashes if it has the same prompt (a repeat, or a contradiction if the target differs) or the same id.
 
     Args:
-        path: A JSONL or JSON file; `-` is standard input.
+        path: A JSONL, JSON, CSV, Parquet or Arrow file; `-` is standard input.
         items: What `read_items` yields for the file, if it has been read already.
 
     Raises:
@@ -114,4 +122,7 @@ def _entries(where: SourceLine, item: object) -> list[Entry]:
         parsed = parse_records(item)
     except ValueError as error:
         return [Entry(where, None, str(error))]
-    return [Entry(where, record, "", parsed.form, tuple(parsed.empty)) for record in parsed.records]
+    return [
+        Entry(where, record, "", parsed.form, tuple(parsed.empty), {} if number else parsed.other)
+        for number, record in enumerate(parsed.records)
+    ]

@@ -1,4 +1,4 @@
-"""Reads JSON lines and JSON arrays one record at a time, so that a file of any size needs little memory.
+"""Reads JSON lines and JSON arrays one record at a time, so that a file of any size needs little memory; and tables.
 
 The array reader is our own. `ijson` 3.6 (yajl2_c) was tried: its errors give no line and column, and the process was
 killed when it read 100,000 nested brackets.
@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import TextIO, cast
 
+from scen_cli.data.table_files import TABLES, read_table
 from scen_cli.errors import UsageError
 
 MAX_RECORD = 1 << 20  # characters: an edit record never needs more
@@ -23,19 +24,23 @@ _CHUNK = 1 << 16
 
 
 def read_items(path: str) -> Iterator[tuple[int, object]]:
-    """Read the records of a JSON array or of JSON lines.
+    """Read the records of JSON lines, of a JSON array, or of a table that `datasets` exports.
 
     Args:
         path: A file, or `-` for standard input.
 
     Yields:
-        (number, value) of each record. The number is its line, or in an array its position; both count from 1. For a
-        line that is not JSON the value is the error, and reading continues. An array cannot be read past an error.
+        (number, value) of each record. The number is its line, or in an array or a table its position; both count from
+        1. For a line that is not JSON the value is the error, and reading continues. An array or a table cannot be read
+        past an error.
 
     Raises:
         UsageError: The file cannot be read, or is an array that is not valid JSON.
     """
     try:
+        if path.lower().endswith(TABLES):
+            yield from read_table(path)
+            return
         with _open(path) as file:
             blank_lines, start = _skip_blank(file)
             if start.lstrip().startswith("["):

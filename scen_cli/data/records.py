@@ -13,6 +13,7 @@
 | `portability` | questions whose answers follow from the edit | `scen eval` |
 | `locality` | prompts whose answers must not change | `scen eval` |
 | `id` | the data's own name for the record | messages |
+| `other` | an object of any other fields; read with the record, no part of it | `scen data convert` keeps it |
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def _plain(problem: ErrorDetails) -> str:
     field = ".".join(str(part) for part in problem["loc"]) or "record"
     kinds = {
         "missing": "is missing",
-        "extra_forbidden": f"is not a known field (known: {', '.join(EditRecord.model_fields)})",
+        "extra_forbidden": f"is not a known field (known: {', '.join([*EditRecord.model_fields, 'other'])})",
         "string_type": f"must be text, not {json.dumps(problem['input'], default=str)[:40]}",
         "tuple_type": "must be a list",
         "model_type": "must be an object with `prompt`",

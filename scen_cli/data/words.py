@@ -53,6 +53,8 @@ def _fold(character: str) -> tuple[str, str]:
     folded = "".join(c for c in decomposed if not ACCENTS[0] <= c <= ACCENTS[1])
     if category[0] == "M":
         return "mark", folded
+    if not folded.strip():  # an accent that stands alone
+        return "gap", ""
     if category in ("Sc", "So") or _script(character) in UNSPACED:
         return "alone", folded
     if (category[0] in "LNS" and character not in OUTSIDE_WORDS) or character in INSIDE_WORDS:

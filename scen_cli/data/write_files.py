@@ -11,12 +11,13 @@ from typing import Any
 
 import jsonlines
 
+from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord
 from scen_cli.errors import UsageError
 
 
-def write_records(path: Path, records: Iterable[EditRecord]) -> None:
-    """Write records as JSON lines. Raises `UsageError` if the file exists."""
+def write_records(path: Path, records: Iterable[EditRecord | Entry]) -> None:
+    """Write records as JSON lines, entries with their other fields. Raises `UsageError` if the file exists."""
     if path.exists():
         raise UsageError(f"`{path}` exists already", hint="choose another name")
     write_lines(path, (record.as_json() for record in records))

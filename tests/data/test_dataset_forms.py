@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scen_cli.data.dataset_forms import parse_records
 from scen_cli.data.entries import parse_file, read_entries
 from scen_cli.data.records import EditRecord, Neighbour, Question
+from scen_cli.data.unread_fields import leaves
 from scen_cli.data.write_files import write_records
 
 
@@ -279,3 +280,64 @@ def test_what_is_written_reads_back_the_same(tmp_path, records, as_array):
     else:
         write_records(path, records)
     assert [entry.record for entry in parse_file(str(path))] == records
+
+
+FOREIGN = {"source": "invented", "score": 0.5, "tags": [{"a": [1, True]}], "same": "Ada"}  # `same`: also a target
+CHANGED_REWRITE = {**REWRITE, "target_new": {"str": "Ada", "id": "Q1"}, "relation_id": "P35", "of": {"x": "Ada"}}
+NESTED = {
+    **KNOWEDIT,
+    "locality": {"Relation_Specificity": [{"prompt": "Where is X?", "ground_truth": [["Riga", "Rīga"]], "id": 3}]},
+}
+PUBLISHED = {
+    "counterfact": COUNTERFACT,
+    "flat counterfact": FLAT,
+    "knowedit": NESTED,
+    "mend": {**MEND, "answers": ["c", "cc"], "pred": "x", "cond": "b >> c || a?"},
+    "easyedit": EASYEDIT,
+    "hallucination": HALLUCINATION,
+    "rome": {**ROME, "request_id": 4},
+    "wise": WISE,
+    "cknowedit": CKNOWEDIT,
+    "mquake": {
+        **MQUAKE,
+        "requested_rewrite": [CHANGED_REWRITE, {**REWRITE, "subject": "Y"}],
+        "single_hops": [{"question": "Who?", "answer": "Bo", "answer_alias": ["B"]}],
+        "orig": {"triples": [["Q1", "P35", "Q2"]]},
+        "answer": "Oslo",
+    },
+    "wikibigedit": {**BIG, "tag": "old", "relation": "leads"},
+    "scen-zsre": {"Q": "a?", "A": ["b", "bb"], "rephrases": ["A?"]},
+    "scen": {"prompt": "a?", "target": "b", "truth": "c", "other": {"x": {"y": [1]}}},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_convert_loses_no_value(scen, tmp_path, name):
+    item = PUBLISHED[name] if name == "scen" else {**PUBLISHED[name], **FOREIGN}
+    (tmp_path / "a.jsonl").write_text(json.dumps(item))
+    scen("data", "convert", tmp_path / "a.jsonl", "--out", tmp_path / "b.jsonl")
+    scen("data", "convert", tmp_path / "b.jsonl", "--out", tmp_path / "c.jsonl")
+    lines = (tmp_path / "b.jsonl").read_text().splitlines()
+    assert (tmp_path / "c.jsonl").read_text().splitlines() == lines
+    converted = [json.loads(line) for line in lines]
+    found = {(type(leaf), leaf) for leaf in leaves(converted)}
+    assert [leaf for leaf in leaves(item) if (type(leaf), leaf) not in found] == []
+    if name != "scen":
+        assert {field: converted[0]["other"].get(field) for field in FOREIGN} == FOREIGN
+    original, again = parse_file(str(tmp_path / "a.jsonl")), parse_file(str(tmp_path / "b.jsonl"))
+    assert [entry.record for entry in again] == [entry.record for entry in original]
+
+
+def test_what_is_read_whole_is_written_once():
+    assert parse_records(WISE).other == {"locality_prompt": "nq question: who sang it"}
+    assert parse_records(CKNOWEDIT).other == {}
+    assert parse_records(HALLUCINATION).other == {}
+    assert set(parse_records(NESTED).other) == {"locality"}  # an answer that is not the first, and an id
+    with pytest.raises(ValueError, match="`other` must be an object"):
+        parse_records({"prompt": "a?", "target": "b", "other": "c"})
+
+
+def test_convert_says_which_empty_fields_it_leaves_out(scen, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(EMPTY))
+    result = scen("data", "convert", tmp_path / "a.jsonl", "--out", tmp_path / "b.jsonl")
+    assert "a.jsonl:1: `subject`, `rephrases`, `truth`, `portability`, `locality` is empty: left out" in result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scen_cli.data.words import contains, plain, plain_words, words_of
@@ -83,5 +83,7 @@ def test_words_lie_in_order_where_they_are_found(text):
 
 
 @given(st.text(st.characters(max_codepoint=0x52F), max_size=40))
+@example("΅")
+@example("b΅a")
 def test_composed_and_decomposed_texts_are_the_same(text):
     assert plain(unicodedata.normalize("NFC", text)) == plain(unicodedata.normalize("NFD", text))
