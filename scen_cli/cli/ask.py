@@ -61,9 +61,9 @@ def _ask(editor: ProjectEditor, prompt: str, out: Output) -> None:
 
 
 def _ask_routed(editor: Editor, prompt: str, trace: bool, out: Output) -> None:
-    base = editor.answer([prompt], patched=False).texts[0]
     answers = editor.answer([prompt])
     patched, edit = answers.texts[0], answers.edits[0]
+    base = editor.answer([prompt], patched=False).texts[0] if edit else patched
     routed, theta = editor.route([prompt]), editor.patch().theta
     biases = editor.patch().bank.biases.tolist()
     ranked = sorted(zip(routed.activations[0].tolist(), routed.active, biases, strict=True), reverse=True)
