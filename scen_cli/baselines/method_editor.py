@@ -20,7 +20,7 @@ from scen_cli.baselines.method import Method, attached, make_settings
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.create_project import BaseOptions
-from scen_cli.editing.edit_plan import EditPlan, Outcome, outcome_of, precheck
+from scen_cli.editing.edit_plan import EditPlan, Outcome, outcome_of, precheck_all
 from scen_cli.editing.loaded_project import LoadedProject
 from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
 from scen_cli.experts.fit_records import FitAll
@@ -75,10 +75,12 @@ class MethodEditor(LoadedProject):
         if state_setting(self.project.ledger) != self._committed:
             self.method = self._load_committed()
 
-    def plan(self, entries: Sequence[Entry], policy: str = "refuse", reason: str = "") -> EditPlan:
+    def plan(
+        self, entries: Sequence[Entry], policy: str = "refuse", reason: str = "", progress: Progress = no_progress
+    ) -> EditPlan:
         """Find out what will become of each record. Contradictions in other words are not detected, whatever the
         `policy`: SCEN's keys would be needed."""
-        return EditPlan(entries, [precheck(self, self.project, entry) for entry in entries], reason=reason)
+        return EditPlan(entries, precheck_all(self, self.project, entries, progress), reason=reason)
 
     def train(self, plan: EditPlan, batch: int = 1, fit_all: FitAll | None = None) -> Iterator[dict[int, Outcome]]:
         """Learn and commit what is planned, in order, in the method's own batches (`batch` and `fit_all` are SCEN's).

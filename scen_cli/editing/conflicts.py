@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +13,12 @@ from scen_cli.data.records import EditRecord
 from scen_cli.data.words import plain, plain_words
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.batched_keys import read_segment_keys
+from scen_cli.model.generation import Progress, no_progress
 from scen_cli.neurons.guard_split import NEAR
 from scen_cli.neurons.index import Index
+
+BLOCK = 128  # records whose cosines are in memory together
+KEYS_AT_ONCE = 1024  # keys that are prepared together, in float64
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class Conflict:
         return f"{what} ({other.prompt!r} -> {other.target!r}) {verb} the same question{how}, with another target"
 
 
-def find_conflicts(model: PatchedModel, index: Index, records: Mapping[int, EditRecord]) -> dict[int, list[Conflict]]:
+def find_conflicts(
+    model: PatchedModel, index: Index, records: Mapping[int, EditRecord], progress: Progress = no_progress
+) -> dict[int, list[Conflict]]:
     """What each record contradicts, by its position in the run.
 
     Two questions are the same if their words are. Under a recipe that whitens keys they are also the same if the
@@ -53,16 +59,15 @@ def find_conflicts(model: PatchedModel, index: Index, records: Mapping[int, Edit
     not `certain`. An edit of exactly the same prompt is no contradiction: the record supersedes it.
     """
     candidates, keys = _active_edits(model, index)
-    new_keys = _keys_of(model, index, list(records.values()))
+    new_keys = _keys_of(model, index, list(records.values()), progress)
     same_words: dict[str, list[int]] = {}
     for row, candidate in enumerate(candidates):
         same_words.setdefault(plain(candidate.prompt), []).append(row)
     found: dict[int, list[Conflict]] = {}
-    for number, (position, record) in enumerate(records.items()):
-        near: dict[int, float | None] = {}
-        if len(new_keys):
-            cosines = torch.cat([keys @ new_keys[number], new_keys[:number] @ new_keys[number]])
-            near = {row: float(cosines[row]) for row in (cosines >= NEAR).nonzero().flatten().tolist()}
+    nearest = _near_candidates(keys, new_keys)
+    for number, (position, record) in enumerate(records.items(), start=1):
+        near: dict[int, float | None] = dict(next(nearest, {}))
+        progress(number, len(records))
         rows = same_words.setdefault(plain(record.prompt), [])
         conflicts = [
             Conflict(candidates[row], cosine, cosine is None or not _ask_apart(record, candidates[row]))
@@ -96,10 +101,34 @@ def _active_edits(model: PatchedModel, index: Index) -> tuple[list[ConflictCandi
     return candidates, index.keys.all()
 
 
-def _keys_of(model: PatchedModel, index: Index, records: list[EditRecord]) -> Tensor:
+def _near_candidates(keys: Tensor, new_keys: Tensor) -> Iterator[dict[int, float]]:
+    """For each record: the rows of the candidates whose keys are near its own, and the cosines.
+
+    Args:
+        keys: Of the active edits, (n, h).
+        new_keys: Of the records, (m, h); the candidates of a record are the edits and the records before it.
+    """
+    for start in range(0, len(new_keys), BLOCK):
+        block = new_keys[start : start + BLOCK]
+        found: list[dict[int, float]] = [{} for _record in block]
+        for offset, others in ((0, keys), (len(keys), new_keys[: start + len(block)])):
+            cosines = others @ block.T
+            for row, column in (cosines >= NEAR).nonzero().tolist():
+                if offset + row < len(keys) + start + column:
+                    found[column][offset + row] = float(cosines[row, column])
+        yield from found
+
+
+def _keys_of(model: PatchedModel, index: Index, records: list[EditRecord], progress: Progress) -> Tensor:
     """Prepared keys (n, h) of the records' prompts; none under a recipe that does not whiten keys."""
     if model.recipe.index != "closed-form" or not records:
         return torch.empty(0, model.edited.ffn_width)
     whole = replace(model.routing.key_config, segments=False)
-    ids = [model.key_tokens(record.prompt, model.names_of(record)) for record in records]
-    return index.prepare_keys(read_segment_keys(model.base, model.edited, ids, whole)[0])
+    keys = torch.empty(len(records), model.edited.ffn_width)
+    for start in range(0, len(records), KEYS_AT_ONCE):
+        some = records[start : start + KEYS_AT_ONCE]
+        ids = [model.key_tokens(record.prompt, model.names_of(record)) for record in some]
+        read = read_segment_keys(model.base, model.edited, ids, whole)[0]
+        keys[start : start + len(some)] = index.prepare_keys(read)
+        progress(start + len(some), len(records))
+    return keys

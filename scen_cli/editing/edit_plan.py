@@ -10,6 +10,7 @@ from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.conflicts import Conflict
 from scen_cli.errors import UsageError
+from scen_cli.model.generation import Progress, no_progress
 from scen_cli.model.loaded_base import LoadedBase
 from scen_cli.project.ledger import Ledger
 from scen_cli.project.ledger_rows import Edit
@@ -115,6 +116,17 @@ def precheck(loaded: LoadedBase, project: Project, entry: Entry) -> Outcome | No
     except UsageError as error:
         return Outcome(where, "failed", reason=str(error))
     return None
+
+
+def precheck_all(
+    loaded: LoadedBase, project: Project, entries: Sequence[Entry], progress: Progress = no_progress
+) -> list[Outcome | None]:
+    """`precheck` each record, in order."""
+    outcomes = []
+    for done, entry in enumerate(entries, start=1):
+        outcomes.append(precheck(loaded, project, entry))
+        progress(done, len(entries))
+    return outcomes
 
 
 def outcome_of(project: Project, edit: Edit, where: SourceLine, doubts: Sequence[Conflict] = ()) -> Outcome:

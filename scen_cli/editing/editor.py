@@ -12,7 +12,7 @@ from torch import Tensor
 from scen_cli.data.entries import Entry
 from scen_cli.data.records import EditRecord, SourceLine
 from scen_cli.editing.conflicts import find_conflicts
-from scen_cli.editing.edit_plan import EditPlan, Outcome, outcome_of, precheck
+from scen_cli.editing.edit_plan import EditPlan, Outcome, outcome_of, precheck_all
 from scen_cli.editing.mixed_subjects import check_mixed_subjects
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.revert_edits import revert_edits
@@ -21,6 +21,7 @@ from scen_cli.experts.fit import ExpertFit
 from scen_cli.experts.fit_records import FitAll, FittedExpert, Group, fit
 from scen_cli.model.base import Base
 from scen_cli.model.expert_stack import Expert
+from scen_cli.model.generation import Progress, no_progress
 from scen_cli.model.loaded_base import TokenizedEdit
 from scen_cli.neurons.admission import admit
 from scen_cli.neurons.guard_split import match_key
@@ -58,7 +59,9 @@ class Editor(PatchedModel):
         """
         return self.edit_group([(record, where)])[0]
 
-    def plan(self, entries: Sequence[Entry], policy: str = "refuse", reason: str = "") -> EditPlan:
+    def plan(
+        self, entries: Sequence[Entry], policy: str = "refuse", reason: str = "", progress: Progress = no_progress
+    ) -> EditPlan:
         """Find out, without training, what will become of each record.
 
         Args:
@@ -66,11 +69,12 @@ class Editor(PatchedModel):
             policy: What to do with a record that contradicts an edit or an earlier record: `refuse` it, `supersede`
                 what it contradicts, or `keep` both.
             reason: Why both are kept.
+            progress: Called with the number of records checked, and of all: three times through them.
         """
-        outcomes = [precheck(self, self.project, entry) for entry in entries]
+        outcomes = precheck_all(self, self.project, entries, progress)
         plan = EditPlan(entries, outcomes, supersede=policy == "supersede", reason=reason)
         records = {position: record for position, record, _where in plan.to_train()}
-        for position, conflicts in find_conflicts(self, self.index, records).items():
+        for position, conflicts in find_conflicts(self, self.index, records, progress).items():
             for conflict in conflicts:
                 (plan.conflicts if conflict.certain else plan.doubts).setdefault(position, []).append(conflict)
         if policy == "refuse":

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from scen_cli.data.records import EditRecord
+from scen_cli.editing.conflicts import _near_candidates
+from scen_cli.neurons.guard_split import NEAR
 from tests.conftest import edit_all
 
 FIRST = EditRecord(prompt="Where was Ivan Gromener born?", target="Riga", subject="Ivan Gromener")
@@ -126,3 +129,19 @@ def test_without_whitened_keys_only_the_same_words_conflict(scen, make_editor):
     edit_all(editor, [FIRST])
     assert "is the same question, with another target" in run(scen, editor.project, [SAME_WORDS], code=2).stderr
     run(scen, editor.project, [REPHRASED])
+
+
+def test_near_candidates_are_the_edits_and_the_records_before(monkeypatch):
+    """In blocks of any size, as one comparison with each gives them."""
+    torch.manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(6, 8).repeat_interleave(4, 0) + 0.1 * torch.randn(24, 8), dim=1)
+    keys, new_keys = rows[::3], rows[[row for row in range(24) if row % 3]]
+    candidates = torch.cat([keys, new_keys])
+    expected = [
+        {row for row in range(len(keys) + number) if float(candidates[row] @ key) >= NEAR}
+        for number, key in enumerate(new_keys)
+    ]
+    assert any(expected)
+    for block in (1, 5, 100):
+        monkeypatch.setattr("scen_cli.editing.conflicts.BLOCK", block)
+        assert [set(found) for found in _near_candidates(keys, new_keys)] == expected
