@@ -12,6 +12,7 @@ from scen_cli.data.records import EditRecord
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
 from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
+from scen_cli.experts.fit import ExpertTask, fit_experts
 from scen_cli.model.base import load_base
 from scen_cli.model.keys import rope_boundary
 from scen_cli.model.known_bases import DEMO
@@ -97,3 +98,11 @@ def test_scores_of_a_text_are_those_of_the_text_alone(editor):
     assert [scores.losses for scores in together] == [pytest.approx(scores.losses, abs=1e-4) for scores in alone]
     drift = next_token_kl(editor, [SHORT, LONG], [2, 2])
     assert drift == pytest.approx([next_token_kl(editor, [prompt], [2])[0] for prompt in (SHORT, LONG)], rel=1e-3)
+
+
+def test_an_expert_is_what_its_task_alone_gives(editor):
+    tasks = [ExpertTask([editor.tokenize_pair(prompt, "Riga")]) for prompt in (LONG, SHORT, OTHER)]
+    recipe = editor.recipe.model_copy(update={"expert_steps": 5, "extra_steps": 0})
+    together = fit_experts(editor.model, editor.edited, tasks, recipe)
+    alone = [fit_experts(editor.model, editor.edited, [task], recipe)[0] for task in tasks]
+    assert [fit.losses for fit in together] == [pytest.approx(fit.losses, abs=1e-4) for fit in alone]
