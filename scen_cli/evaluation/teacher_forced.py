@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scen_cli.editing.patched_model import PatchedModel
-from scen_cli.model.keys import positions_of
+from scen_cli.model.keys import must_stand_alone, positions_of
 
 MAX_LOGITS = 1 << 26  # logits in memory at once: 256 MB in float32
 
@@ -85,7 +85,8 @@ def _batches(patched: PatchedModel, lengths: Sequence[int]) -> Iterator[list[int
     vocabulary = patched.model.get_output_embeddings().weight.shape[0]
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if batch and (len(batch) + 1) * lengths[row] * vocabulary > MAX_LOGITS:
+        too_large = (len(batch) + 1) * lengths[row] * vocabulary > MAX_LOGITS
+        if batch and (too_large or must_stand_alone(patched.model, lengths[row])):
             yield batch
             batch = []
         batch.append(row)

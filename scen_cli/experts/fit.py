@@ -17,6 +17,7 @@ from scen_cli.experts.prefix_cache import Prefix, in_training, record_prefix, re
 from scen_cli.model.device import device_of
 from scen_cli.model.expert_stack import Expert
 from scen_cli.model.ffn import EditedLayer
+from scen_cli.model.keys import must_stand_alone
 from scen_cli.model.loaded_base import TokenizedEdit
 from scen_cli.recipe import Recipe
 
@@ -35,6 +36,11 @@ class ExpertTask:
     samples: Sequence[TokenizedEdit]
     others: Sequence[TokenizedEdit] = ()
     kept: Sequence[TokenizedEdit] = ()
+
+    @property
+    def longest(self) -> int:
+        """The tokens of its longest sample."""
+        return max(len(sample.input_ids) for sample in (*self.samples, *self.others, *self.kept))
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class TrainingBatch:
     def from_tasks(cls, tasks: Sequence[ExpertTask], device: torch.device, kept_weight: float = 0.0) -> TrainingBatch:
         """Pack tasks into a batch."""
         samples = [[*task.samples, *task.others, *task.kept] for task in tasks]
-        tokens = max(len(sample.input_ids) for row in samples for sample in row)
+        tokens = max(task.longest for task in tasks)
         ids = torch.zeros(len(tasks), max(map(len, samples)), tokens, dtype=torch.long)
         real, labels = torch.zeros_like(ids, dtype=torch.bool), torch.full_like(ids, -1)
         for task, row in enumerate(samples):
@@ -205,6 +211,14 @@ def fit_experts(
     Returns:
         The experts, in the order of `tasks`.
     """
+    alone = [must_stand_alone(model, task.longest) for task in tasks]
+    if any(alone) and len(tasks) > 1:
+        short = [task for task, is_alone in zip(tasks, alone, strict=True) if not is_alone]
+        fits_of_short = iter(fit_experts(model, edited, short, recipe) if short else [])
+        return [
+            fit_experts(model, edited, [task], recipe)[0] if is_alone else next(fits_of_short)
+            for task, is_alone in zip(tasks, alone, strict=True)
+        ]
     if recipe.expert == "full" or recipe.rank != "auto":
         return _fit(model, edited, tasks, recipe)
     fits: dict[int, ExpertFit] = {}

@@ -21,7 +21,7 @@ from scen_cli.evaluation.metrics import Figure, Share
 from scen_cli.evaluation.samples import PAPER_ROLES, REPHRASES
 from scen_cli.model.ffn import EditedLayer, ridge_update
 from scen_cli.model.generation import BATCH
-from scen_cli.model.keys import read_input
+from scen_cli.model.keys import must_stand_alone, read_input
 from scen_cli.neurons.build_guard import unedited_prompts
 from scen_cli.project.ledger_rows import Edit
 
@@ -161,7 +161,8 @@ def _second_moment(patched: PatchedModel, base_tokens: dict[str, list[int]]) -> 
 
 def _inputs(patched: PatchedModel, texts: Sequence[list[int]], last: Sequence[int]) -> Iterator[list[Tensor]]:
     """The projection's input (n, h), float32, at the last n tokens of each text, batch by batch."""
-    for start in range(0, len(texts), BATCH):
-        ids, mask = patched.pad(texts[start : start + BATCH])
+    size = 1 if must_stand_alone(patched.model, max(map(len, texts), default=0)) else BATCH
+    for start in range(0, len(texts), size):
+        ids, mask = patched.pad(texts[start : start + size])
         hidden = read_input(patched.model, patched.edited.projection, ids, mask)
-        yield [row[-n:].float() for row, n in zip(hidden, last[start : start + BATCH], strict=True)]
+        yield [row[-n:].float() for row, n in zip(hidden, last[start : start + size], strict=True)]

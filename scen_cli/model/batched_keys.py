@@ -13,7 +13,7 @@ from torch import Tensor
 from scen_cli.model.base import Base
 from scen_cli.model.ffn import EditedLayer
 from scen_cli.model.generation import Progress, no_progress
-from scen_cli.model.keys import KeyConfig, padded, pool_keys, read_input, rope_boundary
+from scen_cli.model.keys import KeyConfig, must_stand_alone, padded, pool_keys, read_input
 
 BATCH = 64  # prompts in one forward pass
 MIN_OPENING = 8  # tokens; a shorter opening is not worth a cache
@@ -36,13 +36,15 @@ def read_segment_keys(
         segments = key_config.segments_of(list(sequence))[1:]
         owners += [owner] * len(segments)
         parts += segments
-    boundary = rope_boundary(base.model)
-    opening = _opening(parts) if key_config.pooling == "last" and boundary is None else []
+    alone = [must_stand_alone(base.model, len(part)) for part in parts]
+    opening = _opening(parts) if key_config.pooling == "last" and not any(alone) else []
     past = _past(base, opening)
     keys = torch.empty(len(parts), edited.ffn_width)
     done = 0
-    for batch in _batches([len(part) for part in parts], boundary):
-        ids, mask = (tensor.to(base.device) for tensor in padded([parts[index][len(opening) :] for index in batch], 0))
+    for batch in _batches([len(part) for part in parts], alone):
+        # Padding on the right: between the opening and the rest it would push the opening out of a sliding window.
+        flipped = padded([parts[index][len(opening) :][::-1] for index in batch], 0)
+        ids, mask = (tensor.flip(1).to(base.device) for tensor in flipped)
         repeated = copy.deepcopy(past)
         if repeated is not None:
             repeated.batch_repeat_interleave(len(batch))
@@ -54,13 +56,12 @@ def read_segment_keys(
     return keys, torch.tensor(owners)
 
 
-def _batches(lengths: Sequence[int], boundary: int | None) -> Iterator[list[int]]:
-    """Indices of sequences of similar length. Those beyond the boundary (`rope_boundary`) stand alone."""
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    short = [index for index in order if boundary is None or lengths[index] <= boundary]
-    for start in range(0, len(short), BATCH):
-        yield short[start : start + BATCH]
-    yield from ([index] for index in order[len(short) :])
+def _batches(lengths: Sequence[int], alone: Sequence[bool]) -> Iterator[list[int]]:
+    """Indices of sequences of similar length. Some stand `alone`."""
+    together = sorted((i for i in range(len(lengths)) if not alone[i]), key=lambda i: lengths[i])
+    for start in range(0, len(together), BATCH):
+        yield together[start : start + BATCH]
+    yield from ([index] for index, is_alone in enumerate(alone) if is_alone)
 
 
 def _opening(sequences: Sequence[Sequence[int]]) -> list[int]:

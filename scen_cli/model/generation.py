@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scen_cli.model.base import Base
-from scen_cli.model.keys import padded, rope_boundary
+from scen_cli.model.keys import must_stand_alone, padded
 from scen_cli.model.template import Template
 
 MAX_NEW_TOKENS = 50
@@ -78,8 +78,7 @@ def generate_answers(
     pad_id = pad_token_id(base, template)
     defaults = {"do_sample": False, "pad_token_id": pad_id, "eos_token_id": list(template.end_ids)}
     generated: list[list[int]] = [[]] * len(rows)
-    boundary = rope_boundary(base.model)
-    crosses = [boundary is not None and len(row) + max_new_tokens > boundary for row in rows]
+    crosses = [must_stand_alone(base.model, len(row) + max_new_tokens) for row in rows]
     alone = [0 < left < max_new_tokens or crossing for left, crossing in zip(room, crosses, strict=True)]
     asked = [index for index, left in enumerate(room) if left > 0]
     for batch in answer_batches(asked, [len(row) for row in rows], alone, edits or [None] * len(rows), edits_per_batch):

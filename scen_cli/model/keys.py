@@ -156,23 +156,36 @@ def read_keys(
     model: nn.Module, down_proj: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: str = "last"
 ) -> Tensor:
     """Run the layers up to `down_proj` and return the keys (rows, h), float32."""
-    lengths, boundary = attention_mask.sum(dim=1), rope_boundary(model)
-    if len(input_ids) > 1 and boundary is not None and int(lengths.max()) > boundary:
+    if len(input_ids) > 1 and must_stand_alone(model, int(attention_mask.sum(dim=1).max())):
         tokens = [torch.tensor([row], device=input_ids.device) for row in real_tokens(input_ids, attention_mask)]
         return torch.cat([read_keys(model, down_proj, row, torch.ones_like(row), pooling) for row in tokens])
     return pool_keys(read_input(model, down_proj, input_ids, attention_mask), attention_mask, pooling)
 
 
 def rope_boundary(model: nn.Module) -> int | None:
-    """The length from which a sequence changes the position embeddings of its whole batch; None if none does.
+    """The longest sequence that leaves the position embeddings of its batch as they are; None: any does.
 
-    `longrope` (Phi-3) has two sets of factors. The longest sequence of a batch chooses the set for all of it.
+    `longrope` (Phi-3) has two sets of factors, `dynamic` scales with the length beyond the context. The longest
+    sequence of a batch decides for all of it. Some bases (Gemma 3) have a rope for each type of layer.
     """
     config = getattr(model, "config", None)
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type", rope.get("type")) != "longrope":
-        return None
-    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    context = getattr(config, "max_position_embeddings", None)
+    original = getattr(config, "original_max_position_embeddings", None) or context
+    boundaries = []
+    for part in [rope, *(part for part in rope.values() if isinstance(part, dict))]:
+        kind = part.get("rope_type", part.get("type"))
+        if kind == "longrope":
+            boundaries.append(part.get("original_max_position_embeddings") or original)
+        elif kind == "dynamic":
+            boundaries.append(context)
+    return min((boundary for boundary in boundaries if boundary), default=None)
+
+
+def must_stand_alone(model: nn.Module, tokens: int) -> bool:
+    """Whether a sequence of so many tokens would change what other sequences of its batch give: see `rope_boundary`."""
+    boundary = rope_boundary(model)
+    return boundary is not None and tokens > boundary
 
 
 def read_segments(

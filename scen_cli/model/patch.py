@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from scen_cli.model.expert_stack import ActiveRoute, Bank
-from scen_cli.model.keys import mask_of, padded, pool_keys, read_keys, read_segments, real_tokens
+from scen_cli.model.keys import mask_of, must_stand_alone, padded, pool_keys, read_keys, read_segments, real_tokens
 from scen_cli.model.routing import BASE, Routing, activations_of, choose, max_per_prompt
 from scen_cli.model.subject_filter import BLOCKED, SubjectFilter
 
@@ -65,6 +65,9 @@ class DeferredRoute:
         rows, tokens = self._ids.shape
         if hidden.shape[1] != tokens or hidden.shape[0] % rows or self._patch.keys_elsewhere:
             # This pass holds a chunk of the prompts, or more than them: read the keys in a separate pass.
+            return self._patch.route(self._model, self._ids, self._mask)
+        if must_stand_alone(self._model, tokens) and (rows > 1 or not bool(self._mask.all())):
+            # Here a prompt has the position embeddings of the longest row, or of its own answer.
             return self._patch.route(self._model, self._ids, self._mask)
         one_per_prompt = hidden[:: hidden.shape[0] // rows]
         keys = pool_keys(one_per_prompt, self._mask, self._patch.routing.key_config.pooling)

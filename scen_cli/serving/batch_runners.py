@@ -11,6 +11,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
+from scen_cli.model.keys import rope_boundary
 from scen_cli.serving.request_queue import FinishReason, GenerationRequest, StreamEvent
 
 BatchObserver = Callable[[int, int], None]  # is called with each batch's number of prompts and of active edits
@@ -35,10 +36,10 @@ class _BatchRunner:
         raise NotImplementedError
 
 
-def _split_by_context(
-    requests: Sequence[GenerationRequest], context: int | None, max_batch: int
+def _split_by_length(
+    requests: Sequence[GenerationRequest], longest: int | None, max_batch: int
 ) -> list[list[GenerationRequest]]:
-    """Split requests into batches whose longest prompt plus longest answer fits into the base's context.
+    """Split requests into batches whose longest prompt plus longest answer has at most `longest` tokens.
 
     `generate` computes finished rows together with the others until all are finished, so each row takes the positions
     of the longest row.
@@ -47,7 +48,7 @@ def _split_by_context(
     for request in sorted(requests, key=lambda request: len(request.prompt_ids)):
         batch = [*(batches[-1] if batches else []), request]
         width = len(request.prompt_ids) + max(other.max_tokens for other in batch)
-        if batches and len(batch) <= max_batch and (context is None or width <= context):
+        if batches and len(batch) <= max_batch and (longest is None or width <= longest):
             batches[-1] = batch
         else:
             batches.append([request])
@@ -58,7 +59,9 @@ class BatchGenerator(_BatchRunner):
     """Generates answers."""
 
     def run(self, patch: ProjectPatch, requests: Sequence[GenerationRequest]) -> None:
-        for batch in _split_by_context(requests, self.patched.context, patch.full_at_once or len(requests)):
+        # A longer sequence has no place in the context, or changes the position embeddings of its batch.
+        limits = [limit for limit in (self.patched.context, rope_boundary(self.patched.model)) if limit]
+        for batch in _split_by_length(requests, min(limits, default=None), patch.full_at_once or len(requests)):
             self._generate(patch, batch)
 
     def _generate(self, patch: ProjectPatch, requests: Sequence[GenerationRequest]) -> None:

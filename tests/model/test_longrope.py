@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
@@ -9,9 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 from scen_cli.data.records import EditRecord
 from scen_cli.editing.create_project import new_project
 from scen_cli.editing.editor import Editor
+from scen_cli.evaluation.teacher_forced import Text, next_token_kl, score
+from scen_cli.experts.fit import ExpertTask, fit_experts
 from scen_cli.model.base import load_base
 from scen_cli.model.keys import rope_boundary
 from scen_cli.model.known_bases import DEMO
+from scen_cli.serving.batch_runners import BatchGenerator
+from scen_cli.serving.request_queue import GenerationRequest, SamplingParams
 
 SHORT, OTHER = "What does Velmora make?", "Where was Ada born?"
 LONG = "The mill stood by the river for many years and nobody knew who had built it or why it was there. Where is Otto?"
@@ -62,3 +68,41 @@ def test_keys_of_a_batch_are_those_of_each_prompt_alone(editor):
     alone = torch.cat([editor.keys([prompt]) for prompt in batch])
     assert torch.allclose(editor.route(batch).activations, torch.cat([editor.route([p]).activations for p in batch]))
     assert torch.allclose(editor.keys(batch), alone, atol=1e-5)
+
+
+def test_a_server_answers_each_request_as_if_it_were_alone(editor):
+    """Also beside one whose prompt is short, but whose answer makes it cross the boundary."""
+    rows = editor.prompt_ids([SHORT, LONG, OTHER, "Who is Otto?"])
+    lengths = [8, 8, 8, 40]
+
+    async def events_of(request) -> list:
+        return [event async for event in request.events()]
+
+    async def serve(batches) -> list:
+        requests = [GenerationRequest(*each, 128, SamplingParams()) for each in zip(rows, lengths, strict=True)]
+        for batch in batches:
+            BatchGenerator(editor, lambda *_counts: None)([requests[i] for i in batch])
+        return [await events_of(request) for request in requests]
+
+    alone = asyncio.run(serve([[0], [1], [2], [3]]))
+    assert [alone[i][0].edit for i in range(3)] == [2, None, 1]
+    assert len(alone[3]) > 32 - len(rows[3])
+    assert asyncio.run(serve([[0, 1, 2, 3]])) == alone
+    assert asyncio.run(serve([[0, 3], [1, 2]])) == alone
+
+
+def test_scores_of_a_text_are_those_of_the_text_alone(editor):
+    ids = editor.prompt_ids([SHORT, LONG])
+    together = score(editor, [Text(row, 4) for row in ids], [2, None])
+    alone = [score(editor, [Text(row, 4)], [edit])[0] for row, edit in zip(ids, [2, None], strict=True)]
+    assert [scores.losses for scores in together] == [pytest.approx(scores.losses, abs=1e-4) for scores in alone]
+    drift = next_token_kl(editor, [SHORT, LONG], [2, 2])
+    assert drift == pytest.approx([next_token_kl(editor, [prompt], [2])[0] for prompt in (SHORT, LONG)], rel=1e-3)
+
+
+def test_an_expert_is_what_its_task_alone_gives(editor):
+    tasks = [ExpertTask([editor.tokenize_pair(prompt, "Riga")]) for prompt in (LONG, SHORT, OTHER)]
+    recipe = editor.recipe.model_copy(update={"expert_steps": 5, "extra_steps": 0})
+    together = fit_experts(editor.model, editor.edited, tasks, recipe)
+    alone = [fit_experts(editor.model, editor.edited, [task], recipe)[0] for task in tasks]
+    assert [fit.losses for fit in together] == [pytest.approx(fit.losses, abs=1e-4) for fit in alone]

@@ -48,8 +48,8 @@ DENSE: dict[str, tuple[str, dict]] = {
 }
 
 
-def save_tiny(folder: Path, config_class: str, settings: dict, seed: int = 0) -> Path:
-    """Save a random checkpoint; returns its folder."""
+def tiny_model(config_class: str, settings: dict, seed: int = 0) -> transformers.PreTrainedModel:
+    """A random model."""
     torch.manual_seed(seed)
     config = getattr(transformers, config_class)(**settings)
     model = transformers.AutoModelForCausalLM.from_config(config)
@@ -58,6 +58,11 @@ def save_tiny(folder: Path, config_class: str, settings: dict, seed: int = 0) ->
             parameter.data.fill_(4.0)
         if name.endswith("mlp.c_proj.bias"):  # GPT-2 initialises biases to zero: the tests would miss nothing
             parameter.data.normal_()
-    model.save_pretrained(folder)
+    return model.eval().requires_grad_(False)
+
+
+def save_tiny(folder: Path, config_class: str, settings: dict, seed: int = 0) -> Path:
+    """Save a random checkpoint; returns its folder."""
+    tiny_model(config_class, settings, seed).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(DEMO).save_pretrained(folder)
     return folder
