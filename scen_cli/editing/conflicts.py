@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from scen_cli.data.lexical_overlap import content_words
@@ -13,8 +12,11 @@ from scen_cli.data.records import EditRecord
 from scen_cli.data.words import plain, plain_words
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.batched_keys import read_segment_keys
+from scen_cli.model.generation import Progress, no_progress
 from scen_cli.neurons.guard_split import NEAR
 from scen_cli.neurons.index import Index
+
+BLOCK = 1024  # keys that are read, and compared with as many others, at once
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Conflict:
         return f"{what} ({other.prompt!r} -> {other.target!r}) {verb} the same question{how}, with another target"
 
 
-def find_conflicts(model: PatchedModel, index: Index, records: Mapping[int, EditRecord]) -> dict[int, list[Conflict]]:
+def find_conflicts(
+    model: PatchedModel, index: Index, records: Mapping[int, EditRecord], progress: Progress = no_progress
+) -> dict[int, list[Conflict]]:
     """What each record contradicts, by its position in the run.
 
     Two questions are the same if their words are. Under a recipe that whitens keys they are also the same if the
@@ -53,16 +57,13 @@ def find_conflicts(model: PatchedModel, index: Index, records: Mapping[int, Edit
     not `certain`. An edit of exactly the same prompt is no contradiction: the record supersedes it.
     """
     candidates, keys = _active_edits(model, index)
-    new_keys = _keys_of(model, index, list(records.values()))
     same_words: dict[str, list[int]] = {}
     for row, candidate in enumerate(candidates):
         same_words.setdefault(plain(candidate.prompt), []).append(row)
     found: dict[int, list[Conflict]] = {}
-    for number, (position, record) in enumerate(records.items()):
-        near: dict[int, float | None] = {}
-        if len(new_keys):
-            cosines = torch.cat([keys @ new_keys[number], new_keys[:number] @ new_keys[number]])
-            near = {row: float(cosines[row]) for row in (cosines >= NEAR).nonzero().flatten().tolist()}
+    near_rows = _near_rows(model, index, tuple(candidates), keys, list(records.values()))
+    for number, ((position, record), near) in enumerate(zip(records.items(), near_rows, strict=True), 1):
+        progress(number, len(records))
         rows = same_words.setdefault(plain(record.prompt), [])
         conflicts = [
             Conflict(candidates[row], cosine, cosine is None or not _ask_apart(record, candidates[row]))
@@ -96,10 +97,45 @@ def _active_edits(model: PatchedModel, index: Index) -> tuple[list[ConflictCandi
     return candidates, index.keys.all()
 
 
-def _keys_of(model: PatchedModel, index: Index, records: list[EditRecord]) -> Tensor:
-    """Prepared keys (n, h) of the records' prompts; none under a recipe that does not whiten keys."""
-    if model.recipe.index != "closed-form" or not records:
-        return torch.empty(0, model.edited.ffn_width)
+def _near_rows(
+    model: PatchedModel, index: Index, edits: Sequence[ConflictCandidate], keys: Tensor, records: Sequence[EditRecord]
+) -> Iterator[dict[int, float | None]]:
+    """For each record the rows of the edits' keys, and behind these of the earlier records, that are near its own key,
+    with the cosines. None are near under a recipe that does not whiten keys.
+
+    Only the keys of records that may share their topic are read, and they are compared in blocks: a file of n records
+    needs no n x n cosines.
+    """
+    if model.recipe.index != "closed-form":
+        yield from ({} for _record in records)
+        return
+    known = len(edits)
+    questions = [(edit.prompt, edit.subject) for edit in edits]
+    questions += [(record.prompt, record.subject) for record in records]
+    in_company = index.calibration_split.topics.with_company(questions)[known:]
+    rows = list(range(known))  # of the keys read so far
+    read = list(keys.split(BLOCK))
+    for start in range(0, len(records), BLOCK):
+        block = range(start, min(start + BLOCK, len(records)))
+        numbers = [number for number in block if in_company[number]]
+        near: dict[int, dict[int, float | None]] = {number: {} for number in numbers}
+        if numbers:
+            new = _keys_of(model, index, [records[number] for number in numbers])
+            read.append(new)
+            rows += [known + number for number in numbers]
+            first = 0
+            for matrix in read:
+                cosines = new @ matrix.T
+                for place, column in (cosines >= NEAR).nonzero().tolist():
+                    number, row = numbers[place], rows[first + column]
+                    if row < known + number:
+                        near[number][row] = float(cosines[place, column])
+                first += len(matrix)
+        yield from (near.get(number, {}) for number in block)
+
+
+def _keys_of(model: PatchedModel, index: Index, records: Sequence[EditRecord]) -> Tensor:
+    """Prepared keys (n, h) of the records' prompts."""
     whole = replace(model.routing.key_config, segments=False)
     ids = [model.key_tokens(record.prompt, model.names_of(record)) for record in records]
     return index.prepare_keys(read_segment_keys(model.base, model.edited, ids, whole)[0])

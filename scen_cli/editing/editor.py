@@ -21,6 +21,7 @@ from scen_cli.experts.fit import ExpertFit
 from scen_cli.experts.fit_records import FitAll, FittedExpert, Group, fit
 from scen_cli.model.base import Base
 from scen_cli.model.expert_stack import Expert
+from scen_cli.model.generation import Progress, no_progress
 from scen_cli.model.loaded_base import TokenizedEdit
 from scen_cli.neurons.admission import admit
 from scen_cli.neurons.guard_split import match_key
@@ -58,7 +59,9 @@ class Editor(PatchedModel):
         """
         return self.edit_group([(record, where)])[0]
 
-    def plan(self, entries: Sequence[Entry], policy: str = "refuse", reason: str = "") -> EditPlan:
+    def plan(
+        self, entries: Sequence[Entry], policy: str = "refuse", reason: str = "", progress: Progress = no_progress
+    ) -> EditPlan:
         """Find out, without training, what will become of each record.
 
         Args:
@@ -66,11 +69,20 @@ class Editor(PatchedModel):
             policy: What to do with a record that contradicts an edit or an earlier record: `refuse` it, `supersede`
                 what it contradicts, or `keep` both.
             reason: Why both are kept.
+            progress: Called with the steps done and all steps: each record is checked, then compared.
         """
-        outcomes = [precheck(self, self.project, entry) for entry in entries]
+        outcomes: list[Outcome | None] = []
+        for entry in entries:
+            outcomes.append(precheck(self, self.project, entry))
+            progress(len(outcomes), 2 * len(entries))
         plan = EditPlan(entries, outcomes, supersede=policy == "supersede", reason=reason)
         records = {position: record for position, record, _where in plan.to_train()}
-        for position, conflicts in find_conflicts(self, self.index, records).items():
+        steps = 2 * len(entries)
+
+        def compared(done: int, total: int) -> None:
+            progress(steps - total + done, steps)
+
+        for position, conflicts in find_conflicts(self, self.index, records, compared).items():
             for conflict in conflicts:
                 (plan.conflicts if conflict.certain else plan.doubts).setdefault(position, []).append(conflict)
         if policy == "refuse":

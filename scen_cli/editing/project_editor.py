@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from scen_cli.data.entries import Entry
 from scen_cli.editing.edit_plan import EditPlan, Outcome
 from scen_cli.experts.fit_records import FitAll
-from scen_cli.model.generation import Answers
+from scen_cli.model.generation import Answers, Progress, no_progress
 from scen_cli.model.template import Prompt
 from scen_cli.project.ledger_rows import Edit
 from scen_cli.project.project import Project
@@ -22,7 +22,9 @@ class ProjectEditor(Protocol):
 
     project: Project
 
-    def plan(self, entries: Sequence[Entry], policy: str = "refuse", reason: str = "") -> EditPlan:
+    def plan(
+        self, entries: Sequence[Entry], policy: str = "refuse", reason: str = "", progress: Progress = no_progress
+    ) -> EditPlan:
         """Find out, without training, what will become of each record."""
 
     def train(self, plan: EditPlan, batch: int = 1, fit_all: FitAll | None = None) -> Iterator[dict[int, Outcome]]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from scen_cli.data.entries import read_entries
 from scen_cli.data.records import EditRecord
+from scen_cli.editing.editor import Editor
 from tests.conftest import edit_all
 
 FIRST = EditRecord(prompt="Where was Ivan Gromener born?", target="Riga", subject="Ivan Gromener")
@@ -126,3 +130,41 @@ def test_without_whitened_keys_only_the_same_words_conflict(scen, make_editor):
     edit_all(editor, [FIRST])
     assert "is the same question, with another target" in run(scen, editor.project, [SAME_WORDS], code=2).stderr
     run(scen, editor.project, [REPHRASED])
+
+
+@pytest.fixture
+def many(tmp_path, make_editor):
+    """A project, and a file of 4,000 questions about as many subjects."""
+    path = tmp_path / "many.jsonl"
+    lines = [{"prompt": f"Where was Ada {n} born?", "target": f"R{n % 3}", "subject": f"Ada {n}"} for n in range(4000)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return make_editor("closed-form", **FAST).project, path
+
+
+def test_planning_reports_its_steps(many, demo_base):
+    project, path = many
+    editor, steps = Editor(project, base=demo_base), []
+    plan = editor.plan(read_entries(str(path))[:300], progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(done, 600) for done in range(1, 601)]
+    assert plan.outcomes == [None] * 300
+
+
+@pytest.mark.slow
+def test_planning_many_records_takes_little_memory(many):
+    project, path = many
+    code = f"""
+import re
+from pathlib import Path
+from scen_cli.data.entries import read_entries
+from scen_cli.editing.editor import Editor
+from scen_cli.project.project import Project
+editor, entries = Editor(Project(Path({str(project.folder)!r})), "cpu"), read_entries({str(path)!r})
+editor.plan(entries[:10])
+peak = lambda: int(re.search("VmHWM: *(.*) kB", Path("/proc/self/status").read_text().replace("\\t", ""))[1]) >> 10
+before = peak()
+assert editor.plan(entries).outcomes == [None] * 4000
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 40  # MiB; the keys of all records and their cosines take 100
