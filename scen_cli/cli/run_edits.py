@@ -33,8 +33,8 @@ def run_edits(
 
     Under `strict`, nothing is edited if a record is known to fail, and the run stops at the first that does.
     """
-    with out.counting("records checked before training") as checked:
-        plan = editor.plan(entries, conflicts, reason, checked)
+    with out.counting("steps of planning") as progress:
+        plan = editor.plan(entries, conflicts, reason, progress)
     if strict:
         _refuse_known_failures(plan)
     for outcome in filter(None, plan.outcomes):

@@ -45,7 +45,7 @@ class Topics:
             subject: The edit's subject. A prompt overlaps if it contains the subject or, without one, an uncommon
                 word of `prompt`.
         """
-        topic_words = self._topic_words(prompt)
+        topic_words = self.topic_words(prompt)
         name = f" {plain(subject)} " if subject else None
         return [name in text if name else bool(topic_words & words) for text, words in self._prompts]
 
@@ -53,9 +53,23 @@ class Topics:
         """Whether two edits may be about the same topic."""
         if subject and other_subject:
             return plain(subject) == plain(other_subject)
-        return bool(self._topic_words(prompt) & self._topic_words(other_prompt))
+        return bool(self.topic_words(prompt) & self.topic_words(other_prompt))
 
-    def _topic_words(self, text: str) -> set[str]:
+    def with_company(self, edits: Sequence[tuple[str, str | None]]) -> list[bool]:
+        """For each edit, by its prompt and its subject, whether another one may be about the same topic."""
+        names = [plain(subject) if subject else None for _prompt, subject in edits]
+        words = [self.topic_words(prompt) for prompt, _subject in edits]
+        of_name, of_word = Counter(names), Counter(word for found in words for word in found)
+        of_unnamed = Counter(word for found, name in zip(words, names, strict=True) if name is None for word in found)
+        return [
+            any(of_word[word] > 1 for word in found)
+            if name is None
+            else of_name[name] > 1 or any(word in of_unnamed for word in found)
+            for name, found in zip(names, words, strict=True)
+        ]
+
+    def topic_words(self, text: str) -> set[str]:
+        """The words of a text that are not common."""
         return set(plain_words(text)) - self._common
 
 

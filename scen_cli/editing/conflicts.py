@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from scen_cli.data.lexical_overlap import content_words
@@ -17,8 +16,7 @@ from scen_cli.model.generation import Progress, no_progress
 from scen_cli.neurons.guard_split import NEAR
 from scen_cli.neurons.index import Index
 
-BLOCK = 128  # records whose cosines are in memory together
-KEYS_AT_ONCE = 1024  # keys that are prepared together, in float64
+BLOCK = 1024  # keys that are read, and compared with as many others, at once
 
 
 @dataclass(frozen=True)
@@ -59,14 +57,12 @@ def find_conflicts(
     not `certain`. An edit of exactly the same prompt is no contradiction: the record supersedes it.
     """
     candidates, keys = _active_edits(model, index)
-    new_keys = _keys_of(model, index, list(records.values()), progress)
     same_words: dict[str, list[int]] = {}
     for row, candidate in enumerate(candidates):
         same_words.setdefault(plain(candidate.prompt), []).append(row)
     found: dict[int, list[Conflict]] = {}
-    nearest = _near_candidates(keys, new_keys)
-    for number, (position, record) in enumerate(records.items(), start=1):
-        near: dict[int, float | None] = dict(next(nearest, {}))
+    near_rows = _near_rows(model, index, tuple(candidates), keys, list(records.values()))
+    for number, ((position, record), near) in enumerate(zip(records.items(), near_rows, strict=True), 1):
         progress(number, len(records))
         rows = same_words.setdefault(plain(record.prompt), [])
         conflicts = [
@@ -101,28 +97,45 @@ def _active_edits(model: PatchedModel, index: Index) -> tuple[list[ConflictCandi
     return candidates, index.keys.all()
 
 
-def _near_candidates(keys: Tensor, new_keys: Tensor) -> Iterator[dict[int, float]]:
-    """For each record: the rows of the candidates whose keys are near its own, and the cosines.
+def _near_rows(
+    model: PatchedModel, index: Index, edits: Sequence[ConflictCandidate], keys: Tensor, records: Sequence[EditRecord]
+) -> Iterator[dict[int, float | None]]:
+    """For each record the rows of the edits' keys, and behind these of the earlier records, that are near its own key,
+    with the cosines. None are near under a recipe that does not whiten keys.
 
-    Args:
-        keys: Of the active edits, (n, h).
-        new_keys: Of the records, (m, h); the candidates of a record are the edits and the records before it.
+    Only the keys of records that may share their topic are read, and they are compared in blocks: a file of n records
+    needs no n x n cosines.
     """
-    for start in range(0, len(new_keys), BLOCK):
-        block = new_keys[start : start + BLOCK]
-        found: list[dict[int, float]] = [{} for _record in block]
-        for offset, others in ((0, keys), (len(keys), new_keys[: start + len(block)])):
-            cosines = others @ block.T
-            for row, column in (cosines >= NEAR).nonzero().tolist():
-                if offset + row < len(keys) + start + column:
-                    found[column][offset + row] = float(cosines[row, column])
-        yield from found
+    if model.recipe.index != "closed-form":
+        yield from ({} for _record in records)
+        return
+    known = len(edits)
+    questions = [(edit.prompt, edit.subject) for edit in edits]
+    questions += [(record.prompt, record.subject) for record in records]
+    in_company = index.calibration_split.topics.with_company(questions)[known:]
+    rows = list(range(known))  # of the keys read so far
+    read = list(keys.split(BLOCK))
+    for start in range(0, len(records), BLOCK):
+        block = range(start, min(start + BLOCK, len(records)))
+        numbers = [number for number in block if in_company[number]]
+        near: dict[int, dict[int, float | None]] = {number: {} for number in numbers}
+        if numbers:
+            new = _keys_of(model, index, [records[number] for number in numbers])
+            read.append(new)
+            rows += [known + number for number in numbers]
+            first = 0
+            for matrix in read:
+                cosines = new @ matrix.T
+                for place, column in (cosines >= NEAR).nonzero().tolist():
+                    number, row = numbers[place], rows[first + column]
+                    if row < known + number:
+                        near[number][row] = float(cosines[place, column])
+                first += len(matrix)
+        yield from (near.get(number, {}) for number in block)
 
 
-def _keys_of(model: PatchedModel, index: Index, records: list[EditRecord], progress: Progress) -> Tensor:
-    """Prepared keys (n, h) of the records' prompts; none under a recipe that does not whiten keys."""
-    if model.recipe.index != "closed-form" or not records:
-        return torch.empty(0, model.edited.ffn_width)
+def _keys_of(model: PatchedModel, index: Index, records: Sequence[EditRecord]) -> Tensor:
+    """Prepared keys (n, h) of the records' prompts."""
     whole = replace(model.routing.key_config, segments=False)
     keys = torch.empty(len(records), model.edited.ffn_width)
     for start in range(0, len(records), KEYS_AT_ONCE):

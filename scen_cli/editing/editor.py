@@ -69,12 +69,20 @@ class Editor(PatchedModel):
             policy: What to do with a record that contradicts an edit or an earlier record: `refuse` it, `supersede`
                 what it contradicts, or `keep` both.
             reason: Why both are kept.
-            progress: Called with the number of records checked, and of all: three times through them.
+            progress: Called with the steps done and all steps: each record is checked, then compared.
         """
-        outcomes = precheck_all(self, self.project, entries, progress)
+        outcomes: list[Outcome | None] = []
+        for entry in entries:
+            outcomes.append(precheck(self, self.project, entry))
+            progress(len(outcomes), 2 * len(entries))
         plan = EditPlan(entries, outcomes, supersede=policy == "supersede", reason=reason)
         records = {position: record for position, record, _where in plan.to_train()}
-        for position, conflicts in find_conflicts(self, self.index, records, progress).items():
+        steps = 2 * len(entries)
+
+        def compared(done: int, total: int) -> None:
+            progress(steps - total + done, steps)
+
+        for position, conflicts in find_conflicts(self, self.index, records, compared).items():
             for conflict in conflicts:
                 (plan.conflicts if conflict.certain else plan.doubts).setdefault(position, []).append(conflict)
         if policy == "refuse":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from scen_cli.data.entries import read_entries
 from scen_cli.data.records import EditRecord
-from scen_cli.editing.conflicts import _near_candidates
-from scen_cli.neurons.guard_split import NEAR
+from scen_cli.editing.editor import Editor
 from tests.conftest import edit_all
 
 FIRST = EditRecord(prompt="Where was Ivan Gromener born?", target="Riga", subject="Ivan Gromener")
@@ -131,17 +133,39 @@ def test_without_whitened_keys_only_the_same_words_conflict(scen, make_editor):
     run(scen, editor.project, [REPHRASED])
 
 
-def test_near_candidates_are_the_edits_and_the_records_before(monkeypatch):
-    """In blocks of any size, as one comparison with each gives them."""
-    torch.manual_seed(0)
-    rows = torch.nn.functional.normalize(torch.randn(6, 8).repeat_interleave(4, 0) + 0.1 * torch.randn(24, 8), dim=1)
-    keys, new_keys = rows[::3], rows[[row for row in range(24) if row % 3]]
-    candidates = torch.cat([keys, new_keys])
-    expected = [
-        {row for row in range(len(keys) + number) if float(candidates[row] @ key) >= NEAR}
-        for number, key in enumerate(new_keys)
-    ]
-    assert any(expected)
-    for block in (1, 5, 100):
-        monkeypatch.setattr("scen_cli.editing.conflicts.BLOCK", block)
-        assert [set(found) for found in _near_candidates(keys, new_keys)] == expected
+@pytest.fixture
+def many(tmp_path, make_editor):
+    """A project, and a file of 4,000 questions about as many subjects."""
+    path = tmp_path / "many.jsonl"
+    lines = [{"prompt": f"Where was Ada {n} born?", "target": f"R{n % 3}", "subject": f"Ada {n}"} for n in range(4000)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return make_editor("closed-form", **FAST).project, path
+
+
+def test_planning_reports_its_steps(many, demo_base):
+    project, path = many
+    editor, steps = Editor(project, base=demo_base), []
+    plan = editor.plan(read_entries(str(path))[:300], progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(done, 600) for done in range(1, 601)]
+    assert plan.outcomes == [None] * 300
+
+
+@pytest.mark.slow
+def test_planning_many_records_takes_little_memory(many):
+    project, path = many
+    code = f"""
+import re
+from pathlib import Path
+from scen_cli.data.entries import read_entries
+from scen_cli.editing.editor import Editor
+from scen_cli.project.project import Project
+editor, entries = Editor(Project(Path({str(project.folder)!r})), "cpu"), read_entries({str(path)!r})
+editor.plan(entries[:10])
+peak = lambda: int(re.search("VmHWM: *(.*) kB", Path("/proc/self/status").read_text().replace("\\t", ""))[1]) >> 10
+before = peak()
+assert editor.plan(entries).outcomes == [None] * 4000
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 40  # MiB; the keys of all records and their cosines take 100
