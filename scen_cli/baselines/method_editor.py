@@ -80,11 +80,7 @@ class MethodEditor(LoadedProject):
     ) -> EditPlan:
         """Find out what will become of each record. Contradictions in other words are not detected, whatever the
         `policy`: SCEN's keys would be needed."""
-        outcomes: list[Outcome | None] = []
-        for entry in entries:
-            outcomes.append(precheck(self, self.project, entry))
-            progress(len(outcomes), len(entries))
-        return EditPlan(entries, outcomes, reason=reason)
+        return EditPlan(entries, precheck_all(self, self.project, entries, progress), reason=reason)
 
     def train(self, plan: EditPlan, batch: int = 1, fit_all: FitAll | None = None) -> Iterator[dict[int, Outcome]]:
         """Learn and commit what is planned, in order, in the method's own batches (`batch` and `fit_all` are SCEN's).

@@ -7,6 +7,7 @@ from scen_cli.errors import ScenError
 
 def explain(error: BaseException) -> tuple[str, str, int] | None:
     """(message, hint, exit code) of an exception that a user can cause; None for a defect of scen itself."""
+    import errno
     import sqlite3  # not needed by `scen --help`
 
     if isinstance(error, ScenError):
@@ -28,7 +29,10 @@ def explain(error: BaseException) -> tuple[str, str, int] | None:
         return None
     if isinstance(error, OSError):
         where = f": `{error.filename}`" if error.filename else ""
-        return f"{error.strerror or error}{where}", "is it there, writable, and the disk not full?", 1
+        hint = "is it there, writable, and the disk not full?"
+        if error.errno == errno.ENAMETOOLONG:
+            hint = "choose a shorter name"
+        return f"{error.strerror or error}{where}", hint, 1
     if type(error).__name__ == "OutOfMemoryError":  # torch's own, recognised without importing torch
         return f"out of memory: {str(error).splitlines()[0]}", "try `--device cpu`, or a base in a smaller dtype", 1
     return None

@@ -137,11 +137,5 @@ def _near_rows(
 def _keys_of(model: PatchedModel, index: Index, records: Sequence[EditRecord]) -> Tensor:
     """Prepared keys (n, h) of the records' prompts."""
     whole = replace(model.routing.key_config, segments=False)
-    keys = torch.empty(len(records), model.edited.ffn_width)
-    for start in range(0, len(records), KEYS_AT_ONCE):
-        some = records[start : start + KEYS_AT_ONCE]
-        ids = [model.key_tokens(record.prompt, model.names_of(record)) for record in some]
-        read = read_segment_keys(model.base, model.edited, ids, whole)[0]
-        keys[start : start + len(some)] = index.prepare_keys(read)
-        progress(start + len(some), len(records))
-    return keys
+    ids = [model.key_tokens(record.prompt, model.names_of(record)) for record in records]
+    return index.prepare_keys(read_segment_keys(model.base, model.edited, ids, whole)[0])

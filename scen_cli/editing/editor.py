@@ -71,18 +71,12 @@ class Editor(PatchedModel):
             reason: Why both are kept.
             progress: Called with the steps done and all steps: each record is checked, then compared.
         """
-        outcomes: list[Outcome | None] = []
-        for entry in entries:
-            outcomes.append(precheck(self, self.project, entry))
-            progress(len(outcomes), 2 * len(entries))
+        steps = 2 * len(entries)
+        outcomes = precheck_all(self, self.project, entries, lambda done, _total: progress(done, steps))
         plan = EditPlan(entries, outcomes, supersede=policy == "supersede", reason=reason)
         records = {position: record for position, record, _where in plan.to_train()}
-        steps = 2 * len(entries)
-
-        def compared(done: int, total: int) -> None:
-            progress(steps - total + done, steps)
-
-        for position, conflicts in find_conflicts(self, self.index, records, compared).items():
+        found = find_conflicts(self, self.index, records, lambda done, total: progress(steps - total + done, steps))
+        for position, conflicts in found.items():
             for conflict in conflicts:
                 (plan.conflicts if conflict.certain else plan.doubts).setdefault(position, []).append(conflict)
         if policy == "refuse":

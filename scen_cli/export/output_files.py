@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from scen_cli.errors import UsageError
+from scen_cli.errors import ScenError, UsageError
 
 # Floating dtypes by their names in the format (https://github.com/huggingface/safetensors, "Format").
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -25,6 +26,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         UsageError: `folder` is not new or empty.
+        ScenError: It cannot be written, as when the disk is full.
     """
     folder = folder.resolve()
     if folder == Path.cwd() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
@@ -33,9 +35,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
         draft = Path(temporary) / "draft"
         draft.mkdir()
-        yield draft
-        make_readable(draft)
-        draft.replace(folder)
+        try:
+            yield draft
+            make_readable(draft)
+            draft.replace(folder)
+        except (OSError, SafetensorError) as error:
+            why = (error.strerror if isinstance(error, OSError) else "") or str(error)
+            hint = "is the disk full, or is a file missing that is read? Try again, or choose another `--out`"
+            raise ScenError(f"`{folder}` could not be written, and nothing was exported: {why}", hint) from error
 
 
 def make_readable(folder: Path) -> None:

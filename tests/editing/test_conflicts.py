@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from scen_cli.data.entries import read_entries
 from scen_cli.data.records import EditRecord
