@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -12,6 +13,7 @@ from scen_cli.export.peft_folder import adapter_name, export_adapters
 from scen_cli.export.transformers_folder import export_checkpoint
 from scen_cli.model.known_bases import DEMO
 from tests.conftest import edit_all
+from tests.docs.pages import ROOT
 from tests.export.bare_packages import link_packages, run_python
 
 pytestmark = pytest.mark.slow
@@ -82,6 +84,29 @@ def test_a_merged_checkpoint_needs_transformers_alone(low_rank, only_transformer
     export_merged(low_rank, tmp_path / "out", edit=1)
     printed = run_python(only_transformers, TRANSFORMERS, json.dumps(NOT_HERE), tmp_path / "out", PROMPTS)
     assert answers_of(printed)[0] == RECORDS[0].target
+
+
+def test_a_folder_without_the_bases_weights_needs_transformers_alone(low_rank, only_transformers, tmp_path):
+    export_checkpoint(low_rank, tmp_path / "out", patch_only=True)
+    printed = run_python(only_transformers, TRANSFORMERS, json.dumps(NOT_HERE), tmp_path / "out", PROMPTS)
+    assert answers_of(printed) == low_rank.answer(TEXTS).texts
+
+
+def test_the_code_of_the_model_card_and_of_the_example_needs_transformers_alone(low_rank, only_transformers, tmp_path):
+    """The card's code block, then what `examples/export_and_load.py` does from where it needs scen no more."""
+    export_checkpoint(low_rank, tmp_path / "patched")
+    [card] = re.findall(r"```python\n(.*?)```", (tmp_path / "patched" / "README.md").read_text(), re.DOTALL)
+    names = f"FOLDER, QUESTION = {str(tmp_path / 'patched')!r}, {RECORDS[1].prompt!r}"
+    example = (ROOT / "examples" / "export_and_load.py").read_text(encoding="utf-8")
+    head, mark, loading = example.partition("# From here on scen is not needed")
+    imports = [line for line in head.splitlines() if re.match("import|from", line) and "scen_cli" not in line]
+    code = "\n".join([*imports, names, card, "folder = Path(FOLDER).parent", mark + loading])
+    printed = run_python(only_transformers, code).splitlines()
+    assert printed[0].endswith(f"{RECORDS[1].target}</s>")
+    asked = re.findall(r'"([^"]*\?)"', loading)
+    own = low_rank.answer(asked)
+    assert own.edits[0] == 1
+    assert printed[1:3] == [f"{text} {answer}" for text, answer in zip(asked, own.texts, strict=True)]
 
 
 def test_adapters_need_peft_and_what_it_needs(low_rank, only_peft, tmp_path):
