@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,14 @@ def write_records(path: Path, records: Iterable[EditRecord | Entry]) -> None:
 
 def write_lines(path: Path, items: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines under a temporary name, then rename the file."""
-    draft = _draft(path)
-    with jsonlines.open(draft, "w") as lines:
+    with _complete(path) as draft, jsonlines.open(draft, "w") as lines:
         lines.write_all(items)
-    draft.replace(path)
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write one JSON value under a temporary name, then rename the file."""
-    draft = _draft(path)
-    draft.write_text(json.dumps(content, indent=indent), encoding="utf-8")
-    draft.replace(path)
+    with _complete(path) as draft:
+        draft.write_text(json.dumps(content, indent=indent), encoding="utf-8")
 
 
 def digest(content: Any) -> str:
@@ -43,6 +41,16 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _draft(path: Path) -> Path:
+@contextmanager
+def _complete(path: Path) -> Iterator[Path]:
+    """Yield a temporary name, and rename that file to `path` when the block ends without an error; else remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        draft.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # the error of a write names no file
+        raise
+    finally:
+        draft.unlink(missing_ok=True)

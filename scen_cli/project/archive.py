@@ -7,6 +7,7 @@ sum is checked before the project appears.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from scen_cli.errors import VERIFY_HINT, DamageFound, UsageError
+from scen_cli.errors import VERIFY_HINT, DamageFound, ScenError, UsageError
 from scen_cli.project import disk
 from scen_cli.project.check import named_files, verify
 from scen_cli.project.edit_files import EDIT_FILE
@@ -29,6 +30,7 @@ from scen_cli.project.tensor_files import checked_sum
 
 CHUNK = 1 << 20
 PATTERNS = ("edits/*", "guard-*", "method-*")  # of all files but the ledger and its seal
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a write, never of a read
 DRAFT = ".restoring-"  # prefix of the folder in which an archive is unpacked and checked
 
 
@@ -40,6 +42,7 @@ def backup(project: Project, file: Path) -> tuple[int, int]:
 
     Raises:
         UsageError: The file exists.
+        ScenError: The disk has no room for it.
         DamageFound: A file of the project is not what was committed.
     """
     if file.exists() or not file.parent.is_dir():
@@ -48,7 +51,8 @@ def backup(project: Project, file: Path) -> tuple[int, int]:
     while True:
         head = project.ledger.head()
         try:
-            return _backup(project, file)
+            with _room(f"`{file}` could not be written, and no backup was made"):
+                return _backup(project, file)
         except DamageFound:
             if project.ledger.head() == head:  # else `scen gc` or `scen compress` has removed a file: try again
                 raise
@@ -86,6 +90,7 @@ def restore(file: Path, folder: Path) -> Project:
 
     Raises:
         UsageError: The file is not a backup, or the folder holds a project.
+        ScenError: The disk has no room for it.
         DamageFound: The content of the backup is not what its own ledger records.
     """
     refuse_existing(folder)
@@ -98,7 +103,8 @@ def restore(file: Path, folder: Path) -> Project:
             refuse_existing(folder)
             for path in folder.glob(f"{DRAFT}*"):  # left by a restore that was killed
                 disk.remove(path)
-            _restore(file, folder, Path(tempfile.mkdtemp(dir=folder, prefix=DRAFT)))
+            with _room(f"`{folder}` could not be written, and nothing was restored"):
+                _restore(file, folder, Path(tempfile.mkdtemp(dir=folder, prefix=DRAFT)))
     except BaseException:
         if created and {path.name for path in folder.iterdir()} <= {LOCK, HOLDER}:
             shutil.rmtree(folder)
@@ -134,6 +140,19 @@ def _restore(file: Path, folder: Path, draft: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+@contextmanager
+def _room(failed: str) -> Iterator[None]:
+    """Raise `ScenError` with the text `failed` if the disk has no room for what this block writes."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        is_full = error.errno in NO_ROOM if isinstance(error, OSError) else "full" in str(error)
+        if not is_full:
+            raise
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ScenError(f"{failed}: {why}", hint="is the disk full?") from error
+
+
 def _is_tensor_file(name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in (EDIT_FILE, GUARD_FILE, STATE_FILE))
 
@@ -146,7 +165,7 @@ def _open(file: Path) -> Iterator[zipfile.ZipFile]:
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise UsageError(f"`{file}` is not a backup, or is damaged: {error}") from error
     except OSError as error:
-        if error.filename in (None, str(file), os.fspath(file)):
+        if error.errno not in NO_ROOM and error.filename in (None, str(file), os.fspath(file)):
             raise UsageError(f"cannot read `{file}`: {error.strerror or error}") from error
         raise
 

@@ -16,7 +16,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,9 @@ class Project:
         draft = folder / f"{LEDGER}.{os.getpid()}.new"
         draft.unlink(missing_ok=True)  # left by a killed process of the same number
         draft.touch()  # SQLite would take away a group's right to write, which the other files have
-        ledger = Ledger(draft, author)
-        try:
+        with ExitStack() as at_end:
+            at_end.callback(draft.unlink, missing_ok=True)
+            ledger = at_end.enter_context(closing(Ledger(draft, author)))
             with ledger.change("init", **settings) as payload:
                 rows = ({"name": name, "value": json.dumps(value)} for name, value in settings.items())
                 ledger.db["settings"].insert_all(rows)
@@ -113,9 +114,6 @@ class Project:
                 seal(folder, ledger, draft.name)
                 ledger.close()
                 disk.rename(draft, folder / LEDGER)
-        finally:
-            ledger.close()
-            draft.unlink(missing_ok=True)
         return cls(folder, author)
 
     @property
