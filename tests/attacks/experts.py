@@ -122,7 +122,7 @@ ATTACKS = [
     Attack("expert: a pickle, reverted", expert(pickled), "revert 1 --dir {p}", 0, "edit 1 reverted"),
     Attack("expert: missing, asked", expert(None), ASK, 0, QUARANTINED),
     Attack("expert: missing, reverted", expert(None), "revert 1 --dir {p}", 0, "edit 1 reverted"),
-    Attack("expert: missing, another edit", expert(None), MORE, 12, "is missing"),
+    Attack("expert: missing, another edit", expert(None), MORE, 0, "1 edited"),  # its key is in the cache
     Attack("expert: NaN, verified", tensors(lora_A=NAN), DEEP, 12, "edits/000001-"),
     Attack("expert: NaN, asked", tensors(lora_A=NAN), ASK, 0, QUARANTINED),
     Attack("expert: infinite, verified", tensors(lora_A=INF), DEEP, 12, "edits/000001-"),
