@@ -39,6 +39,8 @@ def rebuild(
     with editor.project.writing(), out.progress(len(files), "rebuilding") as progress:
         for of_file in rebuild_edits(editor, files):
             outcomes += of_file
-            progress("; ".join(map(str, of_file)), "")
+            for outcome in filter(lambda outcome: outcome.needs_attention, of_file):
+                out.warn(str(outcome))
+            progress("; ".join(str(outcome) for outcome in of_file if not outcome.needs_attention), "")
     out.note("edits that had been reverted are active again: `scen status` lists all, `scen revert` takes one back")
     print_outcomes(editor.project, outcomes, out)

@@ -20,7 +20,10 @@ def verify(
     behaviour: Annotated[
         bool, typer.Option("--behaviour", help="Also whether every edit's prompt activates it and gives its target.")
     ] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Remove stray files, rebuild W_merge and the seal.")] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Move stray edit files to `lost/`, remove others, rebuild W_merge and the seal."),
+    ] = False,
     accept_ledger: Annotated[
         bool,
         typer.Option(

@@ -27,7 +27,7 @@ from scen_cli.project.w_merge import MERGED
 Progress = Callable[[int, int], None]  # called with how many are done, and the total
 
 MAX_TRIES = 5
-LOST = "lost"  # files of edits that an accepted ledger does not know
+LOST = "lost"  # edit files that no row names
 STRAY = re.compile(
     rf"(?:{EDIT_FILE.pattern}|{GUARD_FILE.pattern}|{STATE_FILE.pattern})(?:\.tmp)?|(?:{re.escape(MERGED)}|{re.escape(SEAL)})\.tmp"
     rf"|{re.escape(LEDGER)}\.\d+\.new(?:-journal)?|\.restoring-\w+"

@@ -49,7 +49,7 @@ def test_files_that_cannot_be_used_are_named_and_the_others_are_edits(make_edito
     other_layer = make_editor("key", **FAST, target_module="up")
     edit_all(other_layer, RECORDS[:1])
     shutil.copy(next((other_layer.project.folder / "edits").iterdir()), folder)
-    result = scen("rebuild", folder, "--dir", new.project.folder, code=3)
+    result = scen("rebuild", folder, "--quiet", "--dir", new.project.folder, code=3)
     assert "000001" in result.stderr
     assert "the file is not what was written" in result.stderr
     assert "its expert was trained on another base, layer or target module" in result.stderr
