@@ -64,6 +64,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         "stated rate": "{stated}",
         "natural questions that fired": "{fired}",
     },
+    "batch_difference": {
+        "prompts": "{kind}",
+        "of": "{prompts}",
+        "another edit, or none, was activated": "{routes}",
+        "another answer": "{answers}",
+    },
     "recipes": {
         "recipe": "`{recipe}`",
         "Reliability": "{reliability}",

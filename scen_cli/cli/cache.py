@@ -16,7 +16,7 @@ def cache(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the cache: bases converted from GGUF files, and prompts that bases have sampled.
+    """List the cache: bases converted from GGUF files, prompts that bases sampled, answers that `scen eval` scored.
 
     It is in the user's cache folder, or in the folder that `SCEN_CACHE` names.
 

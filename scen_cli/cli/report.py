@@ -9,6 +9,7 @@ import typer
 
 from scen_cli.cli.loaders import HERE, Dir, open_project
 from scen_cli.cli.output import Json, Output, Quiet
+from scen_cli.data.write_files import write_text
 
 
 def report(
@@ -43,6 +44,6 @@ def report(
             out.warn("the page has no pictures: they need matplotlib (`pip install matplotlib`)")
         text = as_page(found)
     path = to or dir / "report.html"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     out.result({"out": str(path), "bytes": path.stat().st_size}, f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     return None

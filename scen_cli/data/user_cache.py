@@ -19,7 +19,11 @@ from platformdirs import user_cache_path
 
 from scen_cli.data.write_files import digest, write_json
 
-KINDS = ("gguf", "sampled-prompts")  # the subfolders that are scen's; `SCEN_CACHE` may name a folder with others
+KINDS = (
+    "answers",
+    "gguf",
+    "sampled-prompts",
+)  # the subfolders that are scen's; `SCEN_CACHE` may name a folder with others
 
 
 def cache_folder() -> Path:

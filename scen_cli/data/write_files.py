@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,19 @@ def write_records(path: Path, records: Iterable[EditRecord | Entry]) -> None:
 
 def write_lines(path: Path, items: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines under a temporary name, then rename the file."""
-    with _complete(path) as draft, jsonlines.open(draft, "w") as lines:
+    with whole_file(path) as draft, jsonlines.open(draft, "w") as lines:
         lines.write_all(items)
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write one JSON value under a temporary name, then rename the file."""
-    with _complete(path) as draft:
-        draft.write_text(json.dumps(content, indent=indent), encoding="utf-8")
+    write_text(path, json.dumps(content, indent=indent))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text under a temporary name, then rename the file."""
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def digest(content: Any) -> str:
@@ -42,15 +47,21 @@ def digest(content: Any) -> str:
 
 
 @contextmanager
-def _complete(path: Path) -> Iterator[Path]:
-    """Yield a temporary name, and rename that file to `path` when the block ends without an error; else remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name, and rename that file to `path` when the block ends without an error; else remove it.
+
+    Raises:
+        OSError: The file cannot be written; the error names it.
+    """
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         draft.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # the error of a write names no file
+        if error.filename is None or Path(error.filename) in (draft, *path.parents):  # the error of a write names none
+            error.filename = str(path)
         raise
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import os
 import shutil
 import sqlite3
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def make_folder(folder: Path) -> None:
     if not folder.is_dir():
         before_step("make folder", folder)
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that are empty, in this order."""
+    for folder in folders:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def sync_folder(folder: Path) -> None:

@@ -93,11 +93,13 @@ class Project:
         """
         folder = Path(folder)
         refuse_existing(folder)
+        unused = [path for path in (folder / "edits", folder) if not path.exists()]
         disk.make_folder(folder / "edits")
         draft = folder / f"{LEDGER}.{os.getpid()}.new"
         draft.unlink(missing_ok=True)  # left by a killed process of the same number
         draft.touch()  # SQLite would take away a group's right to write, which the other files have
         with ExitStack() as at_end:
+            at_end.callback(disk.remove_empty, unused)
             at_end.callback(draft.unlink, missing_ok=True)
             ledger = at_end.enter_context(closing(Ledger(draft, author)))
             with ledger.change("init", **settings) as payload:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scen_cli.data.suites import Passages
+from scen_cli.data.write_files import whole_file, write_json
 from scen_cli.evaluation.cached_generator import CachedGenerator
 from scen_cli.evaluation.curves import activation_map
 from scen_cli.evaluation.evaluate_project import sweep_theta
@@ -183,11 +183,10 @@ def _shares(figures: dict[str, Any]) -> dict[str, Any]:
 
 def write_result(name: str, result: StudyResult, metadata: dict[str, Any], folder: Path) -> list[Path]:
     """Write `NAME.json`, `NAME.csv`, and `NAME.png` for a figure; return the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     json_path, csv_path, picture = (folder / f"{name}.{suffix}" for suffix in ("json", "csv", "png"))
     content = {**metadata, "rows": result.rows, "maps": result.maps}
-    json_path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    with csv_path.open("w", newline="", encoding="utf-8") as file:
+    write_json(json_path, content)
+    with whole_file(csv_path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(result.rows[0]))
         writer.writeheader()
         writer.writerows(result.rows)

@@ -95,10 +95,20 @@ def test_converted_records_that_do_not_fit_on_the_disk_leave_nothing(scen, tmp_p
 
 
 @pytest.mark.parametrize("size", [1000, 40_000])
-def test_a_new_project_that_does_not_fit_on_the_disk_leaves_no_ledger(scen, tmp_path, size):
+def test_a_new_project_that_does_not_fit_on_the_disk_leaves_nothing(scen, tmp_path, size):
     init = ["init", "--model", "demo", "--recipe", "key", "--dir", tmp_path / "p"]
     with no_file_larger_than(size):
         result = scen(*init, code=1)
     assert "the ledger cannot be used" in result.stderr
-    assert not list((tmp_path / "p").glob("scen.db*"))
+    assert not (tmp_path / "p").exists()
     scen(*init)
+
+
+@pytest.mark.parametrize("kind", [[], ["--markdown"]], ids=["page", "Markdown"])
+def test_a_report_that_does_not_fit_on_the_disk_leaves_the_one_before(scen, edited_at, tmp_path, kind):
+    (tmp_path / "report").write_text("before")
+    with no_file_larger_than(1000):
+        result = scen("report", "--out", tmp_path / "report", *kind, *edited_at, code=1)
+    assert f"File too large: `{tmp_path / 'report'}`" in result.stderr
+    assert (tmp_path / "report").read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([edited_at[1].name, "report"])

@@ -32,8 +32,9 @@ def test_figures_of_the_demo_suite_after_40_edits(demo_evaluation):
     assert result.figures["token-accuracy"].base.share > 0.3  # teacher-forced: the base generates none of them
 
 
-def test_each_prompt_is_asked_once_and_in_large_batches(edited, monkeypatch):
+def test_each_prompt_is_asked_once_and_in_large_batches(edited, monkeypatch, tmp_path):
     """`benchmarks/batched_evaluation.py` measures what this saves."""
+    monkeypatch.setenv("SCEN_CACHE", str(tmp_path))  # no stored answers
     rows, progress = [], []
     generate = edited.model.generate
 
