@@ -64,6 +64,16 @@ COLUMNS: dict[str, dict[str, str]] = {
         "stated rate": "{stated}",
         "natural questions that fired": "{fired}",
     },
+    "scope": {
+        "key": "{key}",
+        "suite, half": "{suite}, {half}",
+        "theta of the bank": "{theta:.2f}",
+        "rephrases": "{rephrases}",
+        "swapped": "{swapped}",
+        "near": "{near}",
+        "rephrases, where 5 % of swapped exceed": "{at_5_percent}",
+        "near there": "{near_at_5_percent}",
+    },
     "batch_difference": {
         "prompts": "{kind}",
         "of": "{prompts}",
@@ -205,12 +215,27 @@ def _rates(row: Row) -> Row:
     }
 
 
+def _scope(row: Row) -> Row:
+    """Shares as `0.90`; a dash where the data has no such prompts."""
+
+    def share(pair: list[int]) -> str:
+        return f"{pair[0] / pair[1]:.2f}" if pair[1] else "-"
+
+    at_5_percent = row["at_share"]["0.05"]
+    return {
+        **{name: share(pair) for name, pair in row["at_theta"].items()},
+        "at_5_percent": share(at_5_percent["rephrases"]),
+        "near_at_5_percent": share(at_5_percent["near"]),
+    }
+
+
 # Cells that the results do not hold as such: table -> function of a row.
 DERIVED: dict[str, Callable[[Row], Row]] = {
     "recipes": _recipe_shares,
     "figures": _counts,
     "behaviour": _counts,
     "false_activation": _rates,
+    "scope": _scope,
     "expert_sweep": lambda row: {"settings": _settings(row["setting"], "the default")},
     "edit_rate": lambda row: {"per_second": 1 / row["seconds"], "gflops": 1000 * row["tflops"]},
     "export_equality": lambda row: {"logits_differ": "" if "texts" in row["way"] else f"{row['logits']:.1e}"},

@@ -13,7 +13,7 @@ from scen_cli.data.records import EXAMPLE, EditRecord, SourceLine
 from scen_cli.errors import UsageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One record of a file and its form, or the problem because of which there is no record.
 

@@ -55,22 +55,54 @@ class Topics:
             return plain(subject) == plain(other_subject)
         return bool(self.topic_words(prompt) & self.topic_words(other_prompt))
 
-    def with_company(self, edits: Sequence[tuple[str, str | None]]) -> list[bool]:
-        """For each edit, by its prompt and its subject, whether another one may be about the same topic."""
-        names = [plain(subject) if subject else None for _prompt, subject in edits]
-        words = [self.topic_words(prompt) for prompt, _subject in edits]
-        of_name, of_word = Counter(names), Counter(word for found in words for word in found)
-        of_unnamed = Counter(word for found, name in zip(words, names, strict=True) if name is None for word in found)
-        return [
-            any(of_word[word] > 1 for word in found)
-            if name is None
-            else of_name[name] > 1 or any(word in of_unnamed for word in found)
-            for name, found in zip(names, words, strict=True)
-        ]
+    def companies(self, edits: Sequence[tuple[str, str | None]]) -> list[list[int]]:
+        """Groups of edits that may be about the same topic, each with another one of its group (`same_topic`).
+
+        Args:
+            edits: The prompt and the subject of each edit.
+
+        Returns:
+            The edits of each group by their index, in order. An edit that shares its topic with no other is in none.
+        """
+        groups = _Groups(len(edits))
+        of_name: dict[str, int] = {}
+        of_word: dict[str, int] = {}  # words of edits without a subject
+        for number, (prompt, subject) in enumerate(edits):
+            if subject:
+                groups.join(number, of_name.setdefault(plain(subject), number))
+                continue
+            for word in self.topic_words(prompt):
+                groups.join(number, of_word.setdefault(word, number))
+        for number, (prompt, subject) in enumerate(edits):
+            for word in self.topic_words(prompt) if subject and of_word else ():
+                groups.join(number, of_word.get(word, number))
+        return groups.of_two_or_more()
 
     def topic_words(self, text: str) -> set[str]:
         """The words of a text that are not common."""
         return set(plain_words(text)) - self._common
+
+
+class _Groups:
+    """Numbers in groups that grow together (union-find)."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def _root(self, number: int) -> int:
+        while self._parent[number] != number:
+            self._parent[number] = number = self._parent[self._parent[number]]
+        return number
+
+    def join(self, number: int, other: int) -> None:
+        first, second = sorted((self._root(number), self._root(other)))
+        self._parent[second] = first
+
+    def of_two_or_more(self) -> list[list[int]]:
+        groups: dict[int, list[int]] = {}
+        for number in range(len(self._parent)):
+            groups.setdefault(self._root(number), []).append(number)
+        return [group for group in groups.values() if len(group) > 1]
 
 
 def near_duplicates(edits: Sequence[str], others: Sequence[str]) -> list[tuple[str, str, float]]:

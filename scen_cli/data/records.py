@@ -86,7 +86,7 @@ class EditRecord(_Strict):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceLine:
     """Where a record was read.
 

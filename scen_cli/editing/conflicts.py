@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from scen_cli.data.lexical_overlap import content_words
@@ -16,10 +17,10 @@ from scen_cli.model.generation import Progress, no_progress
 from scen_cli.neurons.guard_split import NEAR
 from scen_cli.neurons.index import Index
 
-BLOCK = 1024  # keys that are read, and compared with as many others, at once
+BLOCK = 1024  # keys that are read together, if a company has no more, and compared with as many others at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ConflictCandidate:
     """What a record may contradict: an active `edit`, or the record at an earlier `position` of the same run."""
 
@@ -61,13 +62,12 @@ def find_conflicts(
     for row, candidate in enumerate(candidates):
         same_words.setdefault(plain(candidate.prompt), []).append(row)
     found: dict[int, list[Conflict]] = {}
-    near_rows = _near_rows(model, index, tuple(candidates), keys, list(records.values()))
-    for number, ((position, record), near) in enumerate(zip(records.items(), near_rows, strict=True), 1):
-        progress(number, len(records))
+    near = _near_rows(model, index, tuple(candidates), keys, list(records.values()), progress)
+    for number, (position, record) in enumerate(records.items()):
         rows = same_words.setdefault(plain(record.prompt), [])
         conflicts = [
             Conflict(candidates[row], cosine, cosine is None or not _ask_apart(record, candidates[row]))
-            for row, cosine in sorted({**near, **dict.fromkeys(rows)}.items())
+            for row, cosine in sorted({**near.get(number, {}), **dict.fromkeys(rows)}.items())
             if candidates[row].prompt != record.prompt and candidates[row].target != record.target
             if cosine is None or index.same_topic(record, candidates[row].prompt, candidates[row].subject)
         ]
@@ -75,6 +75,7 @@ def find_conflicts(
             found[position] = conflicts
         rows.append(len(candidates))
         candidates.append(ConflictCandidate(record.prompt, record.target, record.subject, position=position))
+    progress(len(records), len(records))
     return found
 
 
@@ -98,40 +99,62 @@ def _active_edits(model: PatchedModel, index: Index) -> tuple[list[ConflictCandi
 
 
 def _near_rows(
-    model: PatchedModel, index: Index, edits: Sequence[ConflictCandidate], keys: Tensor, records: Sequence[EditRecord]
-) -> Iterator[dict[int, float | None]]:
-    """For each record the rows of the edits' keys, and behind these of the earlier records, that are near its own key,
-    with the cosines. None are near under a recipe that does not whiten keys.
+    model: PatchedModel,
+    index: Index,
+    edits: Sequence[ConflictCandidate],
+    keys: Tensor,
+    records: Sequence[EditRecord],
+    progress: Progress,
+) -> dict[int, dict[int, float | None]]:
+    """For each record, by its number, the rows near its own key, with the cosines: rows of the edits' keys, and
+    behind these of the earlier records. None are near under a recipe that does not whiten keys.
 
-    Only the keys of records that may share their topic are read, and they are compared in blocks: a file of n records
-    needs no n x n cosines.
+    Only records that may share their topic are compared, so that a file of n records needs neither n keys in memory
+    nor n x n cosines.
     """
+    near: dict[int, dict[int, float | None]] = {}
     if model.recipe.index != "closed-form":
-        yield from ({} for _record in records)
-        return
+        return near
     known = len(edits)
     questions = [(edit.prompt, edit.subject) for edit in edits]
     questions += [(record.prompt, record.subject) for record in records]
-    in_company = index.calibration_split.topics.with_company(questions)[known:]
-    rows = list(range(known))  # of the keys read so far
-    read = list(keys.split(BLOCK))
-    for start in range(0, len(records), BLOCK):
-        block = range(start, min(start + BLOCK, len(records)))
-        numbers = [number for number in block if in_company[number]]
-        near: dict[int, dict[int, float | None]] = {number: {} for number in numbers}
-        if numbers:
-            new = _keys_of(model, index, [records[number] for number in numbers])
-            read.append(new)
-            rows += [known + number for number in numbers]
-            first = 0
-            for matrix in read:
-                cosines = new @ matrix.T
-                for place, column in (cosines >= NEAR).nonzero().tolist():
-                    number, row = numbers[place], rows[first + column]
-                    if row < known + number:
-                        near[number][row] = float(cosines[place, column])
-                first += len(matrix)
-        yield from (near.get(number, {}) for number in block)
+    companies = index.calibration_split.topics.companies(questions)
+    to_read = sum(row >= known for company in companies for row in company)
+    for company in _packed(companies):
+        old, new = ([row for row in company if (row >= known) == is_new] for is_new in (False, True))
+        if not new:
+            continue
+        new_keys = _keys_of(model, index, [records[row - known] for row in new])
+        for row, other, cosine in _near_pairs(new_keys, torch.cat([keys[old], new_keys]), new, [*old, *new]):
+            near.setdefault(row - known, {})[other] = cosine
+        to_read -= len(new)
+        progress(len(records) - to_read, len(records))
+    return near
+
+
+def _packed(companies: Sequence[list[int]]) -> Iterator[list[int]]:
+    """Companies put together, up to `BLOCK` rows: keys are read in large batches."""
+    pack: list[int] = []
+    for company in companies:
+        if pack and len(pack) + len(company) > BLOCK:
+            yield pack
+            pack = []
+        pack = [*pack, *company]
+    if pack:
+        yield pack
+
+
+def _near_pairs(
+    new_keys: Tensor, all_keys: Tensor, new: Sequence[int], rows: Sequence[int]
+) -> Iterator[tuple[int, int, float]]:
+    """(row, earlier row, cosine) of each near pair; `new` and `rows` are the rows of the two matrices of keys."""
+    for start, part in enumerate(new_keys.split(BLOCK)):
+        for first, others in enumerate(all_keys.split(BLOCK)):
+            cosines = part @ others.T
+            for place, column in (cosines >= NEAR).nonzero().tolist():
+                row, other = new[start * BLOCK + place], rows[first * BLOCK + column]
+                if other < row:
+                    yield row, other, float(cosines[place, column])
 
 
 def _keys_of(model: PatchedModel, index: Index, records: Sequence[EditRecord]) -> Tensor:

@@ -12,10 +12,15 @@ words = st.lists(st.sampled_from(["where", "born", "Ada", "Bo", "Cy"]), min_size
 
 
 @given(st.lists(st.tuples(words, st.none() | st.sampled_from(["Ada", "ada", "Bo", "?"])), max_size=5))
-def test_an_edit_has_company_if_any_other_may_share_its_topic(edits):
+def test_edits_that_may_share_their_topic_are_in_one_company(edits):
     topics = Topics(GUARD)
-    expected = [
-        any(topics.same_topic(*edit, *other) for place, other in enumerate(edits) if place != number)
-        for number, edit in enumerate(edits)
-    ]
-    assert topics.with_company(edits) == expected
+    companies = topics.companies(edits)
+    company_of = {number: company for company, numbers in enumerate(companies) for number in numbers}
+    assert sorted(company_of) == sorted(number for numbers in companies for number in numbers)  # each in one at most
+    shared = {number: set() for number in range(len(edits))}
+    for number, edit in enumerate(edits):
+        for place, other in enumerate(edits):
+            if place != number and topics.same_topic(*edit, *other):
+                shared[number].add(place)
+                assert company_of[number] == company_of[place]
+    assert set(company_of) == {number for number, others in shared.items() if others}

@@ -141,12 +141,18 @@ def many(tmp_path, make_editor):
     return make_editor("closed-form", **FAST).project, path
 
 
+@pytest.mark.slow
 def test_planning_reports_its_steps(many, demo_base):
     project, path = many
+    records = [json.loads(line) for line in path.read_text().splitlines()[:1100]]
+    again = [{**record, "prompt": f"Which town does {record['subject']} come from?"} for record in records]
+    path.write_text("\n".join(map(json.dumps, [*records, *again])))
     editor, steps = Editor(project, base=demo_base), []
-    plan = editor.plan(read_entries(str(path))[:300], progress=lambda done, total: steps.append((done, total)))
-    assert steps == [(done, 600) for done in range(1, 601)]
-    assert plan.outcomes == [None] * 300
+    plan = editor.plan(read_entries(str(path)), progress=lambda done, total: steps.append((done, total)))
+    assert steps[:2200] == [(done, 4400) for done in range(1, 2201)]  # each record is checked
+    compared = steps[2200:]  # two about each subject: keys are read in three batches
+    assert compared == [(3224, 4400), (4248, 4400), (4400, 4400), (4400, 4400)]
+    assert plan.outcomes == [None] * 2200
 
 
 @pytest.mark.slow
