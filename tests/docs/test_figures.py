@@ -17,7 +17,7 @@ from tests.docs.pages import DOCS, ROOT, read
 
 QUALITY = DOCS / "benchmarks" / "quality.md"
 TABLES = (
-    "real/figures real/behaviour real/false_activation real/batch_difference "
+    "real/figures real/behaviour real/false_activation real/scope real/batch_difference "
     "recipes edit_speed first_edit inference_speed expert_sweep-demo expert_sweep-zsre many_edits growth routing_scale "
     "cost_model edit_rate compare/demo-100 compare/demo-500 compare/zsre-100 tuned/demo-100 tuned/zsre-100 "
     "shipping/export_equality shipping/merged_edits shipping/export_memory shipping/compatibility shipping/serve_load "
