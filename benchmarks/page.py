@@ -64,6 +64,13 @@ COLUMNS: dict[str, dict[str, str]] = {
         "stated rate": "{stated}",
         "natural questions that fired": "{fired}",
     },
+    "command_times": {
+        "command": "`scen {command}`",
+        "seconds": "{seconds:.1f}",
+        "CPU s": "{cpu:.1f}",
+        "longest silence, s": "{silence:.1f}",
+        "peak MB": "{peak_mb:.0f}",
+    },
     "scope": {
         "key": "{key}",
         "suite, half": "{suite}, {half}",

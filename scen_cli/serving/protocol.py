@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.errors import UsageError
+from scen_cli.serving.request_fields import StrictFields
 from scen_cli.serving.request_queue import GenerationRequest, SamplingParams
 
 MAX_BODY = 1 << 20  # bytes
@@ -26,15 +28,12 @@ MAX_STOP_LENGTH = 100  # characters
 MIN_TEMPERATURE = 1e-3  # logits divided by a smaller temperature overflow
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(StrictFields):
     include_usage: bool | None = None
 
 
-class _Body(BaseModel):
-    """Fields of both kinds of request. An unknown field is ignored; a field that asks for something unsupported is an
-    error."""
-
-    model_config = ConfigDict(extra="ignore")
+class _Body(StrictFields):
+    """Fields of both kinds of request."""
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -44,11 +43,6 @@ class _Body(BaseModel):
     stop: list[str] | str | None = Field(None, max_length=MAX_STOP_LENGTH)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Literal[1, None] = 1
-    logprobs: Literal[False, 0, None] = None
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
-    presence_penalty: Literal[0, None] = 0
-    frequency_penalty: Literal[0, None] = 0
 
     @property
     def sampling(self) -> SamplingParams:
@@ -72,30 +66,33 @@ class CompletionBody(_Body):
     """`POST /v1/completions`: text or token ids that go to the model without the template."""
 
     prompt: str | list[int]
-    echo: Literal[False, None] = False
-    best_of: Literal[1, None] = 1
 
 
-class TextPart(BaseModel):
+class TextPart(StrictFields):
     """One part of a message. Only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
-class ResponseFormat(BaseModel):
-    type: Literal["text"]
-
-
-class Message(BaseModel):
+class Message(StrictFields):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise PydanticCustomError("no_content", "a message of role `{role}` needs `content`", {"role": self.role})
+        return self
 
     @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def turn(self) -> tuple[str, str]:
+        """(role, text) as the template has them. A developer is what OpenAI calls who writes the system prompt."""
+        role = "system" if self.role == "developer" else self.role
+        parts = [part.text for part in self.content] if isinstance(self.content, list) else [self.content or ""]
+        return role, "".join(parts)
 
 
 class ChatBody(_Body):
@@ -103,9 +100,6 @@ class ChatBody(_Body):
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
-    tools: list[Any] | None = Field(None, max_length=0)
-    functions: list[Any] | None = Field(None, max_length=0)
-    response_format: ResponseFormat | None = None
 
 
 RequestBody = CompletionBody | ChatBody
@@ -191,7 +185,7 @@ def prompt_ids(patched: PatchedModel, body: RequestBody) -> list[int]:
     """Tokenise the prompt. Raises `HTTPException` 400; a text that cannot fit the context is not tokenised."""
     try:
         if isinstance(body, ChatBody):
-            turns: list[tuple[str, str]] = [(turn.role, turn.text) for turn in body.messages]
+            turns = [message.turn for message in body.messages]
             _check_length(patched, sum(len(text) for _role, text in turns))
             ids = _conversation_ids(patched, turns)
         else:

@@ -117,7 +117,7 @@ BODIES = [
     (b"[]", 400, "object"),
     (b"{}", 400, "messages"),
     (json.dumps(chat("x", model="gpt-4")).encode(), 404, "no model `gpt-4`"),
-    (json.dumps(chat("x", n=2)).encode(), 400, "n:"),
+    (json.dumps(chat("x", n=2)).encode(), 400, "`n` is not supported: it can only be 1"),
     (json.dumps(chat("x", tools=[{"type": "function"}])).encode(), 400, "tools"),
     (json.dumps(chat("x", logprobs=True)).encode(), 400, "logprobs"),
     (json.dumps(chat("x", temperature=-1)).encode(), 400, "temperature"),
