@@ -9,7 +9,6 @@ import typer
 
 from scen_cli.cli.loaders import HERE, Dir, open_project
 from scen_cli.cli.output import Json, Output, Quiet
-from scen_cli.data.write_files import write_text
 
 
 def report(
@@ -43,6 +42,8 @@ def report(
         if not has_matplotlib():
             out.warn("the page has no pictures: they need matplotlib (`pip install matplotlib`)")
         text = as_page(found)
+    from scen_cli.data.write_files import write_text
+
     path = to or dir / "report.html"
     write_text(path, text)
     out.result({"out": str(path), "bytes": path.stat().st_size}, f"{path}: {path.stat().st_size / 1e3:.0f} kB")

@@ -12,7 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
 from scen_cli.model.keys import rope_boundary
-from scen_cli.serving.request_queue import FinishReason, GenerationRequest, StreamEvent
+from scen_cli.serving.request_queue import FinishReason, GenerationRequest, SamplingParams, StreamEvent
 
 BatchObserver = Callable[[int, int], None]  # is called with each batch's number of prompts and of active edits
 
@@ -66,9 +66,6 @@ class BatchGenerator(_BatchRunner):
 
     def _generate(self, patch: ProjectPatch, requests: Sequence[GenerationRequest]) -> None:
         patched, sampling = self.patched, requests[0].sampling
-        decoding: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:
-            decoding = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         with torch.random.fork_rng(enabled=sampling.seed is not None):
             if sampling.seed is not None:
                 torch.manual_seed(sampling.seed)
@@ -83,8 +80,19 @@ class BatchGenerator(_BatchRunner):
                     pad_token_id=patched.pad_id,
                     eos_token_id=end_ids,
                     stopping_criteria=StoppingCriteriaList([sender]),
-                    **decoding,
+                    **_decoding(sampling),
                 )
+
+
+def _decoding(sampling: SamplingParams) -> dict[str, Any]:
+    """Options of `generate`."""
+    options: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        options |= {"top_k": max(sampling.top_k, 0), "min_p": sampling.min_p or None}
+    if sampling.repetition_penalty != 1:
+        options["repetition_penalty"] = sampling.repetition_penalty
+    return options
 
 
 class _TokenSender(StoppingCriteria):

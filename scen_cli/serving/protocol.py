@@ -39,6 +39,9 @@ class _Body(StrictFields):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: list[str] | str | None = Field(None, max_length=MAX_STOP_LENGTH)
     stream: bool | None = None
@@ -47,9 +50,12 @@ class _Body(StrictFields):
     @property
     def sampling(self) -> SamplingParams:
         """Greedy decoding unless the request sets a temperature of at least `MIN_TEMPERATURE`."""
+        penalty = self.repetition_penalty or 1.0
         if not self.temperature or self.temperature < MIN_TEMPERATURE:
-            return SamplingParams()
-        return SamplingParams(self.temperature, self.top_p or 1.0, self.seed)
+            return SamplingParams(repetition_penalty=penalty)
+        return SamplingParams(
+            self.temperature, self.top_p or 1.0, self.top_k or -1, self.min_p or 0.0, penalty, self.seed
+        )
 
     @property
     def wants_usage(self) -> bool:
@@ -203,8 +209,8 @@ def generation_request(patched: PatchedModel, body: RequestBody, ids: list[int])
     max_tokens = (body.max_completion_tokens if isinstance(body, ChatBody) else None) or body.max_tokens
     context_left = patched.context - len(ids) if patched.context else None
     sampling = body.sampling
-    # A seed sets the state of the random generator for the whole batch.
-    run_alone = sampling.seed is not None
+    # A seed sets the state of the random generator for the whole batch. Penalties count padding as repeated.
+    run_alone = sampling.seed is not None or sampling.repetition_penalty != 1
     return GenerationRequest(ids, max_tokens or 0, context_left, sampling, run_alone)
 
 

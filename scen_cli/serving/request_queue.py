@@ -26,10 +26,14 @@ class ModelFailed(Exception):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Decoding settings; requests with equal settings can share a batch. Temperature 0 is greedy decoding."""
+    """Decoding settings; requests with equal settings can share a batch. Temperature 0 is greedy decoding, for which
+    only the repetition penalty counts."""
 
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = -1  # all tokens
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int | None = None
 
 

@@ -30,13 +30,9 @@ def completion_request(
         "model": model,
         "prompt": request.prompt_ids,
         "max_tokens": request.max_tokens,
-        **vars(request.sampling),
+        **vars(request.sampling),  # all of them: vLLM would take others from the base's generation config
         "stop": body.stop_strings or None,
         "stop_token_ids": stop_token_ids,
-        # vLLM takes the defaults of these from the base's generation config: `scen` does not.
-        "repetition_penalty": 1.0,
-        "top_k": -1,
-        "min_p": 0.0,
         "stream": bool(body.stream),
         "stream_options": {"include_usage": True} if body.stream else None,
     }

@@ -53,6 +53,7 @@ def test_kl_on_known_questions_keeps_locality(scores):
     assert ft_kl[2] > ft[2]
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_all_edits_together_beats_one_at_a_time(scores):
     ft, tuned = scores("ft", 50), scores("ft-tuned", 50)
     assert tuned[0] > ft[0]
@@ -70,6 +71,7 @@ def test_grace_with_a_small_radius_is_local_and_does_not_generalise(scores):
     assert early[0] >= 0.85 > late[0]
 
 
+@pytest.mark.slow
 def test_melo_generalises_and_is_local(scores):
     reliability, generality, locality = scores("melo", 24)
     assert reliability >= 0.85
@@ -88,6 +90,7 @@ def test_every_variant_of_a_comparison_has_valid_settings(context):
             make_settings(METHODS[variant.method].settings_type, with_choice(variant.settings, choice))
 
 
+@pytest.mark.slow
 def test_one_hidden_state_cannot_encode_a_long_answer_on_this_base(context, edits):
     """Why MEMIT and COMEBA-HK learn only about half of the edits here: the optimal hidden state, inserted directly,
     gives the first token of nearly every target, but all tokens for about half of the edits only."""

@@ -163,6 +163,7 @@ def test_a_second_writer_fails_or_waits(project, tmp_path):
     os.waitpid(child, 0)
 
 
+@pytest.mark.slow
 def test_commands_name_the_process_that_writes(project, scen, tmp_path):
     child = os.fork()
     if child == 0:

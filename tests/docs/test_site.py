@@ -31,7 +31,7 @@ from tests.docs.pages import (
 # Options of other programs that the pages name: pip, pytest, vLLM, curl, the benchmarks.
 FOREIGN = set(
     "--enable-lora --max-lora-rank --max-loras --max-cpu-loras --lora-target-modules --served-model-name "
-    "--base --device --dtype --rows --shape --peak --locust --json --no-deps --version".split()
+    "--base --device --dtype --rows --shape --peak --locust --json --no-deps --version --layers --encoder".split()
 )
 COMMANDS = commands()
 reference = runpy.run_path(str(DOCS / "generate_reference.py"))

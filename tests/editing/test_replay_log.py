@@ -55,6 +55,7 @@ def test_replay_makes_the_same_edits_and_reverts(scen, at, tmp_path):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_replay_makes_conflicts_failures_and_thresholds_again(scen, new_at, tmp_path, demo_base):
     at, again = new_at(), new_at()
     scen("edit", "--suite", "demo", "--first", "4", *at)
@@ -82,6 +83,7 @@ def test_replay_makes_conflicts_failures_and_thresholds_again(scen, new_at, tmp_
     assert state_of(again[1]) == state_of(at[1])
 
 
+@pytest.mark.slow
 def test_a_second_replay_changes_nothing(scen, new_at):
     """Nor does it change theta, which a revert changed after it was calibrated."""
     at, again = (new_at(theta=0.05, subject_filter=False) for _ in range(2))

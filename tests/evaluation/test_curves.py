@@ -13,6 +13,7 @@ from tests.conftest import edit_all
 LOCALITY = load_suite("demo").locality
 
 
+@pytest.mark.slow
 def test_retention_equals_the_reliability_of_a_project_with_fewer_edits(make_editor):
     """Neurons are not trained: routing is by chance, so that later edits answer prompts of earlier edits."""
     suite = Suite("s", demo_edits()[:20], LOCALITY[:10])

@@ -54,6 +54,7 @@ def test_experts_neurons_and_routes_equal_the_oracle(make_editor, demo_base):
     assert chosen[:EDITS] == list(range(EDITS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target_module", "changes"),
     [

@@ -45,6 +45,7 @@ def same(first: list[FittedExpert], second: list[FittedExpert]) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_files_do_not_depend_on_the_number_of_workers(scen, project, tmp_path, demo_base):
     new_project(tmp_path / "q", "demo", recipe="key", changes={"expert": "low-rank", **FAST}, base=demo_base)
     alone = scen("edit", "--suite", "demo", "--first", 6, "--dir", tmp_path / "p").stdout

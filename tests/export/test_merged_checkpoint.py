@@ -25,7 +25,8 @@ def answers(folder, prompts):
     return [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
 
 
-@pytest.mark.parametrize("lambdas", [(1000.0, 2500.0), pytest.param(LAMBDAS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lambdas", [(1000.0, 2500.0), LAMBDAS])
 def test_the_merged_checkpoint_is_a_plain_llama_with_the_reported_figures(low_rank, tmp_path, monkeypatch, lambdas):
     monkeypatch.setattr(fold_weights, "LAMBDAS", lambdas)
     weight = low_rank.edited.projection.weight
@@ -80,6 +81,7 @@ def test_a_full_expert_is_folded(make_editor, tmp_path):
     assert answers(tmp_path / "out", [demo_edits()[1].prompt]) == own.texts
 
 
+@pytest.mark.slow
 def test_a_failed_gate_writes_nothing(low_rank, tmp_path, scen):
     folder = low_rank.project.folder
     result = scen("export", "--dir", folder, "--out", tmp_path / "out", "--merge-into-weights", "--edit", 1,

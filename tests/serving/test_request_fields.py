@@ -150,3 +150,25 @@ def test_parts_null_contents_and_labels_of_messages(client):
 def test_a_developer_writes_the_system_prompt():
     [message] = parse_body(b'{"messages": [{"role": "developer", "content": "Be kind."}]}', ChatBody).messages
     assert message.turn == ("system", "Be kind.")
+
+
+def test_top_k_and_min_p_leave_the_likeliest_token_alone(client):
+    greedy = client.post("/v1/chat/completions", json=chat("hello")).json()["choices"][0]["message"]
+    for narrow in ({"top_k": 1}, {"min_p": 1}):
+        for seed in (1, 2):
+            body = chat("hello", temperature=2, seed=seed, **narrow)
+            assert client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"] == greedy
+    wide = [chat("hello", temperature=2, seed=seed, top_k=-1, min_p=0) for seed in (1, 2)]
+    answers = [client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"] for body in wide]
+    assert greedy not in answers
+
+
+def test_a_repetition_penalty_is_that_of_transformers(client, low_rank):
+    prompt = demo_edits()[60].prompt  # not edited
+    ids, mask = low_rank.encode([prompt])
+    out = low_rank.generate(ids, mask, repetition_penalty=0.1, do_sample=False, max_new_tokens=12)
+    wanted = low_rank.template.answer(out[0, ids.shape[1] :].tolist())
+    body = chat(prompt, repetition_penalty=0.1, max_tokens=12)
+    reply = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"].strip()
+    assert reply == wanted
+    assert reply != low_rank.answer([prompt], max_new_tokens=12).texts[0]
