@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from scen_cli.editing.project_editor import ProjectEditor
 
 STRONGEST, TRACED = 3, 10  # neurons shown
+AT_ONCE = 16  # prompts of a file between two reports of progress
 BLOCKED = -1.0  # activation of an edit that the subject filter blocks (scen_cli/model/subject_filter.py)
 
 
 def ask(
-    prompt: Annotated[str, typer.Argument(help="The prompt, without the template.")],
+    prompt: Annotated[str | None, typer.Argument(help="The prompt, without the template.", show_default=False)] = None,
+    file: Annotated[
+        str | None, typer.Option(help="Answer all prompts of a JSONL file, in one load of the base; - reads stdin.")
+    ] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show every step of routing: segments, more neurons, nearest guard prompts.")
     ] = False,
@@ -34,22 +39,51 @@ def ask(
 
     Example: scen ask "Where was Ada born?"
     """
-    from scen_cli.data.records import clean_text
-
     out = Output(as_json, quiet)
-    try:
-        prompt = clean_text(prompt)
-    except ValueError as error:
-        raise UsageError(f"the prompt {error}") from error
+    prompts = _prompts(prompt, file, trace)
     project = open_project(dir)
+    if project.method and trace:
+        raise UsageError("`--trace` shows SCEN's routing: this project edits by another method")
+    if file is not None:
+        _ask_all(load_editor(project, device, out), prompts, out)
+        return
+    [prompt] = prompts
     if project.method:
-        if trace:
-            raise UsageError("`--trace` shows SCEN's routing: this project edits by another method")
         _ask(load_editor(project, device, out), prompt, out)
         return
     editor = load_scen_editor(project, device, out)
     with editor.snapshot():
         _ask_routed(editor, prompt, trace, out)
+
+
+def _prompts(prompt: str | None, file: str | None, trace: bool) -> list[str]:
+    """The prompts to answer. Raises `UsageError` unless there is a prompt or a file, and for what is no prompt."""
+    from scen_cli.data.records import clean_text
+    from scen_cli.data.suites import read_prompts
+
+    if (prompt is None) == (file is None):
+        raise UsageError("give a prompt, or `--file` with many")
+    if file is not None:
+        if trace:
+            raise UsageError("`--trace` shows one prompt's routing: it needs a prompt, not `--file`")
+        return read_prompts(Path(file))
+    try:
+        return [clean_text(str(prompt))]
+    except ValueError as error:
+        raise UsageError(f"the prompt {error}") from error
+
+
+def _ask_all(editor: ProjectEditor, prompts: list[str], out: Output) -> None:
+    """Of many prompts: the answers, and the edit that was activated."""
+    rows = []
+    with out.counting("prompts answered") as progress:
+        for start in range(0, len(prompts), AT_ONCE):
+            some = prompts[start : start + AT_ONCE]
+            base, patched = editor.answer(some, patched=False).texts, editor.answer(some)
+            rows += list(zip(some, patched.edits, base, patched.texts, strict=True))
+            progress(len(rows), len(prompts))
+    columns = ("prompt", "edit", "base", "patched")
+    out.result([dict(zip(columns, row, strict=True)) for row in rows], table(columns, rows))
 
 
 def _ask(editor: ProjectEditor, prompt: str, out: Output) -> None:

@@ -36,6 +36,32 @@ def test_prompts_that_are_no_text_are_refused(scen, at):
     assert "half a Unicode character" in scen("ask", "\udcff abc", *at, code=2).stderr
 
 
+def test_many_prompts_are_answered_as_one_is(scen, edited_at, tmp_path):
+    prompts = [RECORDS[0].rephrases[0], right_facts()[0].phrasings[0], RECORDS[1].prompt] * 7  # more than one batch
+    lines = "\n".join(json.dumps({"prompt": prompt}) for prompt in prompts)
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    rows = json.loads(scen("ask", "--file", tmp_path / "prompts.jsonl", *edited_at, "--json").stdout)
+    assert [row["prompt"] for row in rows] == prompts
+    for row in rows[:3]:
+        one = json.loads(scen("ask", row["prompt"], *edited_at, "--json").stdout)
+        assert row == {name: one[name] for name in ("prompt", "edit", "base", "patched")}
+    shown = scen("ask", "--file", "-", *edited_at, stdin=lines).stdout.splitlines()
+    assert len(shown) == 1 + len(prompts)
+    assert shown[1].split()[-1] == RECORDS[0].target
+
+
+def test_a_prompt_or_a_file_is_needed(scen, edited_at, tmp_path):
+    (tmp_path / "text.jsonl").write_text("Who is it?")
+    for arguments, message in {
+        (): "give a prompt, or `--file`",
+        ("Who?", "--file", "x.jsonl"): "give a prompt, or `--file`",
+        ("--file", "x.jsonl", "--trace"): "needs a prompt",
+        ("--file", tmp_path / "text.jsonl"): "text.jsonl:1: no `prompt` here",
+        ("--file", "missing.jsonl"): "cannot read `missing.jsonl`",
+    }.items():
+        assert message in scen("ask", *arguments, *edited_at, code=2).stderr
+
+
 def test_a_project_without_edits_answers_like_the_base(scen, at):
     answer = json.loads(scen("ask", "Who?", *at, "--json").stdout)
     assert answer["neurons"] == []
