@@ -52,7 +52,7 @@ def ask(
         _ask(load_editor(project, device, out), prompt, out)
         return
     editor = load_scen_editor(project, device, out)
-    with editor.snapshot():
+    with editor.snapshot(), out.working("answering"):
         _ask_routed(editor, prompt, trace, out)
 
 

@@ -53,7 +53,7 @@ def calibrate(
     if 0 in (false_activation, theta):
         raise UsageError("a rate or theta of 0 is not possible")
     editor = open_editor(dir, device, out, author, wait)
-    with editor.project.writing():
+    with editor.project.writing(), out.working("calibrating"):
         if guard:
             rate = None if theta else false_activation or editor.project.ledger.threshold().false_activation
             false_activation = rate or false_activation

@@ -14,7 +14,7 @@ import typer
 from rich.console import RenderableType
 
 from scen_cli.cli.figures import figure_tables
-from scen_cli.cli.loaders import load_quietly
+from scen_cli.cli.loaders import loading
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.cli.run_edits import edit_suite
 from scen_cli.errors import UsageError
@@ -49,27 +49,28 @@ def demo(
     if model not in (None, *SUITE_OF):
         raise UsageError(f"the demo edits {' or '.join(SUITE_OF)}, not `{model}`", hint="for another base: `scen init`")
     name = model or _best_base(out)
-    load_quietly(f"loading torch, transformers and the base `{name}`", out)
-    from scen_cli.data.suites import load_suite
-    from scen_cli.editing.create_project import new_project
-    from scen_cli.editing.editor import Editor
-    from scen_cli.evaluation.evaluate_project import evaluate
-    from scen_cli.evaluation.evaluation import record_evaluation
-
-    started = time.perf_counter()
     at, scen = f"--dir {dir}", _command_name()
     out.note(f"$ scen init --model {name} --recipe {recipe} {at}")
-    with out.counting("guard prompts") as progress:
+    with loading(name, out, "guard prompts") as progress:
+        from scen_cli.data.suites import load_suite
+        from scen_cli.editing.create_project import new_project
+        from scen_cli.editing.editor import Editor
+        from scen_cli.evaluation.evaluate_project import evaluate
+        from scen_cli.evaluation.evaluation import record_evaluation
+
+        started = time.perf_counter()
         editor = Editor(new_project(dir, name, recipe=recipe, progress=progress))
     suite = load_suite(SUITE_OF[name])
     suite = replace(suite, edits=suite.edits[:edits])
     questions = _questions(suite)
     prompts = [prompt for _record, _kind, prompt in questions]
-    before = editor.answer(prompts, patched=False).texts
+    with out.working("asking the base"):
+        before = editor.answer(prompts, patched=False).texts
 
     out.note(f"$ scen edit --suite {suite.name} --first {len(suite.edits)} {at}")
     edit_suite(editor, suite, out)
-    after = editor.answer(prompts)
+    with out.working("asking the edited model"):
+        after = editor.answer(prompts)
 
     out.note(f"$ scen eval --suite {suite.name} --quick {at}")
     with out.counting("prompts routed or answered") as progress:

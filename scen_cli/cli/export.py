@@ -60,13 +60,14 @@ def export(
 
     weights = {"max_shard_size": max_shard_size or MAX_SHARD_SIZE, "license": license}
     result: dict[str, Any] = {}
-    if merge:
-        options = {"edit": edit, "gates": gates, "progress": out.note, **weights}
-        paths, usage, result = _export_merged(editor, to, options)
-    elif peft:
-        paths, usage = _export_adapters(editor, to, license)
-    else:
-        paths, usage = _export_checkpoint(editor, to, {"patch_only": patch_only, "dtype": dtype, **weights})
+    with out.working(f"writing `{to}`"):
+        if merge:
+            options = {"edit": edit, "gates": gates, "progress": out.note, **weights}
+            paths, usage, result = _export_merged(editor, to, options)
+        elif peft:
+            paths, usage = _export_adapters(editor, to, license)
+        else:
+            paths, usage = _export_checkpoint(editor, to, {"patch_only": patch_only, "dtype": dtype, **weights})
     edits = 1 if edit is not None else len(editor.patch().expert_of)
     size = sum(path.stat().st_size for path in paths)
     files = [str(path.relative_to(to.resolve())) for path in paths]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scen_cli.cli.loaders import HERE, Author, Device, Dir, load_quietly
+from scen_cli.cli.loaders import HERE, Author, Device, Dir, loading
 from scen_cli.cli.output import Json, Output, Quiet, table
 from scen_cli.errors import UsageError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from scen_cli.editing.create_project import BaseOptions
     from scen_cli.model.base import Base
     from scen_cli.project.project import Project
-    from scen_cli.recipe import Recipe
 
 
 def init(
@@ -100,16 +99,12 @@ def init(
     elif any(of_recipe.values()) or theta is not None or recipe != "closed-form" or target_module != "down":
         raise UsageError("`--method` has settings of its own: `--set NAME=VALUE`")
     number = _layer_number(layer, method)
-    load_quietly(f"loading base `{model}`", out)
-    from scen_cli.editing.create_project import BaseOptions, new_project, recipe_for
+    how = (model, number, revision, dtype, device, target_module, template, seed, quantize, device_map, gguf_file)
+    chosen = _choose_layer(how, recipe, changes, dir, out) if layer == "auto" else None
+    with loading(model, out, "guard prompts") as progress:
+        from scen_cli.editing.create_project import BaseOptions, new_project
 
-    options = BaseOptions(
-        model, number, revision, dtype, device, target_module, template, seed, quantize, device_map, gguf_file
-    )
-    base = None
-    if layer == "auto":
-        options, base = _choose_layer(options, recipe_for(model, recipe, changes), dir, out)
-    with out.counting("guard prompts") as progress:
+        options, base = chosen or (BaseOptions(*how), None)
         if method is not None:
             from scen_cli.baselines.method_editor import new_method_project
 
@@ -136,13 +131,17 @@ def _layer_number(layer: str | None, method: str | None) -> int | None:
     return None if layer is None else int(layer)
 
 
-def _choose_layer(options: BaseOptions, recipe: Recipe, folder: Path, out: Output) -> tuple[BaseOptions, Base]:
+def _choose_layer(
+    how: tuple[Any, ...], recipe: str, changes: dict[str, Any], folder: Path, out: Output
+) -> tuple[BaseOptions, Base]:
     """Try some layers, print what each gave, and fill in the best one. Returns also the base, loaded."""
-    from scen_cli.studies.choose_layer import best_layer, try_layers
+    with loading(how[0], out, "edits of the layers' trial") as progress:
+        from scen_cli.editing.create_project import BaseOptions, recipe_for
+        from scen_cli.studies.choose_layer import best_layer, try_layers
 
-    base = options.load(folder).base
-    with out.counting("edits of the layers' trial") as progress:
-        trials = try_layers(options, recipe, base, progress)
+        options = BaseOptions(*how)
+        base = options.load(folder).base
+        trials = try_layers(options, recipe_for(options.model, recipe, changes), base, progress)
     layer, reason = best_layer(trials)
     shares = ((trial.reliability, trial.generality, trial.leak) for trial in trials)
     counts = [[f"{share.right}/{share.total}" for share in row] for row in shares]

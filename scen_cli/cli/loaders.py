@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +27,7 @@ Wait = Annotated[
     float, typer.Option("--wait", envvar="SCEN_WAIT", min=0, help="Seconds to wait for another writer, at least 1.")
 ]
 HERE = Path()
+Progress = Callable[[int, int], None]  # called with what is done, and with all
 
 
 def open_project(folder: Path, author: str | None = None, wait: float = 0) -> Project:
@@ -49,18 +52,18 @@ def load_editor(project: Project, device: str, out: Output) -> ProjectEditor:
     """The editor of a project's own method, with the base loaded."""
     if not project.method:
         return load_scen_editor(project, device, out)
-    load_quietly(f"loading base `{project.settings['model']}`", out)
-    from scen_cli.baselines.method_editor import MethodEditor
+    with loading(project.settings["model"], out):
+        from scen_cli.baselines.method_editor import MethodEditor
 
-    return MethodEditor(project, device)
+        return MethodEditor(project, device)
 
 
 def load_scen_editor(project: Project, device: str, out: Output) -> Editor:
     """The editor of a project that edits by SCEN, with the base loaded. Damaged edits are reported as warnings."""
-    load_quietly(f"loading base `{project.settings['model']}`", out)
-    from scen_cli.editing.editor import Editor
+    with loading(project.settings["model"], out):
+        from scen_cli.editing.editor import Editor
 
-    editor = Editor(project, device)
+        editor = Editor(project, device)
     editor.warn = out.warn
     return editor
 
@@ -70,10 +73,15 @@ def open_editor(folder: Path, device: str, out: Output, author: str | None = Non
     return load_scen_editor(open_scen_project(folder, author, wait), device, out)
 
 
-def load_quietly(note: str, out: Output) -> None:
-    """Print a note, import transformers, and silence its own progress bars and warnings."""
-    out.note(note)
-    from transformers.utils import logging
+@contextmanager
+def loading(model: str, out: Output, then: str = "") -> Iterator[Progress]:
+    """A block that loads a base, and `then` counts something: yields `progress(done, total)` for it. Says what it does,
+    imports transformers, and silences its own progress bars and warnings."""
+    what = f"loading base `{model}`"
+    out.note(what)
+    with out.working(what) as update:
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        yield lambda done, total: update(f"{done} of {total} {then}")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
+from threading import Event, Thread
 from typing import Annotated, Any
 
 import typer
@@ -85,30 +86,53 @@ class Output:
         self._stderr.print(Text(harmless(text), style="yellow"))
 
     @contextmanager
-    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Yields `progress(done, total)`, for work whose total may grow: a counter on a terminal, otherwise a line from
-        time to time."""
-        if self.quiet or not self._stderr.is_terminal:
-            due = self._pacer()
-            yield lambda done, total: self.note(f"{done} of {total} {what}") if due() else None
+    def working(self, what: str) -> Iterator[Callable[[str], None]]:
+        """Yields `update(what)`. What is being done is shown until the block ends: on a terminal by a spinner, else in
+        a line from time to time, with the seconds so far. No work is silent, however long one step takes."""
+        if self.quiet:
+            yield lambda _what: None
             return
-        with self._stderr.status(what) as status:
-            yield lambda done, total: status.update(f"{done} of {total} {what}")
+        if self._stderr.is_terminal:
+            with self._stderr.status(Text(harmless(what))) as status:
+                yield lambda now: status.update(Text(harmless(now)))
+            return
+        doing, ended, started = [what], Event(), time.monotonic()
+
+        def report() -> None:
+            while not ended.wait(self._report_seconds):
+                self.note(f"{doing[0]} ({time.monotonic() - started:.0f} s)")
+
+        thread = Thread(target=report, daemon=True)
+        thread.start()
+        try:
+            yield lambda now: doing.__setitem__(0, now)
+        finally:
+            ended.set()
+            thread.join()
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Yields `progress(done, total)`, for work whose total may grow."""
+        with self.working(what) as update:
+            yield lambda done, total: update(f"{done} of {total} {what}")
 
     @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Progress]:
         """Yields `progress(line, pace)`, to be called after each item: on a terminal it moves a bar with count, pace
-        and time left; otherwise it prints the line, or from time to time the count if there is no line."""
+        and time left; otherwise it prints the line, and the count from time to time."""
         if self.quiet or not self._stderr.is_terminal:
-            due, done = self._pacer(), 0
+            done = 0
 
-            def print_line(line: str, pace: str) -> None:
-                nonlocal done
-                done += 1
-                if line or due():
-                    self.note(line or f"{what}: {done} of {total}{f' ({pace})' if pace else ''}")
+            with self.working(what) as update:
 
-            yield print_line
+                def print_line(line: str, pace: str) -> None:
+                    nonlocal done
+                    done += 1
+                    update(f"{what}: {done} of {total}{f', {pace}' if pace else ''}")
+                    if line:
+                        self.note(line)
+
+                yield print_line
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -123,19 +147,6 @@ class Output:
             task = bar.add_task(what, total=total, pace="")
 
             yield lambda _line, pace: bar.update(task, advance=1, pace=pace)
-
-    def _pacer(self) -> Callable[[], bool]:
-        """`due()`: whether `report_seconds` have passed since it was last true."""
-        last = time.monotonic()
-
-        def due() -> bool:
-            nonlocal last
-            if time.monotonic() - last < self._report_seconds:
-                return False
-            last = time.monotonic()
-            return True
-
-        return due
 
 
 def counted(count: int, what: str) -> str:

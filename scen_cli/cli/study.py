@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scen_cli.cli.loaders import HERE, Device, Dir, load_quietly, open_editor
+from scen_cli.cli.loaders import HERE, Device, Dir, loading, open_editor
 from scen_cli.cli.output import Json, Output, Quiet
 from scen_cli.cli.study_output import report
 
@@ -67,12 +67,12 @@ def sft(
     from scen_cli.data.suites import as_question, train_test_split
 
     d_train, d_test = train_test_split([as_question(record) for record in good_records(str(data))], train, seed)
-    load_quietly(f"loading base `{model}`", out)
-    from scen_cli.model.base import load_base
-    from scen_cli.studies.fine_tune_base import FineTuningConfig, fine_tune
+    with loading(model, out):
+        from scen_cli.model.base import load_base
+        from scen_cli.studies.fine_tune_base import FineTuningConfig, fine_tune
 
+        base = load_base(model, device=device)
     config = FineTuningConfig(epochs=epochs, batch=batch, lr=lr, seed=seed)
-    base = load_base(model, device=device)
     with out.progress(epochs * math.ceil(train / batch), "steps") as progress:
         fine_tune(base, template, d_train, d_test, to, config, progress, out.note)
     counts = {"out": str(to), "train": len(d_train), "test": len(d_test)}

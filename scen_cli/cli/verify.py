@@ -85,7 +85,8 @@ def _problems_with_base(project: Project, deep: bool, behaviour: bool, device: s
 
     with out.counting("keys") as progress:
         problems = key_problems(editor, progress) if deep else []
-    return [*problems, *(behaviour_problems(editor) if behaviour else [])]
+    with out.working("asking the prompt of each active edit"):
+        return [*problems, *(behaviour_problems(editor) if behaviour else [])]
 
 
 def _summary(deep: bool, behaviour: bool, has_keys: bool) -> str:

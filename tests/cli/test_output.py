@@ -11,6 +11,7 @@ import pytest
 from scen_cli.cli.output import Output, counted, harmless, print_error, table
 
 CONTROLS = "a\x1b[2J\x07\x9b31m\u202eb"
+SOON = 0.1  # seconds
 ESCAPED = "a\\x1b[2J\\x07\\x9b31m\\u202eb"
 
 
@@ -55,46 +56,49 @@ def lines_of(capsys) -> list[str]:
 
 
 class TestInAPipe:
-    def test_counting_prints_every_count_if_no_time_must_pass(self, capsys):
-        with Output(report_seconds=0).counting("answers") as progress:
-            for number in (5, 9):
-                progress(number, 9)
-        assert lines_of(capsys) == ["5 of 9 answers", "9 of 9 answers"]
+    """Against a real clock: `SOON` passes between two lines."""
+
+    def test_work_is_never_silent_however_long_a_step_takes(self, capsys):
+        with Output(report_seconds=SOON).working("loading") as update:
+            time.sleep(2.5 * SOON)
+            update("asking")
+            time.sleep(2 * SOON)
+        lines = lines_of(capsys)
+        assert lines[:2] == ["loading (0 s)"] * 2
+        assert lines[-1] == "asking (0 s)"
+
+    def test_counting_shows_the_count_from_time_to_time(self, capsys):
+        with Output(report_seconds=SOON).counting("answers") as progress:
+            for number in range(1000):
+                progress(number, 999)
+            time.sleep(1.5 * SOON)
+        assert lines_of(capsys) == ["999 of 999 answers (0 s)"]
 
     def test_counting_prints_nothing_before_the_time_has_passed(self, capsys):
         with Output(report_seconds=1000).counting("answers") as progress:
             progress(5, 9)
         assert lines_of(capsys) == []
 
-    def test_progress_prints_count_total_and_pace(self, capsys):
-        with Output(report_seconds=0).progress(3, "editing") as progress:
-            progress("", "0.10 s/edit")
-            progress("", "")
-        assert lines_of(capsys) == ["editing: 1 of 3 (0.10 s/edit)", "editing: 2 of 3"]
-
-    def test_progress_prints_lines_at_once_and_counts_only_after_a_while(self, capsys):
-        with Output(report_seconds=1000).progress(3, "editing") as progress:
+    def test_progress_prints_lines_at_once_and_the_count_after_a_while(self, capsys):
+        with Output(report_seconds=SOON).progress(3, "editing") as progress:
             progress("edit 1: who -> Ada", "0.10 s/edit")
-            progress("", "0.10 s/edit")
-        assert lines_of(capsys) == ["edit 1: who -> Ada"]
+            progress("", "0.20 s/edit")
+            assert lines_of(capsys) == ["edit 1: who -> Ada"]
+            time.sleep(1.5 * SOON)
+        assert lines_of(capsys) == ["editing: 2 of 3, 0.20 s/edit (0 s)"]
 
-    def test_progress_prints_once_per_interval(self, capsys):
-        """A real clock: many calls in a short time print a few lines."""
-        calls, seconds = 0, 0.02
-        with Output(report_seconds=seconds).progress(10**9, "editing") as progress:
-            end = time.monotonic() + 5.5 * seconds
-            while time.monotonic() < end:
-                progress("", "")
-                calls += 1
-        printed = lines_of(capsys)
-        assert 1 <= len(printed) <= 5 < calls
-        assert all(line.startswith("editing: ") for line in printed)
+    def test_nothing_is_reported_after_an_error(self, capsys):
+        with pytest.raises(ValueError, match="broken"), Output(report_seconds=SOON).working("loading"):
+            raise ValueError("broken")
+        time.sleep(1.5 * SOON)
+        assert lines_of(capsys) == []
 
     @pytest.mark.parametrize("report", ["counting", "progress"])
     def test_quiet_prints_no_progress(self, capsys, report):
-        out = Output(quiet=True, report_seconds=0)
+        out = Output(quiet=True, report_seconds=SOON)
         with out.counting("answers") if report == "counting" else out.progress(2, "editing") as progress:
             progress(*((5, 9) if report == "counting" else ("a line", "0.1 s")))
+            time.sleep(1.5 * SOON)
         assert lines_of(capsys) == []
 
 
