@@ -12,7 +12,13 @@ from typing import Any
 from benchmarks.measuring import make_parser
 from benchmarks.page import report
 
-SUITES = {"facts": "facts of this package", "zsre": "ZsRE", "counterfact": "CounterFact"}
+SUITES = {
+    "facts": "facts of this package",
+    "zsre": "ZsRE",
+    "zsre+paper": "ZsRE, recipe `paper`",
+    "counterfact": "CounterFact",
+    "counterfact+paper": "CounterFact, recipe `paper`",
+}
 PATCHED = {  # column: figure
     "reliability": "reliability",
     "generality": "generality",

@@ -49,7 +49,7 @@ class Output:
 
     has_result = False
 
-    def __init__(self, as_json: bool = False, quiet: bool = False, report_seconds: float = 10.0) -> None:
+    def __init__(self, as_json: bool = False, quiet: bool = False, report_seconds: float = 8.0) -> None:
         self.as_json, self.quiet, self._report_seconds = as_json, quiet, report_seconds
         self._stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
