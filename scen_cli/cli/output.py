@@ -51,6 +51,7 @@ class Output:
 
     def __init__(self, as_json: bool = False, quiet: bool = False, report_seconds: float = 8.0) -> None:
         self.as_json, self.quiet, self._report_seconds = as_json, quiet, report_seconds
+        self._noted = time.monotonic()  # when the last note was printed
         self._stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def result(self, data: dict[str, Any] | list[Any], *shown: RenderableType) -> None:
@@ -74,6 +75,7 @@ class Output:
     def note(self, text: str) -> None:
         """Print what is being done; not part of the result."""
         if not self.quiet:
+            self._noted = time.monotonic()
             self._stderr.print(Text(harmless(text)))
 
     def table(self, shown: RenderableType) -> None:
@@ -99,8 +101,9 @@ class Output:
         doing, ended, started = [what], Event(), time.monotonic()
 
         def report() -> None:
-            while not ended.wait(self._report_seconds):
-                self.note(f"{doing[0]} ({time.monotonic() - started:.0f} s)")
+            while not ended.wait(max(self._noted + self._report_seconds - time.monotonic(), 0)):
+                if time.monotonic() >= self._noted + self._report_seconds:
+                    self.note(f"{doing[0]} ({time.monotonic() - started:.0f} s)")
 
         thread = Thread(target=report, daemon=True)
         thread.start()

@@ -67,6 +67,13 @@ class TestInAPipe:
         assert lines[:2] == ["loading (0 s)"] * 2
         assert lines[-1] == "asking (0 s)"
 
+    def test_short_works_one_after_the_other_are_not_silent_together(self, capsys):
+        out = Output(report_seconds=SOON)
+        for what in ("loading", "asking", "scoring"):
+            with out.working(what):
+                time.sleep(0.6 * SOON)
+        assert lines_of(capsys) == ["asking (0 s)"]
+
     def test_counting_shows_the_count_from_time_to_time(self, capsys):
         with Output(report_seconds=SOON).counting("answers") as progress:
             for number in range(1000):
@@ -83,9 +90,8 @@ class TestInAPipe:
         with Output(report_seconds=SOON).progress(3, "editing") as progress:
             progress("edit 1: who -> Ada", "0.10 s/edit")
             progress("", "0.20 s/edit")
-            assert lines_of(capsys) == ["edit 1: who -> Ada"]
             time.sleep(1.5 * SOON)
-        assert lines_of(capsys) == ["editing: 2 of 3, 0.20 s/edit (0 s)"]
+        assert lines_of(capsys) == ["edit 1: who -> Ada", "editing: 2 of 3, 0.20 s/edit (0 s)"]
 
     def test_nothing_is_reported_after_an_error(self, capsys):
         with pytest.raises(ValueError, match="broken"), Output(report_seconds=SOON).working("loading"):
