@@ -20,7 +20,7 @@ from scen_cli.data.write_files import digest
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.editing.project_patch import ProjectPatch
 
-OF_BASE = ("weights_digest", "dtype", "quantize", "device_map", "layer", "target_module")  # settings of the project
+OF_BASE, OF_EXPERT = ("weights_digest", "dtype", "quantize", "device_map"), ("layer", "target_module")  # settings
 BUSY_SECONDS = 5.0  # until another evaluation has written
 AT_ONCE = 500  # keys in one SQL statement
 
@@ -38,8 +38,8 @@ class StoredAnswers:
 
     def __init__(self, patched: PatchedModel, patch: ProjectPatch) -> None:
         edits = patched.project.ledger.edits("active")
-        self._expert = {edit.expert: edit.sha256 for edit in edits if edit.expert in patch.edits and edit.file}
-        of_base = [patched.project.settings[name] for name in OF_BASE]
+        of_base, place = ([patched.project.settings[name] for name in names] for names in (OF_BASE, OF_EXPERT))
+        self._expert = {edit.expert: [edit.sha256, *place] for edit in edits if edit.expert in patch.edits}
         end_ids = sorted(patched.template.end_ids)
         versions = [version("torch"), version("transformers"), str(patched.base.device)]
         self._path = cache_folder() / "answers" / f"{digest([of_base, end_ids, versions])[:16]}.db"
