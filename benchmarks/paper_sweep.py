@@ -18,8 +18,8 @@ from scen_cli.data.suites import Suite, read_prompts
 from scen_cli.evaluation.evaluate_project import evaluate, sweep_theta
 from scen_cli.model.base import Base
 
-EXPERTS = [{"expert_lr": rate, "expert_steps": steps} for steps in (10, 30) for rate in (3e-4, 1e-3, 3e-3)]
-NEURONS = [{"neuron_lr": rate, "neuron_steps": steps} for steps in (20, 100) for rate in (1e-4, 1e-3, 1e-2)]
+EXPERTS = [{"expert_lr": rate, "expert_steps": steps} for steps in (10, 30) for rate in (1e-3, 3e-3)]
+NEURONS = [{"neuron_lr": rate, "neuron_steps": steps} for steps in (20, 100) for rate in (3e-5, 1e-4, 3e-4)]
 THETAS = tuple(round(0.5 + 0.025 * step, 3) for step in range(20))
 ROLES = ("reliability", "generality", "locality")
 
