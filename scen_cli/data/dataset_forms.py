@@ -100,8 +100,8 @@ def _is_record(items: list[Any]) -> bool:
 
 def _scen(item: Item) -> Iterator[Item]:
     prompt, subject = item.get("prompt"), item.get("subject")
-    texts = isinstance(prompt, str) and isinstance(subject, str)
-    if texts and "{}" in prompt and subject.strip() and not contains(prompt, subject):
+    named = isinstance(prompt, str) and isinstance(subject, str) and (not subject.strip() or contains(prompt, subject))
+    if isinstance(prompt, str) and "{}" in prompt and isinstance(subject, str) and not named:
         raise ValueError(f"`prompt` has `{{}}` in the place of its subject: write {subject!r} there")
     yield {name: value for name, value in item.items() if name != "other"}
 
