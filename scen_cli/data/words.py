@@ -83,8 +83,10 @@ def _fold(character: str) -> tuple[str, str]:
 
 
 def stands_alone(character: str) -> bool:
-    """Whether a character is of a script that puts no spaces between words."""
-    return bool(character) and _script(character) in UNSPACED - {"HANGUL"}  # Korean has spaces
+    """Whether a character is of a script that puts no spaces between words, or its punctuation."""
+    if not character or _script(character) in UNSPACED - {"HANGUL"}:  # Korean has spaces
+        return bool(character)
+    return unicodedata.category(character)[0] == "P" and unicodedata.east_asian_width(character) in "WF"
 
 
 def _script(character: str) -> str:
@@ -153,6 +155,11 @@ def plain_words(text: str) -> tuple[str, ...]:
 def plain(text: str) -> str:
     """A text as its words alone, with a space between them. Texts that mean the same are equal in this form."""
     return " ".join(plain_words(text))
+
+
+def same_text(first: str, second: str) -> bool:
+    """Whether two texts are equal but for the form, composed or not, of their letters."""
+    return unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", second)
 
 
 def contains(text: str, part: str) -> bool:
