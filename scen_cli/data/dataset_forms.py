@@ -75,9 +75,10 @@ def parse_records(item: object) -> Parsed:
 
 
 def _form_of(item: Item) -> tuple[str, Callable[[Item], Iterable[Item]]]:
-    for form, required, read in _FORMS:
-        if all(field in item for field in required):
-            return form, read
+    for is_there in (lambda field: item.get(field) is not None, item.__contains__):  # a null field is hardly there
+        for form, required, read in _FORMS:
+            if all(map(is_there, required)):
+                return form, read
     if "edit" in item and ("Relation_Specificity" in item or "example_type" in item):
         raise ValueError(
             "is of RippleEdits: `target` is missing, for `edit.prompt` is a sentence with the answer in it"
@@ -142,7 +143,7 @@ def _counterfact(item: Item) -> Iterator[Item]:
 def _mquake(item: Item) -> Iterator[Item]:
     """One record for each rewrite. The questions, which follow from all of them, go with the first."""
     rewrites = item["requested_rewrite"]
-    questions = [{"prompt": text, "target": item.get("new_answer")} for text in _texts(item, "questions")]
+    questions = [{"prompt": text, "target": _first(item.get("new_answer"))} for text in _texts(item, "questions")]
     for number, rewrite in enumerate(rewrites, 1):
         for fields in _rewrite(rewrite):
             case = _case_id(item)
@@ -187,7 +188,7 @@ def _mend(item: Item) -> Iterator[Item]:
 
 
 def _wikibigedit(item: Item) -> Iterator[Item]:
-    hop = [{"prompt": item["mhop"], "target": item.get("mhop_ans"), "kind": "mhop"}] if item.get("mhop") else []
+    hop = [{"prompt": item["mhop"], "target": _first(item.get("mhop_ans")), "kind": "mhop"}] if item.get("mhop") else []
     yield {
         "prompt": item["update"],
         "target": _first(item["ans"], "ans"),
@@ -240,9 +241,11 @@ def _by_name(item: Item, field: str) -> Iterator[Item]:
     value = item.get(field)
     if isinstance(value, list):
         value = {"unnamed": value}
-    named = _object({} if value is None else value, field)
+    named = _object({} if value in (None, "") else value, field)
     for name in named:
         path, questions = f"{field}.{name}", named[name]
+        if questions in (None, ""):
+            continue
         if isinstance(questions, dict):
             prompts, truths = (_texts(questions, column, path) for column in ("prompt", "ground_truth"))
             if len(prompts) != len(truths):

@@ -188,6 +188,7 @@ NULLS = {"prompt": "a?", "target": "b", "rephrases": [None], "truth": [None, "c"
         ({**NULLS, "portability": [{"prompt": "x?", "target": None}]}, ["rephrases", "truth", "portability"]),
         ({**KNOWEDIT, "portability": {"Reasoning": [{"prompt": "x?", "ground_truth": [[]]}]}}, ["portability"]),
         ({**KNOWEDIT, "locality": {"Relation_Specificity": [{"prompt": "x?", "ground_truth": []}]}}, []),
+        ({**KNOWEDIT, "locality": "", "portability": {"Reasoning": None, "Other": ""}}, []),
         ({**MQUAKE, "new_answer": None}, ["portability"]),
         ({**BIG, "mhop_ans": None}, ["portability"]),
         ({**EASYEDIT, "portability": {"New Question": "h?", "New Answer": []}}, ["portability"]),
@@ -228,6 +229,11 @@ def test_the_message_on_an_unknown_form_says_what_is_there():
         parse_records({"messages": [{"role": "user", "content": "a?"}]})
     with pytest.raises(ValueError, match="`requested_rewrite` is an empty list"):
         parse_records({**MQUAKE, "requested_rewrite": []})
+
+
+def test_the_fields_of_another_form_may_be_there_and_null():
+    assert parse_record({**KNOWEDIT, "target": None, "src": None}) == parse_record(KNOWEDIT)
+    assert parse_record({**BIG, "mhop_ans": ["Riga", "Rīga"]}) == parse_record(BIG)
 
 
 def test_a_target_of_a_rewrite_may_be_plain_text():
