@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,9 +45,10 @@ def inspect(
     out = Output(as_json, quiet)
     found = inspect_entries(parse_file(file), read_prompts(locality) if locality else [])
     if not found.records and file != "-" and all(NO_TARGET.search(problem) for problem in found.problems):
-        prompts = len(read_prompts(Path(file)))  # raises if the file holds no prompts either
-        text = f"{file}: {prompts} prompts without targets: nothing to edit, but `--locality` takes them"
-        return out.result({"prompts": prompts}, text)
+        with suppress(UsageError):  # the file holds no prompts either
+            prompts = len(read_prompts(Path(file)))
+            text = f"{file}: {prompts} prompts without targets: nothing to edit, but `--locality` takes them"
+            return out.result({"prompts": prompts}, text)
     out.result(asdict(found), table(("", ""), _rows(found)), *_examples(found))
     if not found.records:
         raise UsageError(f"`{file}` holds no record that can be used")

@@ -26,11 +26,13 @@ from typing import Any
 
 from scen_cli.data.records import EditRecord, check_record, without_empty
 from scen_cli.data.unread_fields import Tracked, unread_fields
+from scen_cli.data.words import contains
 
 Item = dict[str, Any]
 
 # How near a locality prompt is to its edit, and the names that the data uses for it.
 SAME_SUBJECT, SAME_RELATION, UNRELATED = "same-subject", "same-relation", "unrelated"
+MAX_NAMES = 8  # of an unknown form's fields, in a message
 _KINDS = {"Relation_Specificity": SAME_SUBJECT, "neighborhood": SAME_RELATION}
 
 
@@ -63,6 +65,8 @@ def parse_records(item: object) -> Parsed:
         fields, left_out = without_empty({name: value for name, value in found.items() if value is not None})
         records.append(check_record(fields))
         empty |= dict.fromkeys(left_out)
+    if not records:
+        raise ValueError("`requested_rewrite` is an empty list")
     if form == "scen":
         other = _object(item.get("other") or {}, "other")
     else:
@@ -71,30 +75,47 @@ def parse_records(item: object) -> Parsed:
 
 
 def _form_of(item: Item) -> tuple[str, Callable[[Item], Iterable[Item]]]:
-    for form, required, read in _FORMS:
-        if all(field in item for field in required):
-            return form, read
+    for is_there in (lambda field: item.get(field) is not None, item.__contains__):  # a null field is hardly there
+        for form, required, read in _FORMS:
+            if all(map(is_there, required)):
+                return form, read
     if "edit" in item and ("Relation_Specificity" in item or "example_type" in item):
         raise ValueError(
             "is of RippleEdits: `target` is missing, for `edit.prompt` is a sentence with the answer in it"
         )
     if not any(field in EditRecord.model_fields for field in item):
+        if nested := [name for name, value in item.items() if isinstance(value, list) and _is_record(value[:1])]:
+            raise ValueError(f"holds records in `{nested[0]}`: write that list alone, as a JSON array")
+        names = ", ".join(f"`{name}`" for name in list(item)[:MAX_NAMES]) or "no fields"
         forms = "; ".join(", ".join(f"`{field}`" for field in required) for _form, required, _read in _FORMS)
-        raise ValueError(f"is of none of the known forms, which have {forms}")
+        raise ValueError(f"is of none of the known forms: it has {names}, and they have {forms}")
     return "scen", _scen  # whose check names the missing field
 
 
+def _is_record(items: list[Any]) -> bool:
+    """Whether these are records of a known form."""
+    return any(
+        isinstance(item, dict) and all(map(item.__contains__, fields)) for item in items for _, fields, _ in _FORMS
+    )
+
+
 def _scen(item: Item) -> Iterator[Item]:
+    prompt, subject = item.get("prompt"), item.get("subject")
+    named = isinstance(prompt, str) and isinstance(subject, str) and (not subject.strip() or contains(prompt, subject))
+    if isinstance(prompt, str) and "{}" in prompt and isinstance(subject, str) and not named:
+        raise ValueError(f"`prompt` has `{{}}` in the place of its subject: write {subject!r} there")
     yield {name: value for name, value in item.items() if name != "other"}
 
 
 def _knowedit(item: Item) -> Iterator[Item]:
     subject, locality = item.get("subject"), list(_by_name(item, "locality"))
     if item.get("locality_prompt") is not None:  # the flat CounterFact form has one, and WISE's
-        truth = _first(item.get("locality_ground_truth"), "locality_ground_truth")
+        truth = _first(item.get("locality_ground_truth"))
         prompt, kind = _without_nq(item["locality_prompt"])
         locality.append({"prompt": prompt, "target": truth, "kind": kind or SAME_RELATION})
     truths = [_str_of(item[name], name) for name in ("ground_truth", "target_true", "target_old") if item.get(name)]
+    if isinstance(item["prompt"], str) and "{}" in item["prompt"] and not subject:
+        raise ValueError("`prompt` has `{}` in the place of a subject, but `subject` is missing")
     rephrases = [text for name in ("rephrase_prompt", "rephrase", "ood_rephrase") for text in _texts(item, name)]
     yield {
         "prompt": _with_subject(item["prompt"], subject),
@@ -122,7 +143,7 @@ def _counterfact(item: Item) -> Iterator[Item]:
 def _mquake(item: Item) -> Iterator[Item]:
     """One record for each rewrite. The questions, which follow from all of them, go with the first."""
     rewrites = item["requested_rewrite"]
-    questions = [{"prompt": text, "target": item.get("new_answer")} for text in _texts(item, "questions")]
+    questions = [{"prompt": text, "target": _first(item.get("new_answer"))} for text in _texts(item, "questions")]
     for number, rewrite in enumerate(rewrites, 1):
         for fields in _rewrite(rewrite):
             case = _case_id(item)
@@ -141,11 +162,12 @@ def _rewrite(value: Any) -> Iterator[Item]:
             raise ValueError(f"`requested_rewrite.{field}` is missing")
     if not isinstance(rewrite["prompt"], str) or not isinstance(rewrite["subject"], str):
         raise ValueError("`requested_rewrite.prompt` and `.subject` must be text")
+    true = rewrite.get("target_true")
     yield {
         "prompt": _with_subject(rewrite["prompt"], rewrite["subject"]),
-        "target": _object(rewrite["target_new"], "requested_rewrite.target_new").get("str"),
+        "target": _str_of(rewrite["target_new"], "requested_rewrite.target_new"),
         "subject": rewrite["subject"],
-        "truth": _object(rewrite.get("target_true") or {}, "requested_rewrite.target_true").get("str") or None,
+        "truth": (true.get("str") if isinstance(true, dict) else true) or None,
     }
 
 
@@ -153,7 +175,7 @@ def _mend(item: Item) -> Iterator[Item]:
     follows = item.get("portability")
     portability = []
     if isinstance(follows, dict) and follows.get("New Question") is not None:
-        portability = [{"prompt": follows["New Question"], "target": _first(follows.get("New Answer"), "New Answer")}]
+        portability = [{"prompt": follows["New Question"], "target": _first(follows.get("New Answer"))}]
     yield {
         "prompt": item["src"],
         "target": _first(item["alt"], "alt"),
@@ -166,7 +188,7 @@ def _mend(item: Item) -> Iterator[Item]:
 
 
 def _wikibigedit(item: Item) -> Iterator[Item]:
-    hop = [{"prompt": item["mhop"], "target": item.get("mhop_ans"), "kind": "mhop"}] if item.get("mhop") else []
+    hop = [{"prompt": item["mhop"], "target": _first(item.get("mhop_ans")), "kind": "mhop"}] if item.get("mhop") else []
     yield {
         "prompt": item["update"],
         "target": _first(item["ans"], "ans"),
@@ -182,7 +204,7 @@ def _loc(item: Item) -> list[Item]:
     if item.get("loc") is None:
         return []
     prompt, _kind = _without_nq(item["loc"])
-    return [{"prompt": prompt, "target": _first(item.get("loc_ans"), "loc_ans"), "kind": UNRELATED}]
+    return [{"prompt": prompt, "target": _first(item.get("loc_ans")), "kind": UNRELATED}]
 
 
 def _scen_zsre(item: Item) -> Iterator[Item]:
@@ -219,9 +241,11 @@ def _by_name(item: Item, field: str) -> Iterator[Item]:
     value = item.get(field)
     if isinstance(value, list):
         value = {"unnamed": value}
-    named = _object({} if value is None else value, field)
+    named = _object({} if value in (None, "") else value, field)
     for name in named:
         path, questions = f"{field}.{name}", named[name]
+        if questions in (None, ""):
+            continue
         if isinstance(questions, dict):
             prompts, truths = (_texts(questions, column, path) for column in ("prompt", "ground_truth"))
             if len(prompts) != len(truths):
@@ -232,12 +256,14 @@ def _by_name(item: Item, field: str) -> Iterator[Item]:
         for question in questions:
             if "prompt" not in _object(question, path):
                 raise ValueError(f"`{path}` holds a question without `prompt`")
-            answer = _first(question.get("ground_truth", question.get("answer")), path)
-            if field == "locality" and answer == "":  # a locality prompt needs no answer: it must only not change
-                answer = None
-            kind = None if isinstance(item[field], list) else _KINDS.get(name, name)
-            fields = {"prompt": question["prompt"], "target": answer, "kind": kind}
-            yield {name: value for name, value in fields.items() if value is not None}
+            fields: Item = {"prompt": question["prompt"]}
+            if "ground_truth" in question or "answer" in question:
+                answer = _first(question.get("ground_truth", question.get("answer")))
+                if field != "locality" or answer not in (None, ""):  # a locality prompt needs none
+                    fields["target"] = answer
+            if not isinstance(item[field], list):
+                fields["kind"] = _KINDS.get(name, name)
+            yield fields
 
 
 def _with_subject(text: Any, subject: Any) -> Any:
@@ -277,12 +303,13 @@ def _texts(item: Item, field: str, path: str = "") -> list[Any]:
     return value
 
 
-def _first(value: Any, field: str) -> Any:
-    """The first of several right answers, which may be a list in a list."""
+def _first(value: Any, required: str = "") -> Any:
+    """The first of several right answers, which may be a list in a list; None if there is none. `required`: the name of
+    a field that must not be empty."""
     while isinstance(value, list):
-        if not value:
-            raise ValueError(f"`{field}` is an empty list")
-        value = value[0]
+        if required and not value:
+            raise ValueError(f"`{required}` is an empty list")
+        value = value[0] if value else None
     return value
 
 

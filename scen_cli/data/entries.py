@@ -10,6 +10,7 @@ from typing import Any
 from scen_cli.data.dataset_forms import parse_records
 from scen_cli.data.json_stream import describe_error, read_items
 from scen_cli.data.records import EXAMPLE, EditRecord, SourceLine
+from scen_cli.data.words import same_text
 from scen_cli.errors import UsageError
 
 
@@ -88,7 +89,7 @@ def repeats(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry, bool]]:
     for position, entry in enumerate(entries):
         earlier = first.setdefault(entry.record.prompt, entry) if entry.record else entry
         if earlier is not entry and earlier.record and entry.record:
-            yield position, earlier, earlier.record.target == entry.record.target
+            yield position, earlier, same_text(earlier.record.target, entry.record.target)
 
 
 def good_records(path: str) -> list[EditRecord]:

@@ -24,15 +24,14 @@ _CHUNK = 1 << 16
 
 
 def read_items(path: str) -> Iterator[tuple[int, object]]:
-    """Read the records of JSON lines, of a JSON array, or of a table that `datasets` exports.
+    """Read records of JSON lines, of an array, of objects over several lines, or of a table that `datasets` exports.
 
     Args:
         path: A file, or `-` for standard input.
 
     Yields:
-        (number, value) of each record. The number is its line, or in an array or a table its position; both count from
-        1. For a line that is not JSON the value is the error, and reading continues. An array or a table cannot be read
-        past an error.
+        (number, value) of each record. The number is its line, or else its position; both count from 1. For a line
+        that is not JSON the value is the error, and reading continues. Nothing else can be read past an error.
 
     Raises:
         UsageError: The file cannot be read, or is an array that is not valid JSON.
@@ -44,7 +43,9 @@ def read_items(path: str) -> Iterator[tuple[int, object]]:
         with _open(path) as file:
             blank_lines, start = _skip_blank(file)
             if start.lstrip().startswith("["):
-                yield from _ArrayReader(file, start, path, blank_lines + 1).items()
+                yield from _ValueReader(file, start, path, blank_lines + 1).items()
+            elif start.startswith("{") and start.rstrip().endswith(("{", "[")):  # an object over several lines
+                yield from _ValueReader(file, start, path, blank_lines + 1).objects()
             else:
                 yield from _lines(file, start, blank_lines)
     except OSError as error:
@@ -113,8 +114,8 @@ def _unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_fields)
 
 
-class _ArrayReader:
-    """Reads an array through a buffer, and knows where in the file the buffer starts."""
+class _ValueReader:
+    """Reads an array, or objects one after another, through a buffer, and knows where in the file the buffer starts."""
 
     def __init__(self, file: TextIO, start: str, path: str, line: int) -> None:
         self._file, self._buffer, self._path = file, start, path
@@ -131,6 +132,12 @@ class _ArrayReader:
         self._take("]")
         if self._next_character():
             raise self._error("Extra data")
+
+    def objects(self) -> Iterator[tuple[int, object]]:
+        for number in count(1):
+            if not self._next_character():
+                break
+            yield number, self._value()
 
     def _next_character(self) -> str:
         """Skip white space and return the next character; empty at the end."""

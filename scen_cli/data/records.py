@@ -19,9 +19,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from unicodedata import category
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -29,15 +31,25 @@ from pydantic_core import ErrorDetails
 EXAMPLE = '{"prompt": "Where was Ada born?", "target": "Riga"}'
 
 
+# White space, and characters of no width that copying leaves around a text.
+_AROUND = re.compile(r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$")
+
+
+def visible(text: str) -> str:
+    """The text without white space around it; empty if nothing in it can be seen."""
+    text = _AROUND.sub("", text)
+    return text if any(category(character) != "Cf" for character in text) else ""
+
+
 def clean_text(text: str) -> str:
     """The text without surrounding white space. Raises `ValueError` if it is empty or not valid text."""
-    if not text.strip():
+    if not visible(text):
         raise ValueError("is empty")
     if "\0" in text:  # SQLite and C libraries end the text there
         raise ValueError("holds a NUL character")
     if any("\ud800" <= character <= "\udfff" for character in text):  # one half of a surrogate pair
         raise ValueError("holds half a Unicode character")
-    return text.strip()
+    return visible(text)
 
 
 def _one_or_more(value: object) -> object:
@@ -123,15 +135,15 @@ def without_empty(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _is_empty(item: object, field: str) -> bool:
-    """Whether a text, or a question's prompt or its answer, is blank. A locality prompt needs no answer."""
+    """Whether a text, or a question's prompt or its answer, is blank or null. A locality prompt needs no answer."""
     if isinstance(item, dict):
         needed = ("prompt",) if field == "locality" else ("prompt", "target")
-        return any(isinstance(item.get(name), str) and not item[name].strip() for name in needed)
-    return isinstance(item, str) and not item.strip()
+        return any(name in item and _is_empty(item[name], "") for name in needed)
+    return item is None or (isinstance(item, str) and not visible(item))
 
 
 def _without_blank_answer(item: object) -> object:
-    if isinstance(item, dict) and isinstance(item.get("target"), str) and not item["target"].strip():
+    if isinstance(item, dict) and isinstance(item.get("target"), str) and not visible(item["target"]):
         return {name: value for name, value in item.items() if name != "target"}
     return item
 

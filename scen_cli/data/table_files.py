@@ -28,6 +28,7 @@ LIST_FIELDS = frozenset(
     "ground_truth target_new target_true target_old alt ans loc_ans mhop_ans A requested_rewrite questions "
     "paraphrase_prompts neighborhood_prompts locality_ground_truth other".split()
 )
+_FEATHER = b"ARROW1"  # how an Arrow file begins that is no stream: other programs write these
 _BATCH = 1000  # rows in memory at a time
 # pandas' name of a CSV column without one, and the column in which it stores the row index: no part of a record.
 _INDEX_COLUMNS = ("", "__index_level_0__")
@@ -55,6 +56,8 @@ def _load(path: str, cache: str) -> Dataset:
     """A table on disk; `cache` is for a copy of it. No other folder is written, and the hub is not asked."""
     try:
         import datasets
+        from datasets.table import InMemoryTable
+        from pyarrow import ipc, parquet
     except ImportError as error:
         raise UsageError(f"`{path}` needs the package `datasets`", hint="pip install 'scen-cli[datasets]'") from error
     datasets.disable_progress_bars()
@@ -65,13 +68,20 @@ def _load(path: str, cache: str) -> Dataset:
     link.symlink_to(Path(path).resolve(strict=True))
     try:
         if ending == ".arrow":
+            with link.open("rb") as file:
+                if file.read(len(_FEATHER)) == _FEATHER:
+                    return datasets.Dataset(InMemoryTable(ipc.open_file(str(link)).read_all()))
             return datasets.Dataset.from_file(str(link))
         if ending == ".parquet":
+            if not parquet.read_metadata(str(link)).num_rows:
+                raise UsageError(f"`{path}` holds no records")
             return datasets.Dataset.from_parquet(str(link), cache_dir=cache, batch_size=_BATCH)
         # By default it takes the text 1987 for a number, NA for an empty cell, and a first column for row names.
         as_text = datasets.Features(dict.fromkeys(columns, datasets.Value("string")))
         options = {"keep_default_na": False, "na_filter": False, "index_col": False, "header": 0, "names": columns}
         return datasets.Dataset.from_csv(str(link), features=as_text, cache_dir=cache, **options)
+    except UsageError:
+        raise
     except Exception as error:  # of pyarrow, pandas, or the package's own, around one of these
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise UsageError(f"`{path}` cannot be read as a table: {reason}") from error
@@ -83,7 +93,7 @@ def _check_csv(path: str) -> list[str]:
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
         rows = (row for row in csv.reader(file, strict=True) if row)
         try:
-            columns = next(rows, [])
+            columns = [column.strip() for column in next(rows, [])]
             for number, row in enumerate(rows, 1):
                 if len(row) != len(columns):
                     message = f"{name}:{number}: {len(row)} cells, but the header has {len(columns)}"

@@ -22,10 +22,26 @@ class Tracked(dict[str, Any]):
         return super().get(name, default)
 
 
+class TrackedList(list[Any]):
+    """A list that knows which of its items were read."""
+
+    def __init__(self, items: list[Any]) -> None:
+        super().__init__(map(_tracked, items))
+        self.read: set[int] = set()
+
+    def __iter__(self) -> Iterator[Any]:
+        self.read.update(range(len(self)))
+        return super().__iter__()
+
+    def __getitem__(self, place: Any) -> Any:
+        self.read.add(place)
+        return super().__getitem__(place)
+
+
 def _tracked(value: Any) -> Any:
     if isinstance(value, dict):
         return Tracked(value)
-    return [_tracked(item) for item in value] if isinstance(value, list) else value
+    return TrackedList(value) if isinstance(value, list) else value
 
 
 def unread_fields(item: dict[str, Any], tracked: Tracked, written: Any) -> dict[str, Any]:
@@ -52,6 +68,7 @@ def leaves(value: Any) -> Iterator[Any]:
 def _is_unread(value: Any, texts: Collection[str]) -> bool:
     if isinstance(value, Tracked):
         return any(name not in value.read or _is_unread(item, texts) for name, item in value.items())
-    if isinstance(value, list):
-        return any(_is_unread(item, texts) for item in value)
+    if isinstance(value, TrackedList):
+        seen = set(value.read)  # which reading it here changes
+        return any(_is_unread(item, texts if place in seen else ()) for place, item in enumerate(value))
     return value not in (None, "") and not (isinstance(value, str) and value in texts)

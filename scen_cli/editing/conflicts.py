@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scen_cli.data.lexical_overlap import content_words
 from scen_cli.data.records import EditRecord
-from scen_cli.data.words import plain, plain_words
+from scen_cli.data.words import plain, plain_words, same_text
 from scen_cli.editing.patched_model import PatchedModel
 from scen_cli.model.batched_keys import read_segment_keys
 from scen_cli.model.generation import Progress, no_progress
@@ -68,7 +68,7 @@ def find_conflicts(
         conflicts = [
             Conflict(candidates[row], cosine, cosine is None or not _ask_apart(record, candidates[row]))
             for row, cosine in sorted({**near.get(number, {}), **dict.fromkeys(rows)}.items())
-            if candidates[row].prompt != record.prompt and candidates[row].target != record.target
+            if candidates[row].prompt != record.prompt and not same_text(candidates[row].target, record.target)
             if cosine is None or index.same_topic(record, candidates[row].prompt, candidates[row].subject)
         ]
         if conflicts:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from scen_cli.errors import UsageError
-from scen_cli.model.base import DTYPES, Base, check_finite, commit_of, files_stamp, load_base, pick_device
+from scen_cli.model.base import DTYPES, Base, commit_of, files_stamp, load_base, pick_device
 from scen_cli.model.chat_template import date_for
+from scen_cli.model.check_finite import check_finite
 from scen_cli.model.digest import digest_of
 from scen_cli.model.ffn import EditedLayer, find_layer
 from scen_cli.model.generation import Progress, no_progress
@@ -91,7 +92,7 @@ class BaseOptions:
         how = (dtype, self.device, self.quantize, self.device_map, self.gguf_file)
         base = base or load_base(self.model, self.revision, *how)
         check_loaded_as(base.model, base.folder, self.quantize)
-        check_finite(self.model, base.model)
+        check_finite(self.model, base)
         edited = find_layer(base.model, layer, self.target_module)
         form = self.template or known.template
         day = date_for(base.tokenizer, form)

@@ -70,6 +70,7 @@ def folder_of(name: str, revision: str | None = None, gguf_file: str | None = No
         if not (folder / gguf_file).is_file():
             raise UsageError(f"`{name}` has no file `{gguf_file}`")
         return converted_folder(folder / gguf_file)
+    _refuse_adapter(name, folder)
     if not list(folder.glob("*.safetensors")):
         raise UsageError(
             f"`{name}` has no safetensors weights",
@@ -105,6 +106,7 @@ def load_base(
     """
     torch_device, folder = pick_device(device), folder_of(name, revision, gguf_file)
     check_files(name, folder)
+    tokenizer = None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         used_map = device_map if device == "auto" else None
@@ -126,6 +128,11 @@ def load_base(
             raise UsageError(
                 f"`{name}` needs code of its own, which scen never runs",
                 hint="scen edits bases that transformers itself has a class for",
+            ) from error
+        if tokenizer is None:
+            raise UsageError(
+                f"`{name}` cannot be loaded: its tokenizer: {_first_line(error)}",
+                hint="its folder needs the tokenizer's files, such as tokenizer.json, undamaged",
             ) from error
         raise UsageError(f"`{name}` cannot be loaded: {_first_line(error)}") from error
     if missing := sorted(loading["missing_keys"]):  # transformers has filled them with random values
@@ -164,11 +171,7 @@ def check_files(name: str, folder: Path) -> None:
     Raises:
         UsageError: The checkpoint is refused.
     """
-    if (folder / "adapter_config.json").exists():
-        raise UsageError(
-            f"`{name}` holds a PEFT adapter (`adapter_config.json`): with it, the base is another model",
-            hint="merge it into the base (`merge_and_unload()` of PEFT), or move `adapter_*` to a folder of its own",
-        )
+    _refuse_adapter(name, folder)
     if "scen" in _read(folder / "config.json"):
         raise UsageError(
             f"`{name}` is an export of scen: its edits would be hidden in the base of a new project",
@@ -191,14 +194,12 @@ def check_files(name: str, folder: Path) -> None:
             raise UsageError(f"`{name}` cannot be loaded: its config claims far more weights than there are")
 
 
-def check_finite(name: str, model: PreTrainedModel) -> None:
-    """Raise `UsageError` if a weight is infinite or no number: answers would be empty, and keys would say nothing."""
-    for weight, tensor in model.named_parameters():
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
-            raise UsageError(
-                f"`{name}` cannot be edited: its weight `{weight}` holds values that are not finite",
-                hint="its file is damaged, or was converted wrongly: download or convert it again",
-            )
+def _refuse_adapter(name: str, folder: Path) -> None:
+    if (folder / "adapter_config.json").exists():
+        raise UsageError(
+            f"`{name}` holds a PEFT adapter (`adapter_config.json`): with it, the base is another model",
+            hint="merge it into the base (`merge_and_unload()` of PEFT), or move `adapter_*` to a folder of its own",
+        )
 
 
 def needs_code(folder: Path) -> bool:

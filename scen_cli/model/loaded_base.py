@@ -81,7 +81,7 @@ class LoadedBase:
         """Token ids of prompts in the template. Raises `UsageError` as `encode` does."""
         rows = [self.template.prompt_ids(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, rows, strict=True):
-            self.check_fits(str(prompt), len(tokens), 1)
+            self.check_fits(str(prompt), tokens, 1)
         return rows
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class LoadedBase:
                 hint=f"write {decoded!r}" if looks_same else "choose a target that the base's vocabulary can spell",
             )
         for prompt in (record.prompt, *record.train_rephrases):
-            self.check_fits(f"{prompt} {record.target}", len(self.tokenize_pair(prompt, record.target).input_ids))
+            self.check_fits(f"{prompt} {record.target}", self.tokenize_pair(prompt, record.target).input_ids)
 
     def tokenize_edit(self, record: EditRecord) -> TokenizedEdit:
         """Tokenise a record: its prompt in the template, then its target."""
@@ -113,20 +113,32 @@ class LoadedBase:
         ids = self.template.target_ids(str(prompt), target)
         return TokenizedEdit(self.template.prompt_ids(prompt) + ids, len(ids))
 
-    def check_fits(self, prompt: str, tokens: int, more: int = 0) -> None:
-        """Raise `UsageError` unless a prompt of this many tokens, and `more` after it, fits the base's context."""
-        if not self.has_room(tokens + more) or not tokens:
-            shown = prompt if len(prompt) <= 40 else prompt[:40] + "..."
-            raise UsageError(f"{shown!r} has {tokens} tokens; the base's context is {self.context}")
+    def check_fits(self, prompt: str, tokens: Sequence[int], more: int = 0) -> None:
+        """Raise `UsageError` unless the base has all tokens of a prompt, and they and `more` fit its context."""
+        shown = prompt if len(prompt) <= 40 else prompt[:40] + "..."
+        if not self.has_room(len(tokens) + more) or not tokens:
+            raise UsageError(f"{shown!r} has {len(tokens)} tokens; the base's context is {self.context}")
+        if max(tokens) >= self.vocabulary:
+            token = self.base.tokenizer.convert_ids_to_tokens(max(tokens))
+            raise UsageError(
+                f"{shown!r} has the token {token!r} ({max(tokens)}); the base has embeddings of 0 to "
+                f"{self.vocabulary - 1} only"
+            )
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether a prompt has tokens and leaves room for an answer."""
-        tokens = len(self.template.prompt_ids(prompt))
-        return tokens > 0 and self.has_room(tokens + 1)
+        """Whether a prompt has tokens, all of which the base has, and leaves room for an answer."""
+        tokens = self.template.prompt_ids(prompt)
+        return bool(tokens) and max(tokens) < self.vocabulary and self.has_room(len(tokens) + 1)
 
     def has_room(self, tokens: int) -> bool:
         """Whether a sequence of this many tokens fits the base's context."""
         return self.context is None or tokens <= self.context
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the base can read and write. A tokenizer may have more."""
+        ends = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        return min(int(layer.weight.shape[0]) for layer in ends)
 
     @property
     def context(self) -> int | None:

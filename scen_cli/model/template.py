@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,9 @@ class SecondTurn:
 
 Prompt = str | SecondTurn
 OPENING_MARKS = frozenset("([{“‘«‹„「『《〈（【¿¡/")
+# What ends a prompt without a space behind it: `l'`, `dell'`, an opening `'`, and $ but not in `5 $`.
+_JOINS = re.compile(r"(^|\s)(\w{0,2}|\w{1,2}ll)['’]$|(?<!\d)(?<!\d )[$£€¥₹₽₩]$")
+_CLOSES = re.compile(r"[,.;:!?%…)\]}]+(\s|$)")  # .NET and !important are names
 MASK = "it"  # stands in for a subject: "Where was it born?" (benchmarks/LOG.md)
 _PROBES = ("Where is it?", "apple pie", "7 things", "Élan vital")  # no two have the same first or last token
 
@@ -239,9 +243,10 @@ class Template:
 
 def _spaced(prompt: str, target: str) -> bool:
     """Whether people put a space between a prompt and what continues it: not in scripts without spaces, nor behind an
-    opening quote or bracket."""
+    opening quote or bracket, a currency sign or `l'`, nor before a comma or another closing mark."""
     last, first = prompt[-1:], target[:1]
     opens = last in OPENING_MARKS or (last == '"' and prompt.count(last) % 2 == 1)
+    opens = bool(opens or _JOINS.search(prompt) or _CLOSES.match(target))
     return not (opens or last.isspace() or stands_alone(last) or stands_alone(first))
 
 
@@ -271,6 +276,11 @@ def make_template(
     configured = tokenizer.eos_token_id if configured is None else configured
     ends = [token for token in (configured if isinstance(configured, list) else [configured]) if token is not None]
     # If there are several, targets get the tokenizer's own end token, else the first.
+    if wrong := [token for token in ends if type(token) is not int]:
+        raise UsageError(
+            f"the base's generation config names the end token {wrong[0]!r}, which is no token id",
+            hint="set `eos_token_id` in its generation_config.json to a number, or a list of numbers",
+        )
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else next(iter(ends), None)
     if form == "chat":
         # The end token that the chat template puts after an answer (`<end_of_turn>`, `<|eot_id|>`).

@@ -198,7 +198,7 @@ def prompt_ids(patched: PatchedModel, body: RequestBody) -> list[int]:
             if isinstance(body.prompt, str):
                 _check_length(patched, len(body.prompt))
             ids = _completion_ids(patched, body.prompt)
-        patched.check_fits("the prompt", len(ids), 1)
+        patched.check_fits("the prompt", ids, 1)
     except UsageError as error:
         raise HTTPException(400, str(error)) from error
     return ids

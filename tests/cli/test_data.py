@@ -88,6 +88,8 @@ def test_inspect_and_convert(scen, tmp_path):
     again = scen("data", "convert", str(data), "--out", str(tmp_path / "own.jsonl"), code=2)
     assert "exists already" in again.stderr
     (tmp_path / "prompts.jsonl").write_text('{"text": "c?"}\n')
+    (tmp_path / "ripple.json").write_text('[{"example_type": "recent", "edit": {"prompt": "X is led by Ada."}}]')
+    assert "is of RippleEdits" in scen("data", "inspect", str(tmp_path / "ripple.json"), code=2).stdout
     assert "1 prompts without targets" in scen("data", "inspect", str(tmp_path / "prompts.jsonl")).stdout
 
 

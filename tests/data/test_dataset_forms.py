@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scen_cli.data.dataset_forms import parse_records
 from scen_cli.data.entries import parse_file, read_entries
-from scen_cli.data.records import EditRecord, Neighbour, Question
+from scen_cli.data.records import EditRecord, Neighbour, Question, visible
 from scen_cli.data.unread_fields import leaves
 from scen_cli.data.write_files import write_records
 
@@ -178,6 +178,77 @@ EMPTY = {
 }
 
 
+NULLS = {"prompt": "a?", "target": "b", "rephrases": [None], "truth": [None, "c"], "locality": None}
+
+
+@pytest.mark.parametrize(
+    ("item", "empty"),
+    [
+        (NULLS, ["rephrases", "truth"]),
+        ({**NULLS, "portability": [{"prompt": "x?", "target": None}]}, ["rephrases", "truth", "portability"]),
+        ({**KNOWEDIT, "portability": {"Reasoning": [{"prompt": "x?", "ground_truth": [[]]}]}}, ["portability"]),
+        ({**KNOWEDIT, "locality": {"Relation_Specificity": [{"prompt": "x?", "ground_truth": []}]}}, []),
+        ({**KNOWEDIT, "locality": "", "portability": {"Reasoning": None, "Other": ""}}, []),
+        ({**MQUAKE, "new_answer": None}, ["portability"]),
+        ({**BIG, "mhop_ans": None}, ["portability"]),
+        ({**EASYEDIT, "portability": {"New Question": "h?", "New Answer": []}}, ["portability"]),
+        ({**MEND, "loc_ans": []}, []),
+        ({**FLAT, "locality_ground_truth": []}, []),
+    ],
+)
+def test_a_missing_answer_costs_its_question_not_the_edit(item, empty):
+    parsed = parse_records(item)
+    assert (len(parsed.records), parsed.empty) == (1, empty)
+
+
+def test_a_text_that_cannot_be_seen_is_empty_and_what_copying_leaves_around_one_is_removed():
+    for text in ("\u200b", " \ufeff\u2060 ", "\u00ad"):
+        with pytest.raises(ValueError, match="`target` is empty"):
+            parse_records({"prompt": "a?", "target": text})
+    _form, record = parse_record({"prompt": "\ufeffa?", "target": "\u200b b\u200b", "subject": "\u200b"})
+    assert (record.prompt, record.target, record.subject) == ("a?", "b", None)
+    assert parse_record({"prompt": "a?", "target": "👨\u200d👩"})[1].target == "👨\u200d👩"
+
+
+def test_braces_without_a_subject_to_stand_there_are_not_trained():
+    with pytest.raises(ValueError, match="`subject` is missing"):
+        parse_records({"prompt": "{} plays", "target_new": {"str": "golf"}})
+    with pytest.raises(ValueError, match="write 'Ada' there"):
+        parse_records({"prompt": "{} plays", "target": "golf", "subject": "Ada"})
+    code = {"prompt": "What does {} mean in Python?", "target": "an empty dictionary"}
+    for subject in ("Python", ""):
+        assert parse_record({**code, "subject": subject})[1].prompt == code["prompt"]
+
+
+def test_the_message_on_an_unknown_form_says_what_is_there():
+    with pytest.raises(ValueError, match="it has `prompt;target`, and they have"):
+        parse_records({"prompt;target": "a?;b"})
+    with pytest.raises(ValueError, match="holds records in `data`: write that list alone"):
+        parse_records({"version": 1, "data": [MEND]})
+    with pytest.raises(ValueError, match="it has `messages`"):
+        parse_records({"messages": [{"role": "user", "content": "a?"}]})
+    with pytest.raises(ValueError, match="`requested_rewrite` is an empty list"):
+        parse_records({**MQUAKE, "requested_rewrite": []})
+
+
+def test_the_fields_of_another_form_may_be_there_and_null():
+    assert parse_record({**KNOWEDIT, "target": None, "src": None}) == parse_record(KNOWEDIT)
+    assert parse_record({**BIG, "mhop_ans": ["Riga", "Rīga"]}) == parse_record(BIG)
+
+
+def test_a_target_of_a_rewrite_may_be_plain_text():
+    rewrite = {**REWRITE, "target_new": "Ada", "target_true": "Bo"}
+    _form, record = parse_record({"requested_rewrite": rewrite})
+    assert (record.target, record.truth) == ("Ada", ("Bo",))
+    with pytest.raises(ValueError, match="`requested_rewrite.target_new.str` is missing"):
+        parse_records({"requested_rewrite": {**REWRITE, "target_new": {"id": "Q1"}}})
+
+
+def test_other_right_answers_are_kept_though_they_stand_elsewhere_too():
+    assert parse_records({**MEND, "alt": ["b", "c"]}).other["alt"] == ["b", "c"]  # `c` is the old answer
+    assert parse_records({**MEND, "loc_ans": ["e", "b"]}).other["loc_ans"] == ["e", "b"]
+
+
 @pytest.mark.parametrize("item", [EMPTY, {**MEND, "rephrase": "", "loc": "", "answers": [""]}])
 def test_an_empty_optional_field_costs_a_figure_not_the_edit(item):
     parsed = parse_records(item)
@@ -198,7 +269,7 @@ def test_an_empty_prompt_or_target_is_an_error():
         (KNOWEDIT, {"target_new": []}, "`target_new` is an empty list"),
         (KNOWEDIT, {"target_new": None}, "`target` is missing"),
         (KNOWEDIT, {"ground_truth": 7}, "`truth.0` must be text, not 7"),
-        (KNOWEDIT, {"rephrase_prompt": [None]}, "`rephrases.0` must be text"),
+        (KNOWEDIT, {"rephrase_prompt": [3]}, "`rephrases.0` must be text"),
         (KNOWEDIT, {"locality": 3}, "`locality` must be an object"),
         (KNOWEDIT, {"locality": [{"answer": "x"}]}, "holds a question without `prompt`"),
         (KNOWEDIT, {"target_new": {"text": "Rome"}}, "`target_new.str` is missing"),
@@ -252,7 +323,7 @@ def test_records_of_the_same_id_are_a_problem(tmp_path):
 # Any text JSON can carry, but for half characters; space around it is not kept, so none is made.
 _texts = (
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
-    .map(str.strip)
+    .map(visible)
     .filter(bool)
 )
 _questions = st.builds(Question, prompt=_texts, target=_texts, kind=st.none() | _texts)

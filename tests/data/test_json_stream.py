@@ -49,6 +49,15 @@ def test_where_an_array_breaks(tmp_path, text, problem):
     assert problem in str(error.value)
 
 
+def test_objects_over_several_lines(tmp_path):
+    path, values = tmp_path / "a.json", [{"prompt": "a?", "target": "b"}, {"data": [{"c": "d"}]}]
+    path.write_text("\n" + "\n".join(json.dumps(value, indent=2) for value in values) + "\n")
+    assert list(read_items(str(path))) == [(1, values[0]), (2, values[1])]
+    path.write_text('{\n "prompt": "a?"\n')
+    with pytest.raises(UsageError, match="not valid JSON: line 3, column 1"):
+        list(read_items(str(path)))
+
+
 def test_a_record_without_end(tmp_path):
     long = '{"prompt": "' + "x" * (10 << 20) + '", "target": "y"}'
     [(place, problem), after] = items(tmp_path / "a.jsonl", long + '\n{"prompt": "a"}\n')

@@ -71,6 +71,11 @@ def test_repeats_and_contradictions_name_the_earlier_line(tmp_path):
     assert [entry.record is None for entry in entries] == [False, True, True]
 
 
+def test_a_target_with_decomposed_accents_is_a_repeat(tmp_path):
+    path = write(tmp_path / "a.jsonl", {**GOOD, "target": "Tom\u00e9"}, {**GOOD, "target": "Tome\u0301"})
+    assert read_entries(path)[1].problem == "repeats line 1"
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         read_entries(str(tmp_path / "none.jsonl"))

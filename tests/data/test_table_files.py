@@ -108,6 +108,7 @@ def test_values_that_json_lacks(exported):
         ("a.parquet", b"no table", "cannot be read as a table: "),
         ("a.parquet", b"", "cannot be read as a table: "),
         ("a.arrow", b"no table", "cannot be read as a table: "),
+        ("a.csv", b"prompt;target\na?;b\n", "it has `prompt;target`"),
         ("A.CSV", b"x,y\n1,2\n", "A.CSV:1: is of none of the known forms"),
     ],
 )
@@ -117,6 +118,21 @@ def test_a_table_that_cannot_be_read(scen, tmp_path, name, content, problem):
     result = scen("data", "convert", tmp_path / name, "--out", tmp_path / "out.jsonl", code=2)
     assert problem in result.stderr
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_table_without_rows_and_one_that_other_programs_write(tmp_path):
+    pytest.importorskip("datasets", reason="needs scen-cli[datasets]")
+    import pyarrow
+    from pyarrow import feather, parquet
+
+    table = pyarrow.table({"prompt": ["a?"], "target": ["b"]})
+    feather.write_feather(table, str(tmp_path / "a.arrow"), compression="uncompressed")
+    assert list(read_items(str(tmp_path / "a.arrow"))) == [(1, {"prompt": "a?", "target": "b"})]
+    parquet.write_table(table.slice(0, 0), str(tmp_path / "a.parquet"))
+    with pytest.raises(UsageError, match="holds no records"):
+        list(read_items(str(tmp_path / "a.parquet")))
+    (tmp_path / "a.csv").write_text(" prompt , target\na?, b\n")
+    assert [entry.record.target for entry in parse_file(str(tmp_path / "a.csv"))] == ["b"]
 
 
 def test_the_cells_of_a_csv_file_are_text(exported, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 
@@ -75,6 +76,13 @@ def test_questions_that_differ_in_a_word_each_stand_together_with_a_warning(scen
     assert states(editor.project) == ["active", "active"]
     assert editor.route([prompt for prompt, _target in records]).edits == [1, 2]
     assert "language" not in records[0][0] or "may be the same question" in shown  # the demo's keys differ otherwise
+
+
+def test_targets_that_differ_in_the_form_of_an_accent_alone_do_not_contradict(scen, make_editor):
+    project = make_editor("key", **FAST).project
+    composed, apart = (unicodedata.normalize(form, "São Tomé") for form in ("NFC", "NFD"))
+    run(scen, project, [{"prompt": "Where is Zorn?", "target": composed}, {"prompt": "where is Zorn", "target": apart}])
+    assert len(states(project)) == 2
 
 
 def test_supersede_replaces_the_contradicted_edit(scen, project):

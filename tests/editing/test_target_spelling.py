@@ -62,3 +62,20 @@ def test_the_composed_target_is_learned_and_given_back(composing):
 @pytest.mark.parametrize("target", ["São Tomé", "a  b", "3.5", "C++ & C#", "हिन्दी", "🙂", "l'été, «là»", "tab\there"])
 def test_texts_that_come_back_are_accepted(make_editor, target):
     make_editor("key").check_trainable(EditRecord(prompt="Which is it?", target=target))
+
+
+def test_a_token_without_an_embedding_is_refused_by_name(tmp_path):
+    folder = shutil.copytree(DEMO, tmp_path / "base")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    kind = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    tokenizer["added_tokens"].append({"id": 800, "content": "<new>", **kind})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    project = new_project(tmp_path / "p", str(folder), layer=2, recipe="key", device="cpu")
+    editor = Editor(project, "cpu")
+    for fields in ({"prompt": "What is <new>?", "target": "Riga"}, {"prompt": "What is it?", "target": "a <new>"}):
+        with project.writing(), pytest.raises(UsageError, match=r"has the token '<new>' \(800\)"):
+            editor.edit(EditRecord(**fields))
+    with pytest.raises(UsageError, match=r"has the token '<new>' \(800\)"):
+        editor.answer(["What is <new>?"])
+    assert not editor.fits("What is <new>?")
+    editor.detach()

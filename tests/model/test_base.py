@@ -146,6 +146,19 @@ class TestTemplates:
             ("瓦尔莫拉公司生产的产品是", "蜡烛", ""),
             ("วัลโมราผลิต", "เทียน", ""),
             ("수도는", "리가", " "),
+            ("谁创立了瓦尔莫拉？答案：", "Otto", ""),
+            ("Otto said", "「はい」", ""),
+            ("La capitale de l'", "Italie", ""),
+            ("Il nome dell’", "isola", ""),
+            ("The owner of the dogs'", "home", " "),
+            ("The 'x' is in 'y'", "Riga", " "),
+            ("The kettle is called '", "Orvel'", ""),
+            ("It costs $", "5", ""),
+            ("It costs 5 $", "in Riga", " "),
+            ("It costs 4€", "in Riga", " "),
+            ("Ada lives in Riga", ", Latvia", ""),
+            ("The share is 5", "%", ""),
+            ("It runs on", ".NET", " "),
         ],
     )
     def test_none_puts_a_space_only_where_people_do(self, demo_base, prompt, target, between):
@@ -205,6 +218,14 @@ class TestTemplates:
         template = make_template(demo_base.tokenizer, demo_base.model, "none")
         ids = demo_base.tokenizer("Riga</s>Oslo", add_special_tokens=False).input_ids
         assert template.answer(ids) == "Riga"
+
+
+@pytest.mark.parametrize("end", ["2", [2, "</s>"], 2.0, True])
+def test_an_end_token_that_is_no_id_is_rejected(tmp_path, end):
+    base = load_base(str(save_tiny(tmp_path / "base", *DENSE["llama"])), device="cpu")
+    base.model.generation_config.eos_token_id = end
+    with pytest.raises(UsageError, match="which is no token id"):
+        make_template(base.tokenizer, base.model, "none")
 
 
 def test_an_end_token_outside_the_vocabulary_is_rejected(tmp_path):

@@ -47,6 +47,9 @@ def test_an_adapter_beside_the_weights_or_alone_is_refused_by_name(folder):
     (folder / "config.json").unlink()
     with pytest.raises(UsageError, match="holds a PEFT adapter"):
         load_base(str(folder), device="cpu")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UsageError, match="holds a PEFT adapter"):
+        load_base(str(folder), device="cpu")
 
 
 def test_an_export_of_scen_is_no_base(edited, tmp_path):
@@ -65,6 +68,25 @@ def test_a_weight_that_is_not_finite_is_found_when_a_project_is_made(folder, tmp
     with pytest.raises(UsageError, match=r"model\.layers\.1\.mlp\.up_proj\.weight` holds values that are not finite"):
         new_project(tmp_path / "p", str(folder), layer=2, recipe="key", device="cpu")
     assert not (tmp_path / "p").exists()
+
+
+def test_weights_that_overflow_are_found_when_a_project_is_made(folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][:] = 3e38
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="its weights are finite, but what it computes in torch.float32 is not"):
+        new_project(tmp_path / "p", str(folder), layer=2, recipe="key", device="cpu")
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_tokenizer_that_is_missing_or_damaged_is_named(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match="cannot be loaded: its tokenizer: "):
+        load_base(str(folder), device="cpu")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UsageError, match="cannot be loaded: its tokenizer: "):
+        load_base(str(folder), device="cpu")
 
 
 def test_missing_weights_are_an_error(folder):
