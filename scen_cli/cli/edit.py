@@ -159,6 +159,7 @@ def _entries(
     data: Path | None,
 ) -> list[Entry]:
     """The records, however they were given; `one` has the fields of a record that the options give."""
+    from scen_cli.data.dataset_forms import parse_records
     from scen_cli.data.entries import Entry, read_entries
     from scen_cli.data.records import SourceLine, check_record
     from scen_cli.data.suites import load_suite
@@ -171,8 +172,10 @@ def _entries(
         return suite_entries(load_suite(suite, data))
     if one["prompt"] is None or one["target"] is None:
         raise UsageError("`--prompt` and `--target` go together")
+    fields = {name: value for name, value in one.items() if value is not None}
     try:
-        record = check_record({name: value for name, value in one.items() if value is not None})
+        check_record(fields)  # an empty option is a mistake, an empty field of a file is not
+        [record] = parse_records(fields).records
     except ValueError as error:
         raise UsageError(f"command line: {error}") from error
     return [Entry(SourceLine("command line", 1), record)]

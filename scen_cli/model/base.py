@@ -140,8 +140,9 @@ def load_base(
     model.requires_grad_(False)
     # Keep only the token ids: sampling and penalties that a checkpoint sets would change the base's answers.
     shipped = model.generation_config
+    bos = shipped.bos_token_id if isinstance(shipped.bos_token_id, int) else None  # prompts bring their own
     model.generation_config = GenerationConfig(
-        bos_token_id=shipped.bos_token_id, eos_token_id=shipped.eos_token_id, pad_token_id=shipped.pad_token_id
+        bos_token_id=bos, eos_token_id=shipped.eos_token_id, pad_token_id=shipped.pad_token_id
     )
     model.eval()
     if quantize:

@@ -127,6 +127,11 @@ def test_the_same_edits_give_the_same_files(scen, tmp_path, recipe):
     assert names[0] == names[1]  # a name contains the sha256 of the content
 
 
+def test_a_prompt_with_braces_for_its_subject_is_refused(scen, at):
+    one = ("edit", "--prompt", "{} was born in", "--target", "Riga", "--subject", "Ada", *at)
+    assert "command line: `prompt` has `{}` in the place of its subject: write 'Ada' there" in scen(*one, code=2).stderr
+
+
 def test_records_without_a_subject_are_told_what_they_miss(scen, tmp_path, demo_base):
     at = ("--dir", tmp_path / "p")
     changes = {

@@ -228,6 +228,16 @@ def test_an_end_token_that_is_no_id_is_rejected(tmp_path, end):
         make_template(base.tokenizer, base.model, "none")
 
 
+def test_a_first_token_that_is_no_id_does_not_matter(tmp_path):
+    """Prompts bring their own."""
+    folder = save_tiny(tmp_path / "base", *DENSE["llama"])
+    told = folder / "generation_config.json"
+    told.write_text(json.dumps({**json.loads(told.read_text()), "bos_token_id": "1"}))
+    ids = torch.tensor([[1, 5, 6]])
+    base = load_base(str(folder), device="cpu")
+    assert base.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2).shape[1] > 3
+
+
 def test_an_end_token_outside_the_vocabulary_is_rejected(tmp_path):
     name, settings = DENSE["llama"]
     base = load_base(str(save_tiny(tmp_path / "base", name, settings)), device="cpu")
