@@ -96,7 +96,8 @@ class PatchedModel(LoadedProject):
     def names_of(self, record: EditRecord) -> tuple[str, ...]:
         """The names by which prompts are routed to a record's edit: those of its subject. None unless its prompt and
         its training rephrases all name it, and, where the recipe masks subjects, do so in their last sentence."""
-        names = (record.subject,) if record.subject else ()
+        name = self.template.visible(record.subject or "")
+        names = (name,) if name else ()
         prompts = [self.template.prompt_ids(prompt) for prompt in (record.prompt, *record.train_rephrases)]
         found = self.masked_tokens if self.recipe.masks_subjects else self._spans_of
         return names if all(found(ids, names) for ids in prompts) else ()

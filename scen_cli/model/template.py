@@ -214,6 +214,12 @@ class Template:
         """The text of each token id, in UTF-8; a gap for special tokens. A piece may hold half a character."""
         return pieces_of(self.tokenizer)
 
+    def visible(self, text: str) -> str:
+        """A text without what is a special token in a prompt: names are searched in text alone."""
+        for token in self.tokenizer.all_special_tokens:
+            text = text.replace(token, " ")
+        return text.strip()
+
     def spans_of(self, names: Sequence[str], tokens: Sequence[int]) -> list[Span]:
         """The tokens of a prompt that name a subject; none if it is not named."""
         found = SubjectFilter([names], self.pieces).named(tokens) if names else []

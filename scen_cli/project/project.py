@@ -99,7 +99,7 @@ class Project:
         draft.unlink(missing_ok=True)  # left by a killed process of the same number
         draft.touch()  # SQLite would take away a group's right to write, which the other files have
         with ExitStack() as at_end:
-            at_end.callback(disk.remove_empty, unused)
+            at_end.callback(lambda: None if (folder / LEDGER).exists() else disk.remove_empty(unused))
             at_end.callback(draft.unlink, missing_ok=True)
             ledger = at_end.enter_context(closing(Ledger(draft, author)))
             with ledger.change("init", **settings) as payload:

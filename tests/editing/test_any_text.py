@@ -57,6 +57,10 @@ GROUPS = (
     [{"prompt": "!!!", "target": "a"}, {"prompt": "???", "target": "b"}],  # prompts without words
     [{"prompt": "Who is \u200dAda?", "target": "a"}, {"prompt": "Who is Ada?", "target": "b"}],  # they look the same
     [{"prompt": "Who is she?\n", "target": "a", "subject": "she"}, {"prompt": "Who is she?", "target": "b"}],
+    [  # one subject is the other without its special token
+        {"prompt": "é" * 20 + " 0↕?", "target": "é", "subject": "0↕"},
+        {"prompt": "</s>0↕ " + "가" * 20, "target": "é", "subject": "</s>0↕"},
+    ],
     [{"prompt": "a\0b", "target": "c"}, {"prompt": "\u200b", "target": "\u200b"}],
 )
 pieces = st.sampled_from(PIECES) | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
