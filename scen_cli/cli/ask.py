@@ -79,7 +79,13 @@ def _ask_all(editor: ProjectEditor, prompts: list[str], out: Output) -> None:
     with out.counting("prompts answered") as progress:
         for start in range(0, len(prompts), AT_ONCE):
             some = prompts[start : start + AT_ONCE]
-            base, patched = editor.answer(some, patched=False).texts, editor.answer(some)
+            patched = editor.answer(some)
+            base = list(patched.texts)  # where no edit was activated, the base has answered already
+            routed = [place for place, edit in enumerate(patched.edits) if edit or editor.project.method]
+            if routed:
+                texts = editor.answer([some[place] for place in routed], patched=False).texts
+                for place, text in zip(routed, texts, strict=True):
+                    base[place] = text
             rows += list(zip(some, patched.edits, base, patched.texts, strict=True))
             progress(len(rows), len(prompts))
     columns = ("prompt", "edit", "base", "patched")
